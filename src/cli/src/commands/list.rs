@@ -1,0 +1,112 @@
+//! Lists VMs. All of them: one that is hidden because it does not run is one that is forgotten.
+
+use clap::{Args, ValueEnum};
+use ocivisor_core::units::Bytes;
+use ocivisor_schema::reply::{StateNameV1, VmSummary};
+use serde::Serialize;
+
+use crate::connect::Context;
+use crate::failure::Failure;
+use crate::output::Table;
+
+/// Options of `list`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Only those in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    state: Option<State>,
+    /// All of them, as is done without it too
+    #[arg(short, long, hide = true)]
+    all: bool,
+}
+
+/// A settled state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum State {
+    Stopped,
+    Running,
+    Paused,
+    Suspended,
+    Failed,
+}
+
+impl State {
+    fn is(self, name: StateNameV1) -> bool {
+        let wanted = match self {
+            Self::Stopped => StateNameV1::Stopped,
+            Self::Running => StateNameV1::Running,
+            Self::Paused => StateNameV1::Paused,
+            Self::Suspended => StateNameV1::Suspended,
+            Self::Failed => StateNameV1::Failed,
+        };
+        wanted == name
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    vms: Vec<VmSummary>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// See [`Context::ask`].
+pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
+    let client = context.daemon().await?;
+    let mut vms = context.ask(client.vm_list()).await?;
+    vms.retain(|vm| options.state.is_none_or(|state| state.is(vm.state)));
+    let report = Report { vms };
+    let ids = || report.vms.iter().map(|vm| vm.id.to_string()).collect();
+    context.output.list(&report, ids, || table(&report.vms))
+}
+
+fn table(vms: &[VmSummary]) -> String {
+    let mut table =
+        Table::new(&["ID", "NAME", "STATE", "PID", "VCPUS", "MEMORY", "UIDS", "ADDRESS"]);
+    for vm in vms {
+        table.row([
+            vm.id.to_string(),
+            vm.name.clone(),
+            vm.display_state.clone(),
+            vm.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            vm.vcpus.to_string(),
+            Bytes(vm.memory).to_string(),
+            vm.uid_base
+                .map(|base| ocivisor_core::ids::IdRange { base }.to_string())
+                .unwrap_or_default(),
+            vm.addresses.join(" "),
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_shows_what_people_look_for() {
+        let vm = |json| serde_json::from_value::<VmSummary>(json).unwrap();
+        let running = vm(serde_json::json!({
+            "id": "one-7", "name": "web", "platform": "opennebula", "state": "running",
+            "failure": null, "display_state": "rebooting", "pid": 4711,
+            "addresses": ["10.0.0.5/24"], "memory": 1_073_741_824_u64, "cpu_share": 100, "vcpus": 2,
+            "uid_base": 1_000_000, "created": "2026-11-20T10:00:00.000Z",
+            "changed": "2026-11-20T10:00:00.000Z", "op": "op-3",
+        }));
+        let stopped = vm(serde_json::json!({
+            "id": "b", "name": "b", "platform": "local", "state": "stopped", "failure": null,
+            "display_state": "stopped", "pid": null, "addresses": [], "memory": 67_108_864_u64,
+            "cpu_share": 100, "vcpus": 1, "uid_base": null,
+            "created": "2026-11-20T10:00:00.000Z", "changed": "2026-11-20T10:00:00.000Z",
+            "op": null,
+        }));
+        assert!(State::Running.is(running.state) && !State::Running.is(stopped.state));
+        insta::assert_snapshot!(table(&[stopped, running]), @r"
+        ID     NAME  STATE      PID   VCPUS  MEMORY  UIDS             ADDRESS
+        b      b     stopped    -     1      64 MiB  -                -
+        one-7  web   rebooting  4711  2      1 GiB   1000000-1065535  10.0.0.5/24
+        ");
+    }
+}

@@ -1,0 +1,24 @@
+//! Boots a defined VM.
+
+use clap::Args;
+use ocivisor_rpc::Client;
+
+use super::Vm;
+use crate::connect::Context;
+use crate::failure::Failure;
+
+/// Options of `start`.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    vm: Vm,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// See [`Context::operate`].
+pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
+    let send = async |client: &Client, id| client.vm_start(id, options.vm.text()).await;
+    context.operate("started", send).await
+}

@@ -1,0 +1,267 @@
+//! From a command to the daemon: one runtime, one client, operations that survive a restart.
+//!
+//! A request that changes something carries an id; the same id is one effect, also across a
+//! restart of the daemon. So when a connection breaks before the answer came, the same request is
+//! simply sent again, for a while ([`PATIENCE`]).
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_core::ids::RequestId;
+use ocivisor_rpc::{Client, ClientError};
+use ocivisor_schema::reply::{OpStatusReply, OperationReply};
+use ocivisor_schema::{OutcomeV1, Text};
+
+use crate::args::Global;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, complain};
+
+/// How long a daemon may be away (an upgrade, a crash) before what became of a request is unknown.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries to reach it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What every command needs.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// How to print.
+    pub output: Output,
+    /// Identity of the request.
+    pub request_id: RequestId,
+    /// How long to wait for the result.
+    pub timeout: Option<Duration>,
+    /// Whether to wait for it.
+    pub wait: Wait,
+}
+
+/// Whether to wait for an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Until it ended.
+    ForResult,
+    /// Not at all.
+    No,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nothing was to be done.
+    AlreadyTrue(OperationReply),
+    /// Recorded; the caller does not wait.
+    NotAwaited(OperationReply),
+    /// Done.
+    Done(OpStatusReply),
+}
+
+impl Context {
+    /// The context of a command line.
+    #[must_use]
+    pub fn new(global: &Global) -> Self {
+        Self {
+            socket: global.socket.clone(),
+            output: Output { format: global.output, quiet: global.quiet },
+            request_id: global.request_id.clone().unwrap_or_else(fresh_request_id),
+            timeout: global.timeout,
+            wait: if global.no_wait { Wait::No } else { Wait::ForResult },
+        }
+    }
+
+    /// The same without a deadline, for requests that carry one to the daemon.
+    #[must_use]
+    pub fn patient(&self) -> Self {
+        Self { timeout: None, ..self.clone() }
+    }
+
+    /// A client, once somebody listens.
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`], saying why; [`Exit::Permission`] if we may not.
+    pub async fn daemon(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.socket).await?)
+    }
+
+    /// A request that needs no operation, with its answer.
+    ///
+    /// # Errors
+    /// The daemon cannot be reached, refuses, or [`Context::timeout`] passed.
+    pub async fn ask<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, Failure> {
+        let Some(limit) = self.timeout else {
+            return Ok(answer.await?);
+        };
+        let Ok(answer) = tokio::time::timeout(limit, answer).await else {
+            let what = format!("no answer within {} ms", limit.as_millis());
+            return Err(Failure::new(Exit::Timeout, what));
+        };
+        Ok(answer?)
+    }
+
+    /// A request that changes a VM: sends it, waits as told, prints what became of it.
+    ///
+    /// # Errors
+    /// See [`Context::run_operation`].
+    pub async fn operate(
+        &self,
+        done: &str,
+        send: impl AsyncFn(&Client, Text<RequestId>) -> Result<OperationReply, ClientError>,
+    ) -> Result<(), Failure> {
+        let client = self.daemon().await?;
+        match self.run_operation(&client, &send).await? {
+            Ended::AlreadyTrue(reply) => self.output.emit(&reply, || {
+                let state = reply.state.map_or("gone", |state| state.name());
+                format!("{}: {state} already\n", reply.vm)
+            }),
+            Ended::NotAwaited(reply) => {
+                let op = || reply.op.map(|op| op.to_string()).unwrap_or_default();
+                let text = || format!("{}: {}\n", reply.vm, op());
+                self.output.list(&reply, || vec![op()], text)
+            }
+            Ended::Done(status) => {
+                let text = || format!("{}: {done}\n", status.vm);
+                self.output.emit(&status, text)
+            }
+        }
+    }
+
+    /// The same without printing. `send` is called again, with the same request id, after a lost
+    /// connection.
+    ///
+    /// # Errors
+    /// As the operation ended, or why that is not known.
+    pub async fn run_operation(
+        &self,
+        client: &Client,
+        send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<OperationReply, ClientError>,
+    ) -> Result<Ended, Failure> {
+        let began = Instant::now();
+        // A record can be forgotten while the daemon restarts: then its operation is unknown, and
+        // the request has to be sent once more to learn that there is nothing left to do.
+        let mut forgotten = 0;
+        loop {
+            let reply = self.send_until_answered(client, send).await?;
+            let Some(op) = reply.op else {
+                return Ok(Ended::AlreadyTrue(reply));
+            };
+            if self.wait == Wait::No {
+                return Ok(Ended::NotAwaited(reply));
+            }
+            if reply.joined {
+                progress(self.output, &format!("{}: {op} is under way, joined", reply.vm));
+            }
+            let left = self.timeout.map(|t| t.saturating_sub(began.elapsed()));
+            match client.wait_op(op.0, left, |_| ()).await {
+                Ok(status) => return outcome(status),
+                Err(ClientError::Api(e))
+                    if e.error.kind == ErrorKind::NotFound && forgotten < 3 =>
+                {
+                    forgotten += 1;
+                }
+                Err(error) => return Err(self.lost(error)),
+            }
+        }
+    }
+
+    async fn send_until_answered(
+        &self,
+        client: &Client,
+        send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<OperationReply, ClientError>,
+    ) -> Result<OperationReply, Failure> {
+        let began = Instant::now();
+        loop {
+            match send(client, Text(self.request_id.clone())).await {
+                Ok(reply) => return Ok(reply),
+                Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
+                    if began.elapsed() < PATIENCE =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(self.lost(error)),
+            }
+        }
+    }
+
+    /// A failure that leaves open whether the request had its effect says how to find out.
+    fn lost(&self, error: ClientError) -> Failure {
+        match error {
+            ClientError::Broken { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Unreachable { .. } => {
+                let id = &self.request_id;
+                Failure::from(error)
+                    .hint(format!("what became of it is on disk: repeat with --request-id {id}"))
+            }
+            ClientError::Api(_) | ClientError::Denied { .. } | ClientError::Protocol { .. } => {
+                error.into()
+            }
+        }
+    }
+}
+
+fn outcome(status: OpStatusReply) -> Result<Ended, Failure> {
+    match &status.result {
+        Some(OutcomeV1::Error(error)) => Err(Error::from(error.clone()).into()),
+        Some(OutcomeV1::Ok) | None => Ok(Ended::Done(status)),
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Api(error) => error.error.into(),
+            ClientError::Unreachable { path, source } => {
+                let path = path.display();
+                Self::new(Exit::Unreachable, format!("cannot reach the daemon at {path}: {source}"))
+                    .hint("is ocivisord running? ocivisor doctor says more")
+            }
+            ClientError::Denied { path } => {
+                let path = path.display();
+                Self::new(Exit::Permission, format!("you may not use the socket {path}"))
+                    .hint("become a member of the group ocivisor, or use sudo")
+            }
+            ClientError::Broken { .. } => Self::new(Exit::Unreachable, &error),
+            ClientError::Timeout { .. } => Self::new(Exit::Timeout, &error),
+            ClientError::Protocol { .. } => Self::new(Exit::Failure, &error)
+                .hint("are the daemon and this command of the same version? see ocivisor version"),
+        }
+    }
+}
+
+/// An id that no other request has.
+#[must_use]
+#[expect(clippy::expect_used, reason = "letters, digits and hyphens are a request id")]
+pub fn fresh_request_id() -> RequestId {
+    let id = format!("cli-{}", uuid::Uuid::new_v4());
+    id.parse().expect("a valid request id")
+}
+
+/// Milliseconds for the wire.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs `work` on a runtime of one thread.
+///
+/// # Errors
+/// What `work` says, or the runtime cannot be made.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Failure, format!("start the runtime: {e}")))?;
+    runtime.block_on(work)
+}
+
+/// Progress for people, on standard error, unless they want quiet.
+pub fn progress(output: Output, text: &str) {
+    if !output.quiet {
+        complain(&format!("{text}\n"));
+    }
+}

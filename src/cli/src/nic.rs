@@ -1,0 +1,144 @@
+//! `--nic bridge=br0,ip=10.0.0.5/24,gw=10.0.0.1`: a network interface on the command line.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ocivisor_core::ids::{IfName, MacAddr, VmId};
+use ocivisor_schema::spec::{BridgeV1, NicV1, RouteV1};
+
+/// What was said of a network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NicOption {
+    bridge: BridgeV1,
+    mac: Option<MacAddr>,
+    addresses: Vec<String>,
+    gateways: Vec<IpAddr>,
+    mtu: Option<u32>,
+    host: Option<IfName>,
+}
+
+impl FromStr for NicOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut nic = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+            let name = || value.parse::<IfName>().map_err(|e| e.to_string());
+            match key {
+                "bridge" => nic.bridge = BridgeV1::Linux { name: name()?.to_string() },
+                "ovs" => nic.bridge = BridgeV1::OpenVswitch { name: name()?.to_string() },
+                "host" => nic.host = Some(name()?),
+                "mac" => {
+                    nic.mac =
+                        Some(value.parse().map_err(|e: ocivisor_core::ids::BadId| e.to_string())?);
+                }
+                "ip" => nic.addresses.push(address(value)?),
+                "gw" => {
+                    let bad = |_| format!("gw: {value:?} is not an IP address");
+                    nic.gateways.push(value.parse().map_err(bad)?);
+                }
+                "mtu" => {
+                    let bad = |_| format!("mtu: {value:?} is not a number");
+                    nic.mtu = Some(value.parse().map_err(bad)?);
+                }
+                _ => {
+                    return Err(format!(
+                        "key {key:?} is none of bridge, ovs, mac, ip, gw, mtu, host"
+                    ));
+                }
+            }
+        }
+        Ok(nic)
+    }
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let (addr, len) = text
+        .split_once('/')
+        .ok_or_else(|| format!("ip: {text:?} has no prefix length, as in 10.0.0.5/24"))?;
+    let addr: IpAddr = addr.parse().map_err(|_| format!("ip: {addr:?} is not an IP address"))?;
+    let most = if addr.is_ipv4() { 32 } else { 128 };
+    match len.parse::<u8>() {
+        Ok(len) if len <= most => Ok(format!("{addr}/{len}")),
+        Ok(_) | Err(_) => Err(format!("ip: {len:?} is not a prefix length up to {most}")),
+    }
+}
+
+impl NicOption {
+    /// The interface number `index` of `vm`. What was not said is made up: a random MAC address
+    /// of the locally administered kind, and a name of the host's end that shows the VM's id where
+    /// it fits into 15 characters.
+    #[must_use]
+    pub fn to_spec(&self, vm: &VmId, index: u32) -> NicV1 {
+        let [.., a, b, c, d, e] = *uuid::Uuid::new_v4().as_bytes();
+        let named = format!("{vm}-{index}");
+        let host_name = match &self.host {
+            Some(name) => name.to_string(),
+            None if named.len() <= 15 => named,
+            None => format!("ocv{c:02x}{d:02x}{e:02x}-{index}"),
+        };
+        NicV1 {
+            index,
+            host_name,
+            bridge: self.bridge.clone(),
+            mac: self.mac.unwrap_or(MacAddr([0x02, a, b, c, d, e])).to_string(),
+            mtu: self.mtu,
+            addresses: self.addresses.clone(),
+            routes: self
+                .gateways
+                .iter()
+                .map(|gateway| RouteV1 {
+                    destination: None,
+                    gateway: gateway.to_string(),
+                    metric: None,
+                })
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_are_read() {
+        let nic: NicOption = "bridge=br0,mac=02:00:00:00:00:09,ip=10.0.0.5/24,ip=fd00::5/64,\
+                              gw=10.0.0.1,mtu=1450,host=web0"
+            .parse()
+            .unwrap();
+        let spec = nic.to_spec(&"web".parse().unwrap(), 3);
+        assert_eq!(spec.index, 3);
+        assert_eq!(spec.host_name, "web0");
+        assert_eq!(spec.bridge, BridgeV1::Linux { name: "br0".into() });
+        assert_eq!(spec.mac, "02:00:00:00:00:09");
+        assert_eq!(spec.addresses, ["10.0.0.5/24", "fd00::5/64"]);
+        assert_eq!(spec.routes[0].gateway, "10.0.0.1");
+        assert_eq!(spec.mtu, Some(1450));
+    }
+
+    #[test]
+    fn what_is_not_said_is_made_up() {
+        let nic: NicOption = "ovs=br-int".parse().unwrap();
+        let id: VmId = "6f1c2f6e-7c1d-4a52-9a3c-3a2b8a7f1c11".parse().unwrap();
+        let spec = nic.to_spec(&id, 0);
+        spec.host_name.parse::<IfName>().unwrap();
+        spec.mac.parse::<MacAddr>().unwrap();
+        assert!(spec.mac.starts_with("02:"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, want) in [
+            ("br0", "\"br0\" is not KEY=VALUE"),
+            ("bridg=br0", "key \"bridg\" is none of bridge, ovs, mac, ip, gw, mtu, host"),
+            ("ip=10.0.0.5", "ip: \"10.0.0.5\" has no prefix length, as in 10.0.0.5/24"),
+            ("ip=10.0.0.5/33", "ip: \"33\" is not a prefix length up to 32"),
+            ("gw=x", "gw: \"x\" is not an IP address"),
+        ] {
+            assert_eq!(text.parse::<NicOption>(), Err(want.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,603 @@
+//! Carries out admitted plans: intent, effects, commit; or intent, effects, undo.
+//!
+//! ```text
+//!   begin      op recorded, generation + 1, durable          nothing was touched before
+//!   carry_out  steps in order
+//!      ok      commit: state = target, op = none, durable    then publish, then answer
+//!      failed  op.phase = Undoing(error), durable; release; commit the old state, or Failed
+//!      given up for `destroy`: left as it is, the next plan releases everything
+//! ```
+//!
+//! The engine owns no thread and no lock: one caller per VM (its actor) at a time.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{OpId, RequestId, VmId};
+use crate::plan::{self, Failure, Plan, Step, Target};
+use crate::ports::{GuestView, Ports};
+use crate::reconcile::{self, Decision, Observed};
+use crate::spec::NicSpec;
+use crate::state::{Finished, GuestExit, Operation, Phase, Record, Request, Timestamp, VmState};
+
+/// What the engine tells while it works, and asks.
+pub trait Hooks {
+    /// A step of the VM's operation is about to run, or has run. Fault points hang here.
+    fn at(&self, id: &VmId, point: Point);
+
+    /// Whether the operation was preempted and shall stop where it is.
+    fn given_up(&self) -> bool;
+}
+
+/// Places between two instructions where a crash is worth testing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// The intent is durable.
+    Intended,
+    /// The step is next.
+    Before(Step),
+    /// The step is done.
+    After(Step),
+    /// The undo is recorded.
+    Undoing,
+    /// The commit is durable.
+    Committed,
+}
+
+/// How [`Engine::carry_out`] ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Committed: this is the record now, this the answer.
+    Settled(Box<Record>, Result<()>),
+    /// The VM is no longer known; this is the answer.
+    Forgotten(Result<()>),
+    /// Given up between two steps; the record still carries the operation.
+    GivenUp(Box<Record>),
+}
+
+/// Runs operations on the ports of a host.
+#[derive(Debug, Clone, Copy)]
+pub struct Engine<'a> {
+    /// The host.
+    pub ports: Ports<'a>,
+    /// How long a new guest must run before `start` answers: an entrypoint that fails at once is
+    /// a failed start, not a running VM.
+    pub settle: Duration,
+}
+
+/// Whether to go on after the steps of a plan.
+enum Walk {
+    Done,
+    GivenUp,
+    Failed(Step, Error),
+}
+
+impl Engine<'_> {
+    /// Records the intent of an admitted request. Nothing else is touched.
+    ///
+    /// # Errors
+    /// The intent is not durable; nothing happened. `Exhausted`: no id range is free.
+    pub fn begin(
+        &self,
+        record: Option<Record>,
+        id: &VmId,
+        request: Request,
+        request_id: RequestId,
+        op: OpId,
+    ) -> Result<Record> {
+        let now = self.ports.clock.now();
+        let known = record.is_some();
+        let mut record = match (record, &request) {
+            (Some(record), _) => record,
+            (None, Request::Define(spec) | Request::Deploy(spec)) => {
+                Record::new((**spec).clone(), now)
+            }
+            (None, _) => return Err(crate::admission::not_found(id)),
+        };
+        if let Some(preempted) = record.op.take() {
+            let what = format!(
+                "{} of vm {id} was given up for {}",
+                preempted.request.kind(),
+                request.kind()
+            );
+            finish(
+                &mut record,
+                &preempted,
+                now,
+                Err(Error::new(ErrorKind::Cancelled, what)),
+            );
+        }
+        if matches!(request, Request::Start | Request::Deploy(_)) {
+            record.ids = Some(self.ports.ids.take_ids(id)?);
+        }
+        record.op = Some(Operation {
+            id: op,
+            request_id,
+            request,
+            phase: Phase::Doing,
+            started: now,
+        });
+        if let Err(error) = self.save(&mut record) {
+            if !known {
+                self.ports.ids.free_ids(id);
+            }
+            return Err(error);
+        }
+        Ok(record)
+    }
+
+    /// Carries out the operation of `record`, from its beginning or again after a crash.
+    pub fn carry_out(&self, record: Record, hooks: &dyn Hooks) -> Outcome {
+        let mut record = record;
+        let Some(op) = record.op.clone() else {
+            return Outcome::Settled(Box::new(record), Ok(()));
+        };
+        hooks.at(record.id(), Point::Intended);
+        if let Phase::Undoing(error) = &op.phase {
+            return self.undo(record, &op, error.clone(), hooks);
+        }
+        let plan = self.plan_of(&record, &op);
+        match self.walk(&plan.steps, &mut record, hooks) {
+            Walk::Done => self.commit(record, &op, plan.target, hooks),
+            Walk::GivenUp => Outcome::GivenUp(Box::new(record)),
+            Walk::Failed(step, error) => {
+                let error = error.context(format!("{} vm {}", op.request.kind(), record.id()));
+                match step.failure() {
+                    Failure::Keep => self.settle_failed(record, &op, error, hooks),
+                    Failure::Release => self.undo(record, &op, error, hooks),
+                    Failure::Stuck => self.stuck(record, &op, error, hooks),
+                }
+            }
+        }
+    }
+
+    /// Clears what is left of a VM that nobody knows: no record, no NIC names.
+    ///
+    /// # Errors
+    /// The first thing that could not be cleared; the rest was.
+    pub fn clear_orphan(&self, id: &VmId) -> Result<()> {
+        let ports = &self.ports;
+        let mut result = ports.guests.drop_guest(id);
+        result = result.and(ports.cgroups.drop_cgroup(id));
+        result = result.and(ports.storage.drop_root(id));
+        result.and(ports.network.drop_namespaces(id))
+    }
+
+    /// Releases what a settled VM must not hold, without an operation. The record is not touched.
+    ///
+    /// # Errors
+    /// The first thing that could not be released; the rest was.
+    pub fn clear(&self, record: &Record) -> Result<()> {
+        let nics = nics_of(record);
+        let dropped = nics
+            .iter()
+            .map(|nic| self.ports.network.drop_nic(record.id(), nic));
+        let nics = dropped.fold(Ok(()), Result::and);
+        nics.and(self.clear_orphan(record.id()))
+    }
+
+    /// Looks at the host for [`reconcile::decide`]; `remains` says whether anything of the VM was
+    /// seen by the ports' `observe_*`.
+    ///
+    /// # Errors
+    /// The guest cannot be observed.
+    pub fn observe(&self, record: &Record, remains: bool) -> Result<Observed> {
+        let facts = record.guest.as_ref();
+        let guest = self.ports.guests.observe_guest(record.id(), facts)?;
+        let boot = self.ports.clock.host_boot();
+        Ok(Observed {
+            guest,
+            remains: remains || guest != GuestView::Absent,
+            rebooted: facts.is_some_and(|facts| facts.host_boot != boot),
+        })
+    }
+
+    /// Brings record and host together after a crash, a reboot of the host, or the end of a guest
+    /// or its shim. A [`Decision::Collect`] becomes the operation `op`.
+    pub fn reconcile(
+        &self,
+        mut record: Record,
+        observed: Observed,
+        op: OpId,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
+        match reconcile::decide(&record, observed) {
+            Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
+            Decision::Adopt => {
+                let adopted = self
+                    .adopt(&mut record)
+                    .and_then(|()| self.save(&mut record));
+                Outcome::Settled(Box::new(record), adopted)
+            }
+            Decision::Clear => {
+                let cleared = self.clear(&record);
+                Outcome::Settled(Box::new(record), cleared)
+            }
+            Decision::Collect => {
+                let before = record.clone();
+                let id = record.id().clone();
+                match self.begin(Some(record), &id, Request::Collect, collect_id(op), op) {
+                    Ok(record) => self.carry_out(record, hooks),
+                    Err(error) => Outcome::Settled(Box::new(before), Err(error)),
+                }
+            }
+            Decision::Resume => self.carry_out(record, hooks),
+            Decision::FinishBoot => {
+                let Some(op) = record.op.clone() else {
+                    return Outcome::Settled(Box::new(record), Ok(()));
+                };
+                match self.adopt(&mut record) {
+                    Ok(()) => self.commit(record, &op, Target::Running, hooks),
+                    Err(error) => self.undo(record, &op, error, hooks),
+                }
+            }
+            Decision::Undo(error) => match record.op.clone() {
+                Some(op) => self.undo(record, &op, error, hooks),
+                None => Outcome::Settled(Box::new(record), Ok(())),
+            },
+        }
+    }
+
+    fn adopt(&self, record: &mut Record) -> Result<()> {
+        let Some(facts) = record.guest.clone() else {
+            return Ok(());
+        };
+        let adoption = self.ports.guests.adopt_guest(&record.spec, &facts)?;
+        record.guest = Some(adoption.facts);
+        for loss in adoption.losses {
+            record.note_loss(loss);
+        }
+        Ok(())
+    }
+
+    /// Writes a settled change of the record (an adoption, a loss).
+    ///
+    /// # Errors
+    /// Not written.
+    pub fn save(&self, record: &mut Record) -> Result<()> {
+        record.generation = record.generation.next();
+        self.ports.records.save(record)
+    }
+
+    /// The plan as it was made before the intent was recorded: the same after a crash.
+    fn plan_of(&self, record: &Record, op: &Operation) -> Plan {
+        let mut before = record.clone();
+        before.op = None;
+        Plan::of(&op.request, Some(&before))
+    }
+
+    fn walk(&self, steps: &[Step], record: &mut Record, hooks: &dyn Hooks) -> Walk {
+        for step in steps {
+            if hooks.given_up() {
+                return Walk::GivenUp;
+            }
+            hooks.at(record.id(), Point::Before(*step));
+            match self.run(*step, record, hooks) {
+                Ok(true) => hooks.at(record.id(), Point::After(*step)),
+                Ok(false) => return Walk::GivenUp,
+                Err(error) => return Walk::Failed(*step, error),
+            }
+        }
+        Walk::Done
+    }
+
+    /// One step; false if it was given up while waiting.
+    fn run(&self, step: Step, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {
+        let Ports {
+            network,
+            storage,
+            cgroups,
+            guests,
+            ..
+        } = self.ports;
+        let id = record.id().clone();
+        match step {
+            Step::Namespaces => {
+                // The first effect of a boot: from here on the spec is that of the operation.
+                if let Some(Operation {
+                    request: Request::Deploy(spec),
+                    ..
+                }) = &record.op
+                {
+                    record.spec = (**spec).clone();
+                }
+                network.ensure_namespaces(&id, ids_of(record)?)?;
+            }
+            Step::Nics => {
+                for nic in &record.spec.nics {
+                    network.ensure_nic(&id, nic)?;
+                }
+            }
+            Step::Root => storage.ensure_root(&record.spec, ids_of(record)?)?,
+            Step::Cgroup => cgroups.ensure_cgroup(&id, &record.spec.resources)?,
+            Step::Create => {
+                record.guest = Some(guests.create_guest(&record.spec, ids_of(record)?)?);
+                record.last_exit = None;
+                // Durable before the guest runs, so that a crash after its first instruction
+                // finds whom to adopt.
+                self.save(record)?;
+            }
+            Step::Start => {
+                if let Some(facts) = &record.guest {
+                    guests.start_guest(&id, facts)?;
+                }
+            }
+            Step::Settle => return self.settle(record, hooks),
+            Step::AskToEnd { timeout_ms, force } => {
+                return self.ask_to_end(record, timeout_ms, force, hooks);
+            }
+            Step::DropGuest => {
+                if let (Some(facts), None) = (&record.guest, record.last_exit) {
+                    // Last chance to learn how it ended; what is alive now is ended by us.
+                    record.last_exit = match guests.observe_guest(&id, Some(facts)) {
+                        Ok(GuestView::Exited(exit)) => Some(exit),
+                        Ok(GuestView::Running { .. } | GuestView::Created) => {
+                            Some(GuestExit::Signal(9))
+                        }
+                        Ok(GuestView::Absent) | Err(_) => Some(GuestExit::Unknown),
+                    };
+                }
+                guests.drop_guest(&id)?;
+                record.guest = None;
+            }
+            Step::DropCgroup => cgroups.drop_cgroup(&id)?,
+            Step::DropNics => {
+                for nic in nics_of(record) {
+                    network.drop_nic(&id, &nic)?;
+                }
+            }
+            Step::DropRoot => storage.drop_root(&id)?,
+            Step::DropNamespaces => network.drop_namespaces(&id)?,
+        }
+        Ok(true)
+    }
+
+    fn settle(&self, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {
+        let Some(facts) = &record.guest else {
+            return Ok(true);
+        };
+        let (id, guests) = (record.id(), self.ports.guests);
+        let exit = guests.wait_exit(id, facts, self.settle, &|| hooks.given_up())?;
+        let Some(exit) = exit else {
+            return Ok(!hooks.given_up());
+        };
+        let words = guests
+            .last_words(id)
+            .map_or(String::new(), |words| format!(": {words}"));
+        let what = format!("the guest ended at once with {exit}{words}");
+        let hint = "see the image's entrypoint and command, and the vm's memory limit";
+        record.last_exit = Some(exit);
+        Err(Error::new(ErrorKind::GuestExited, what).hint(hint))
+    }
+
+    fn ask_to_end(
+        &self,
+        record: &mut Record,
+        timeout_ms: u64,
+        force: bool,
+        hooks: &dyn Hooks,
+    ) -> Result<bool> {
+        let Some(facts) = record.guest.clone() else {
+            return Ok(true);
+        };
+        let (id, guests) = (record.id().clone(), self.ports.guests);
+        if !matches!(
+            guests.observe_guest(&id, Some(&facts))?,
+            GuestView::Running { .. }
+        ) {
+            // Ended, or created and never started (a crash): there is nobody to ask.
+            return Ok(true);
+        }
+        guests.signal_guest(&id, &facts, facts.stop_signal)?;
+        let timeout = Duration::from_millis(timeout_ms);
+        let exit = guests.wait_exit(&id, &facts, timeout, &|| hooks.given_up())?;
+        record.last_exit = exit;
+        match exit {
+            Some(_) => Ok(true),
+            None if hooks.given_up() => Ok(false),
+            None if force => {
+                record.last_exit = Some(GuestExit::Signal(9));
+                Ok(true)
+            }
+            None => {
+                let what = format!("the guest did not end within {} s", timeout.as_secs());
+                let hint = "it runs on; destroy it, or allow force";
+                Err(Error::new(ErrorKind::Timeout, what).hint(hint))
+            }
+        }
+    }
+
+    fn undo(&self, mut record: Record, op: &Operation, error: Error, hooks: &dyn Hooks) -> Outcome {
+        if let Some(op) = &mut record.op {
+            op.phase = Phase::Undoing(error.clone());
+        }
+        // Not durable is fine (the disk may be full): after a crash the operation is found as
+        // Doing, and undone all the same.
+        let _ = self.save(&mut record);
+        hooks.at(record.id(), Point::Undoing);
+        match self.release(&mut record, hooks) {
+            Ok(()) if matches!(op.request, Request::Deploy(_)) => {
+                // A platform that is told of a failed deploy has no such VM here.
+                match self.forget(&record) {
+                    Ok(()) => Outcome::Forgotten(Err(error)),
+                    Err(_) => self.rest(record, op, error, hooks),
+                }
+            }
+            Ok(()) => self.rest(record, op, error, hooks),
+            Err(stuck) => self.fail(record, op, &stuck, error),
+        }
+    }
+
+    /// Nothing is left on the host: stopped, with the operation failed.
+    fn rest(&self, mut record: Record, op: &Operation, error: Error, hooks: &dyn Hooks) -> Outcome {
+        set_state(&mut record, VmState::Stopped, self.ports.clock.now());
+        self.settle_failed(record, op, error, hooks)
+    }
+
+    /// Absence was wished for and a step of it failed: release the rest, then say so.
+    fn stuck(
+        &self,
+        mut record: Record,
+        op: &Operation,
+        error: Error,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
+        match self.release(&mut record, hooks) {
+            Err(stuck) => self.fail(record, op, &stuck, error),
+            // The second try of the failed step worked.
+            Ok(()) => match self.plan_of(&record, op).target {
+                Target::Running => self.undo(record, op, error, hooks),
+                target => self.commit(record, op, target, hooks),
+            },
+        }
+    }
+
+    /// All of [`plan::release`], going on past failures; the first failure.
+    fn release(&self, record: &mut Record, hooks: &dyn Hooks) -> Result<()> {
+        let mut result = Ok(());
+        for step in plan::release() {
+            hooks.at(record.id(), Point::Before(*step));
+            result = result.and(self.run(*step, record, hooks).map(|_| ()));
+            hooks.at(record.id(), Point::After(*step));
+        }
+        result
+    }
+
+    fn fail(&self, mut record: Record, op: &Operation, stuck: &Error, error: Error) -> Outcome {
+        let now = self.ports.clock.now();
+        set_state(&mut record, VmState::Failed(stuck.message.clone()), now);
+        let error = if error == *stuck {
+            error
+        } else {
+            Error {
+                message: format!("{}; and then: {}", error.message, stuck.message),
+                ..error
+            }
+        };
+        finish(&mut record, op, now, Err(error.clone()));
+        // Not durable is fine: the disk still has the operation, and the next start of the daemon
+        // goes on with it.
+        let _ = self.save(&mut record);
+        Outcome::Settled(Box::new(record), Err(error))
+    }
+
+    fn settle_failed(
+        &self,
+        mut record: Record,
+        op: &Operation,
+        error: Error,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
+        finish(&mut record, op, self.ports.clock.now(), Err(error.clone()));
+        // Not durable is fine: the disk still has the operation, and undoing it again ends here.
+        if self.save(&mut record).is_ok() {
+            hooks.at(record.id(), Point::Committed);
+        }
+        Outcome::Settled(Box::new(record), Err(error))
+    }
+
+    fn commit(
+        &self,
+        mut record: Record,
+        op: &Operation,
+        target: Target,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
+        let now = self.ports.clock.now();
+        let state = match target {
+            Target::Running => VmState::Running,
+            Target::Stopped => VmState::Stopped,
+            Target::Forgotten => {
+                return match self.forget(&record) {
+                    Ok(()) => {
+                        hooks.at(record.id(), Point::Committed);
+                        Outcome::Forgotten(Ok(()))
+                    }
+                    Err(error) => self.rest(record, op, error, hooks),
+                };
+            }
+        };
+        if let Request::Define(spec) = &op.request {
+            record.spec = (**spec).clone();
+        }
+        let mut committed = record.clone();
+        set_state(&mut committed, state, now);
+        finish(&mut committed, op, now, Ok(()));
+        match self.save(&mut committed) {
+            Ok(()) => {
+                hooks.at(committed.id(), Point::Committed);
+                Outcome::Settled(Box::new(committed), Ok(()))
+            }
+            // A guest whose start cannot be recorded must not run on unknown to its caller.
+            Err(error) if target == Target::Running => self.undo(record, op, error, hooks),
+            // All is as wished but for the record; a restart finds the operation and commits it.
+            Err(error) => Outcome::Settled(Box::new(committed), Err(error)),
+        }
+    }
+
+    fn forget(&self, record: &Record) -> Result<()> {
+        self.ports.guests.forget_guest(record.id())?;
+        self.ports.records.remove(record.id())?;
+        self.ports.ids.free_ids(record.id());
+        Ok(())
+    }
+}
+
+/// Request id of the daemon's own operation.
+fn collect_id(op: OpId) -> RequestId {
+    // `collect-op-7` is within the rules of request ids, whatever the number.
+    #[expect(
+        clippy::expect_used,
+        reason = "printable ASCII without blanks by construction"
+    )]
+    format!("collect-{op}").parse().expect("a valid request id")
+}
+
+fn ids_of(record: &Record) -> Result<crate::ids::IdRange> {
+    let missing = || {
+        let what = format!("vm {} has no id range", record.id());
+        Error::new(ErrorKind::Integrity, what).hint("destroy it and start it again")
+    };
+    record.ids.ok_or_else(missing)
+}
+
+/// NICs that may exist: of the spec in force and of the one being deployed.
+fn nics_of(record: &Record) -> Vec<NicSpec> {
+    let mut nics = record.spec.nics.clone();
+    if let Some(Operation {
+        request: Request::Deploy(spec),
+        ..
+    }) = &record.op
+    {
+        nics.extend(
+            spec.nics
+                .iter()
+                .filter(|nic| !record.spec.nics.contains(nic))
+                .cloned(),
+        );
+    }
+    nics
+}
+
+fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
+    if record.state != state {
+        record.changed = now;
+    }
+    if state == VmState::Stopped {
+        record.guest = None;
+    }
+    record.state = state;
+}
+
+fn finish(record: &mut Record, op: &Operation, at: Timestamp, result: Result<()>) {
+    record.op = None;
+    record.finished.push(Finished {
+        id: op.id,
+        request_id: op.request_id.clone(),
+        kind: op.request.kind(),
+        at,
+        result,
+    });
+    let excess = record.finished.len().saturating_sub(Record::KEPT_OPS);
+    record.finished.drain(..excess);
+}

@@ -1,0 +1,216 @@
+//! The steps of an operation, in order, and what a failure of each means. Pure.
+//!
+//! Every way down is the same list, [`release`]: each of its steps succeeds on absence, so it
+//! clears whole guests, half-made ones and nothing alike, and serves as the undo of every boot.
+
+use crate::state::{Record, Request, VmState};
+
+/// One step; each may run twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// User and network namespace.
+    Namespaces,
+    /// All NICs of the spec.
+    Nics,
+    /// Root filesystem.
+    Root,
+    /// Control groups with limits.
+    Cgroup,
+    /// First process, waiting; then its facts are recorded.
+    Create,
+    /// First process runs.
+    Start,
+    /// It still runs a moment later.
+    Settle,
+    /// Stop signal, then wait.
+    AskToEnd {
+        /// For so long.
+        timeout_ms: u64,
+        /// Whether going on by force is right after that.
+        force: bool,
+    },
+    /// Guest and shim are gone.
+    DropGuest,
+    /// Nothing is left in the control groups, nor they.
+    DropCgroup,
+    /// All NICs, of the old and of the new spec.
+    DropNics,
+    /// Nothing is mounted or attached.
+    DropRoot,
+    /// Namespaces are unpinned.
+    DropNamespaces,
+}
+
+impl Step {
+    /// Its name in events, logs and fault points.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Nics => "nics",
+            Self::Root => "root",
+            Self::Cgroup => "cgroup",
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Settle => "settle",
+            Self::AskToEnd { .. } => "ask-to-end",
+            Self::DropGuest => "drop-guest",
+            Self::DropCgroup => "drop-cgroup",
+            Self::DropNics => "drop-nics",
+            Self::DropRoot => "drop-root",
+            Self::DropNamespaces => "drop-namespaces",
+        }
+    }
+
+    /// What it means if this step fails.
+    #[must_use]
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::AskToEnd { .. } => Failure::Keep,
+            Self::Namespaces
+            | Self::Nics
+            | Self::Root
+            | Self::Cgroup
+            | Self::Create
+            | Self::Start
+            | Self::Settle => Failure::Release,
+            Self::DropGuest
+            | Self::DropCgroup
+            | Self::DropNics
+            | Self::DropRoot
+            | Self::DropNamespaces => Failure::Stuck,
+        }
+    }
+}
+
+/// What a failed step leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing was changed: back to the old state.
+    Keep,
+    /// Undo: [`release`] all, the VM is stopped (or forgotten).
+    Release,
+    /// Absence is wished for and cannot be had: release the rest, the VM is failed.
+    Stuck,
+}
+
+/// Where an operation leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Defined, nothing runs.
+    Stopped,
+    /// The guest runs.
+    Running,
+    /// No record either.
+    Forgotten,
+}
+
+/// Steps and target of one operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// To there.
+    pub target: Target,
+}
+
+/// From namespaces to a guest that runs. Its NICs are whole before its first instruction.
+const BOOT: [Step; 7] = [
+    Step::Namespaces,
+    Step::Nics,
+    Step::Root,
+    Step::Cgroup,
+    Step::Create,
+    Step::Start,
+    Step::Settle,
+];
+
+/// From anything to nothing: processes first, then what they held, namespaces last.
+const RELEASE: [Step; 5] = [
+    Step::DropGuest,
+    Step::DropCgroup,
+    Step::DropNics,
+    Step::DropRoot,
+    Step::DropNamespaces,
+];
+
+/// A new first process on the same disk, NICs and namespaces.
+const REBOOT: [Step; 7] = [
+    Step::DropGuest,
+    Step::DropCgroup,
+    Step::Root,
+    Step::Cgroup,
+    Step::Create,
+    Step::Start,
+    Step::Settle,
+];
+
+/// The steps that leave nothing of a VM on the host, whatever there is.
+#[must_use]
+pub fn release() -> &'static [Step] {
+    &RELEASE
+}
+
+impl Plan {
+    /// The plan of an admitted request.
+    #[must_use]
+    pub fn of(request: &Request, record: Option<&Record>) -> Self {
+        let fresh = record.is_none_or(|r| r.state == VmState::Stopped && r.op.is_none());
+        let absence = |forget: bool| Self {
+            steps: RELEASE.to_vec(),
+            target: if forget {
+                Target::Forgotten
+            } else {
+                Target::Stopped
+            },
+        };
+        match request {
+            Request::Define(_) => Self {
+                steps: Vec::new(),
+                target: Target::Stopped,
+            },
+            Request::Start => Self {
+                steps: BOOT.to_vec(),
+                target: Target::Running,
+            },
+            Request::Deploy(_) => {
+                // A platform deploys what it believes not to run: leftovers are cleared first.
+                let clear: &[Step] = if fresh { &[] } else { &RELEASE };
+                Self {
+                    steps: [clear, &BOOT].concat(),
+                    target: Target::Running,
+                }
+            }
+            Request::Shutdown {
+                timeout_ms,
+                force,
+                forget,
+            } => {
+                let mut plan = absence(*forget);
+                let ask = Step::AskToEnd {
+                    timeout_ms: *timeout_ms,
+                    force: *force,
+                };
+                plan.steps.insert(0, ask);
+                plan
+            }
+            Request::Destroy { forget } => absence(*forget),
+            Request::Reboot { timeout_ms } => {
+                let ask = Step::AskToEnd {
+                    timeout_ms: *timeout_ms,
+                    force: true,
+                };
+                Self {
+                    steps: [&[ask], &REBOOT[..]].concat(),
+                    target: Target::Running,
+                }
+            }
+            Request::Reset => Self {
+                steps: REBOOT.to_vec(),
+                target: Target::Running,
+            },
+            Request::Undefine => absence(true),
+            Request::Collect => absence(false),
+        }
+    }
+}

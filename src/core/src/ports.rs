@@ -1,0 +1,263 @@
+//! What the engine needs of a host. Adapters are in `ocivisor-host`, fakes in
+//! [`testing`](crate::testing).
+//!
+//! Verbs keep their promises everywhere: `ensure_*` may run twice and leaves nothing if it fails,
+//! `drop_*` succeeds on absence and works from the VM's id alone (its record may be lost),
+//! `observe_*` changes nothing. Any of them may be cut off by a crash between two system calls;
+//! running it, or its opposite, again must mend that.
+//!
+//! All are synchronous; a call that can wait takes a deadline.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::ids::{IdRange, VmId};
+use crate::spec::{NicSpec, Resources, VmSpec};
+use crate::state::{GuestExit, GuestFacts, Record, Timestamp};
+
+/// Records on disk.
+pub trait Records: Send + Sync {
+    /// All records that can be read, and what is wrong with those that cannot.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    fn load_all(&self) -> Result<Vec<Loaded>>;
+
+    /// Writes a record so that a crash leaves the old or the new one; durable on return.
+    ///
+    /// # Errors
+    /// Not written, the old record stands.
+    fn save(&self, record: &Record) -> Result<()>;
+
+    /// Forgets a record; durable on return; absent is fine.
+    ///
+    /// # Errors
+    /// It is still there.
+    fn remove(&self, id: &VmId) -> Result<()>;
+}
+
+/// One record, or why it cannot be used.
+#[derive(Debug)]
+pub enum Loaded {
+    /// Readable and valid.
+    Record(Box<Record>),
+    /// Set aside, never overwritten; the VM's id and what is wrong.
+    Damaged(VmId, String),
+}
+
+/// Namespaces that outlive a boot of the guest, and the NICs in them.
+pub trait Network: Send + Sync {
+    /// A user namespace with this id range and a network namespace that it owns, loopback up, both
+    /// pinned so that they outlive every process.
+    ///
+    /// # Errors
+    /// Nothing was made.
+    fn ensure_namespaces(&self, id: &VmId, ids: IdRange) -> Result<()>;
+
+    /// Unpins them; NICs in them vanish with them.
+    ///
+    /// # Errors
+    /// They are still pinned.
+    fn drop_namespaces(&self, id: &VmId) -> Result<()>;
+
+    /// The NIC: both ends named, up, with MAC, MTU, addresses and routes; the host's end on its
+    /// bridge and marked as ours.
+    ///
+    /// # Errors
+    /// Nothing was made. `NotFound`: no such bridge. `Conflict`: the name or the MAC is in use.
+    fn ensure_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()>;
+
+    /// Takes the NIC away if it is there and ours.
+    ///
+    /// # Errors
+    /// It is still there.
+    fn drop_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()>;
+
+    /// VMs that have namespaces pinned or links marked as theirs.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn observe_network(&self) -> Result<BTreeSet<VmId>>;
+}
+
+/// The root filesystem of a guest.
+pub trait Storage: Send + Sync {
+    /// The root disk mounted at the VM's place, writable, with ids shifted to the range.
+    ///
+    /// # Errors
+    /// Nothing is mounted or attached. `NotFound`: the disk, its manifest or a layer is missing.
+    /// `Conflict`: another VM uses the disk.
+    fn ensure_root(&self, spec: &VmSpec, ids: IdRange) -> Result<()>;
+
+    /// Unmounts it and detaches its devices; all data is on the disk on return.
+    ///
+    /// # Errors
+    /// Something still uses it; says what.
+    fn drop_root(&self, id: &VmId) -> Result<()>;
+
+    /// VMs that have something mounted or attached.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn observe_roots(&self) -> Result<BTreeSet<VmId>>;
+}
+
+/// Control groups: limits, and the certainty that nothing of a VM survives.
+pub trait Cgroups: Send + Sync {
+    /// The VM's groups with these limits.
+    ///
+    /// # Errors
+    /// None were made. `Exhausted`: the kernel refuses a limit.
+    fn ensure_cgroup(&self, id: &VmId, resources: &Resources) -> Result<()>;
+
+    /// Kills every process in the VM's groups, waits until they are gone, removes the groups.
+    ///
+    /// # Errors
+    /// Something could not be killed in time; says which process.
+    fn drop_cgroup(&self, id: &VmId) -> Result<()>;
+
+    /// VMs that have groups.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn observe_cgroups(&self) -> Result<BTreeSet<VmId>>;
+}
+
+/// What is seen of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestView {
+    /// No process of it.
+    Absent,
+    /// Created, its first instruction not yet run.
+    Created,
+    /// Its first process runs; whether its shim does.
+    Running {
+        /// False: the shim died, adoption is due.
+        shim_alive: bool,
+    },
+    /// Its first process ended.
+    Exited(GuestExit),
+}
+
+/// Result of an adoption.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    /// The guest with its (perhaps new) shim.
+    pub facts: GuestFacts,
+    /// What could not be kept, in words for the record; empty if all is whole.
+    pub losses: Vec<String>,
+}
+
+/// Guests: first processes and their shims.
+pub trait Guests: Send + Sync {
+    /// The guest's first process, confined and waiting, under a shim. Needs namespaces, root and
+    /// cgroup. A guest of that id must not exist.
+    ///
+    /// # Errors
+    /// Nothing was left. `Image`: no such entrypoint, user or directory in the image.
+    fn create_guest(&self, spec: &VmSpec, ids: IdRange) -> Result<GuestFacts>;
+
+    /// Lets a created guest run; runs already is fine.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn start_guest(&self, id: &VmId, facts: &GuestFacts) -> Result<()>;
+
+    /// Sends a signal to the guest's first process; ended already is fine.
+    ///
+    /// # Errors
+    /// Not sent.
+    fn signal_guest(&self, id: &VmId, facts: &GuestFacts, signal: u8) -> Result<()>;
+
+    /// Waits until the guest's first process ended; `None` if `timeout` passed or `give_up` says so.
+    ///
+    /// # Errors
+    /// Waiting is impossible.
+    fn wait_exit(
+        &self,
+        id: &VmId,
+        facts: &GuestFacts,
+        timeout: Duration,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Option<GuestExit>>;
+
+    /// Kills guest and shim and clears their files; the console log stays.
+    ///
+    /// # Errors
+    /// Something of it still runs.
+    fn drop_guest(&self, id: &VmId) -> Result<()>;
+
+    /// What is there now.
+    ///
+    /// # Errors
+    /// Cannot tell.
+    fn observe_guest(&self, id: &VmId, facts: Option<&GuestFacts>) -> Result<GuestView>;
+
+    /// Makes sure that a running guest has a shim that answers.
+    ///
+    /// # Errors
+    /// It has none; the guest runs on.
+    fn adopt_guest(&self, spec: &VmSpec, facts: &GuestFacts) -> Result<Adoption>;
+
+    /// VMs that have files or processes of a guest.
+    ///
+    /// # Errors
+    /// Cannot tell.
+    fn observe_guests(&self) -> Result<BTreeSet<VmId>>;
+
+    /// The last line that the guest wrote to its console, escaped; for error messages.
+    fn last_words(&self, id: &VmId) -> Option<String>;
+
+    /// Forgets what outlives a guest (its console log), when its VM is forgotten.
+    ///
+    /// # Errors
+    /// Files are still there.
+    fn forget_guest(&self, id: &VmId) -> Result<()>;
+}
+
+/// Ranges of user and group ids, one per VM.
+pub trait IdRanges: Send + Sync {
+    /// The VM's range: the one that it has, else a free one. Two VMs never share an id.
+    ///
+    /// # Errors
+    /// `Exhausted`: none is free.
+    fn take_ids(&self, id: &VmId) -> Result<IdRange>;
+
+    /// Gives the VM's range back; has none is fine. Only after nothing carries its ids.
+    fn free_ids(&self, id: &VmId);
+}
+
+/// Time.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> Timestamp;
+
+    /// This boot of the host (/proc/sys/kernel/random/boot_id).
+    fn host_boot(&self) -> String;
+}
+
+/// All ports of a host.
+#[derive(Clone, Copy)]
+pub struct Ports<'a> {
+    /// See [`Records`].
+    pub records: &'a dyn Records,
+    /// See [`Network`].
+    pub network: &'a dyn Network,
+    /// See [`Storage`].
+    pub storage: &'a dyn Storage,
+    /// See [`Cgroups`].
+    pub cgroups: &'a dyn Cgroups,
+    /// See [`Guests`].
+    pub guests: &'a dyn Guests,
+    /// See [`IdRanges`].
+    pub ids: &'a dyn IdRanges,
+    /// See [`Clock`].
+    pub clock: &'a dyn Clock,
+}
+
+impl std::fmt::Debug for Ports<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ports")
+    }
+}

@@ -1,0 +1,92 @@
+//! What to do about a VM whose record and host may disagree: after a crash of the daemon, a reboot
+//! of the host, the end of a guest or of its shim. Pure; the daemon carries the decision out.
+//!
+//! Wishes for absence go forward (shutdown, destroy, undefine, collect), boots are finished if the
+//! guest runs and undone otherwise, and a settled VM is made to hold exactly what its state says.
+
+use crate::error::{Error, ErrorKind};
+use crate::ports::GuestView;
+use crate::state::{Operation, Phase, Record, Request, VmState};
+
+/// What is seen on the host of one VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// Its guest.
+    pub guest: GuestView,
+    /// Whether anything of it exists: process, mount, device, link, namespace, cgroup.
+    pub remains: bool,
+    /// Whether the host has been rebooted since the guest was created.
+    pub rebooted: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// All is as recorded.
+    Nothing,
+    /// The guest runs; see that its shim answers.
+    Adopt,
+    /// The VM holds what it must not: release it, the record stays.
+    Clear,
+    /// The guest ended: run [`Request::Collect`].
+    Collect,
+    /// Carry the recorded operation on.
+    Resume,
+    /// The recorded boot came far enough: adopt and commit it.
+    FinishBoot,
+    /// Undo the recorded operation; this is its outcome.
+    Undo(Error),
+}
+
+/// Decides for one VM whose recorded operation, if any, nobody is carrying out.
+#[must_use]
+pub fn decide(record: &Record, observed: Observed) -> Decision {
+    match &record.op {
+        Some(op) => decide_interrupted(record, op, observed),
+        None => decide_settled(record, observed),
+    }
+}
+
+fn runs(observed: Observed) -> bool {
+    !observed.rebooted && matches!(observed.guest, GuestView::Running { .. })
+}
+
+fn decide_settled(record: &Record, observed: Observed) -> Decision {
+    match &record.state {
+        VmState::Running | VmState::Paused if runs(observed) => match observed.guest {
+            GuestView::Running { shim_alive: true } => Decision::Nothing,
+            _ => Decision::Adopt,
+        },
+        VmState::Running | VmState::Paused => Decision::Collect,
+        VmState::Stopped | VmState::Suspended if observed.remains => Decision::Clear,
+        // Why it failed is what remains; `destroy` tries again.
+        VmState::Stopped | VmState::Suspended | VmState::Failed(_) => Decision::Nothing,
+    }
+}
+
+fn decide_interrupted(record: &Record, op: &Operation, observed: Observed) -> Decision {
+    if let Phase::Undoing(error) = &op.phase {
+        return Decision::Undo(error.clone());
+    }
+    match op.request {
+        Request::Define(_)
+        | Request::Shutdown { .. }
+        | Request::Destroy { .. }
+        | Request::Undefine
+        | Request::Collect => Decision::Resume,
+        Request::Start | Request::Deploy(_) if record.guest.is_some() && runs(observed) => {
+            Decision::FinishBoot
+        }
+        // Whether the guest seen is the old or the new one cannot be told: once more, from the
+        // start. Namespaces and NICs are still those of before, unless the host was rebooted.
+        Request::Reboot { .. } | Request::Reset if observed.remains && !observed.rebooted => {
+            Decision::Resume
+        }
+        Request::Start | Request::Deploy(_) | Request::Reboot { .. } | Request::Reset => {
+            let kind = op.request.kind();
+            let what = format!("{kind} vm {}: ocivisord ended meanwhile", record.id());
+            let cut_off = Error::new(ErrorKind::Host, what);
+            Decision::Undo(cut_off.hint("nothing of it was left running; try again"))
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! A daemon in miniature: admission, engine and reconcile on the fake host, with crashes.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use ocivisor_core::admission::{Admission, admit};
+use ocivisor_core::engine::{Engine, Hooks, Outcome, Point};
+use ocivisor_core::error::{Error, Result};
+use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
+use ocivisor_core::ports::Loaded;
+use ocivisor_core::spec::{
+    Boot, Bridge, Isolation, NicSpec, Platform, Resources, RootDisk, VmSpec,
+};
+use ocivisor_core::state::{Record, Request, VmState};
+use ocivisor_core::testing::{Crash, FakeHost, Thing};
+use ocivisor_core::units::{Bytes, CentiCores};
+
+pub fn id(text: &str) -> VmId {
+    text.parse().unwrap()
+}
+
+pub fn spec(name: &str, nics: u32) -> VmSpec {
+    let nic = |index: u32| NicSpec {
+        index,
+        host_name: format!("{name}-{index}").parse().unwrap(),
+        bridge: Bridge::Linux("br0".parse().unwrap()),
+        mac: MacAddr([2, 0, 0, 0, 0, index as u8]),
+        mtu: None,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+    };
+    VmSpec {
+        id: id(name),
+        name: name.parse().unwrap(),
+        hostname: name.parse().unwrap(),
+        platform: Platform::OpenNebula,
+        resources: Resources {
+            cpu_share: CentiCores(100),
+            vcpus: 1,
+            cpu_quota: None,
+            memory: Bytes::mib(128),
+            swap: Bytes(0),
+            pids: 100,
+        },
+        boot: Boot::default(),
+        root: RootDisk {
+            path: format!("/disks/{name}").into(),
+        },
+        nics: (0..nics).map(nic).collect(),
+        isolation: Isolation::Default,
+    }
+}
+
+pub fn deploy(name: &str) -> Request {
+    Request::Deploy(Box::new(spec(name, 2)))
+}
+
+pub fn define(name: &str) -> Request {
+    Request::Define(Box::new(spec(name, 2)))
+}
+
+pub const SHUTDOWN: Request = Request::Shutdown {
+    timeout_ms: 10,
+    force: true,
+    forget: false,
+};
+pub const DESTROY: Request = Request::Destroy { forget: false };
+pub const CANCEL: Request = Request::Destroy { forget: true };
+pub const REBOOT: Request = Request::Reboot { timeout_ms: 10 };
+
+/// Hooks that only count.
+#[derive(Default)]
+pub struct Quiet {
+    pub give_up: Cell<bool>,
+    pub steps: Cell<usize>,
+    pub give_up_after: Cell<Option<usize>>,
+}
+
+impl Hooks for Quiet {
+    fn at(&self, _: &VmId, point: Point) {
+        if let Point::After(_) = point {
+            self.steps.set(self.steps.get() + 1);
+        }
+    }
+
+    fn given_up(&self) -> bool {
+        self.give_up.get()
+            || self
+                .give_up_after
+                .get()
+                .is_some_and(|n| self.steps.get() >= n)
+    }
+}
+
+pub struct Daemon {
+    pub host: FakeHost,
+    pub hooks: Quiet,
+    ops: Cell<u64>,
+}
+
+/// What a caller saw.
+#[derive(Debug, PartialEq)]
+pub enum Seen {
+    Answer(Result<()>),
+    Already,
+    Joined,
+    GivenUp,
+    Crashed,
+}
+
+impl Daemon {
+    pub fn new() -> Self {
+        quiet_crashes();
+        Self {
+            host: FakeHost::new(),
+            hooks: Quiet::default(),
+            ops: Cell::new(0),
+        }
+    }
+
+    pub fn engine(&self) -> Engine<'_> {
+        Engine {
+            ports: self.host.ports(),
+            settle: Duration::ZERO,
+        }
+    }
+
+    pub fn next_op(&self) -> OpId {
+        self.ops.set(self.ops.get() + 1);
+        OpId(self.ops.get())
+    }
+
+    pub fn ask(&self, vm: &str, request: Request) -> Seen {
+        let op = self.next_op();
+        let request_id = format!("request-{}", op.0).parse().unwrap();
+        self.ask_as(vm, request, request_id, op)
+    }
+
+    pub fn ask_as(&self, vm: &str, request: Request, request_id: RequestId, op: OpId) -> Seen {
+        let work = || {
+            let id = id(vm);
+            let record = self.host.record(&id);
+            match admit(&id, record.as_ref(), &request, &request_id) {
+                Admission::AlreadyTrue => Seen::Already,
+                Admission::Deny(error) => Seen::Answer(Err(error)),
+                Admission::Join(_) => Seen::Joined,
+                Admission::Repeat(done) => Seen::Answer(done.result),
+                Admission::Run(_) | Admission::Preempt(..) => {
+                    match self
+                        .engine()
+                        .begin(record, &id, request.clone(), request_id.clone(), op)
+                    {
+                        Ok(record) => seen(self.engine().carry_out(record, &self.hooks)),
+                        Err(error) => Seen::Answer(Err(error)),
+                    }
+                }
+            }
+        };
+        survive(work).unwrap_or(Seen::Crashed)
+    }
+
+    /// What a daemon does at start. Errors are those of VMs that could not be brought to rest.
+    pub fn restart(&self) -> Vec<Error> {
+        let work = || {
+            let mut errors = Vec::new();
+            let ports = self.host.ports();
+            let remains = self.host.anything_of();
+            let mut known = BTreeSet::new();
+            for loaded in ports.records.load_all().unwrap() {
+                let Loaded::Record(record) = loaded else {
+                    continue;
+                };
+                known.insert(record.id().clone());
+                let observed = self
+                    .engine()
+                    .observe(&record, remains.contains(record.id()));
+                let observed = observed.unwrap();
+                let op = self.next_op();
+                match self.engine().reconcile(*record, observed, op, &self.hooks) {
+                    Outcome::Settled(_, Err(error)) | Outcome::Forgotten(Err(error)) => {
+                        errors.push(error);
+                    }
+                    _ => {}
+                }
+            }
+            for orphan in remains.difference(&known) {
+                if let Err(error) = self.engine().clear_orphan(orphan) {
+                    errors.push(error);
+                }
+            }
+            errors
+        };
+        survive(work).expect("crash in a healthy restart")
+    }
+
+    /// A restart that may be cut off by an injected crash.
+    pub fn try_restart(&self) -> bool {
+        let work = || {
+            let remains = self.host.anything_of();
+            for loaded in self.host.ports().records.load_all().unwrap() {
+                let Loaded::Record(record) = loaded else {
+                    continue;
+                };
+                let observed = self
+                    .engine()
+                    .observe(&record, remains.contains(record.id()))
+                    .unwrap();
+                self.engine()
+                    .reconcile(*record, observed, self.next_op(), &self.hooks);
+            }
+        };
+        survive(work).is_some()
+    }
+
+    /// The host holds exactly what the records say.
+    pub fn check(&self) {
+        let mut ids: BTreeSet<VmId> = self.host.anything_of();
+        for loaded in self.host.ports().records.load_all().unwrap() {
+            let Loaded::Record(record) = loaded else {
+                continue;
+            };
+            ids.insert(record.id().clone());
+        }
+        for id in ids {
+            let things = self.host.things(&id);
+            match self.host.record(&id) {
+                None => assert_eq!(things, [], "{id} is unknown"),
+                Some(record) => check_record(&record, &things),
+            }
+        }
+    }
+
+    pub fn state(&self, vm: &str) -> Option<VmState> {
+        self.host.record(&id(vm)).map(|record| record.state)
+    }
+}
+
+fn check_record(record: &Record, things: &[Thing]) {
+    assert_eq!(record.op, None, "{}", record.id());
+    match record.state {
+        VmState::Running => {
+            let nics = record
+                .spec
+                .nics
+                .iter()
+                .map(|nic| Thing::Nic(nic.host_name.to_string()));
+            let fixed = [Thing::Namespaces, Thing::Root, Thing::Cgroup, Thing::Guest];
+            let mut want: Vec<Thing> = nics.chain(fixed).collect();
+            want.sort();
+            assert_eq!(things, want, "{}", record.id());
+            assert!(record.guest.is_some());
+            assert!(record.ids.is_some());
+        }
+        VmState::Stopped => {
+            assert_eq!(things, [], "{}", record.id());
+            assert_eq!(record.guest, None);
+        }
+        VmState::Failed(_) => {}
+        VmState::Paused | VmState::Suspended => panic!("no operation leads to {:?}", record.state),
+    }
+}
+
+fn seen(outcome: Outcome) -> Seen {
+    match outcome {
+        Outcome::Settled(_, result) | Outcome::Forgotten(result) => Seen::Answer(result),
+        Outcome::GivenUp(_) => Seen::GivenUp,
+    }
+}
+
+fn survive<T>(work: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(value) => Some(value),
+        Err(payload) if payload.is::<Crash>() => None,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+/// Injected crashes are expected; their panic messages would only hide real ones.
+fn quiet_crashes() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let normal = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info.payload().is::<Crash>() {
+                normal(info);
+            }
+        }));
+    });
+}

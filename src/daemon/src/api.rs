@@ -1,0 +1,303 @@
+//! The methods of the API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_core::spec::VmSpec;
+use ocivisor_core::state::Request;
+use ocivisor_rpc::{
+    API_VERSION, ApiError, ApiServer, Extensions, MAX_EVENTS, MAX_WAIT_MS, async_trait,
+};
+use ocivisor_schema::reply::{
+    CgroupLayoutV1, ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo,
+    ImageInfo, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply, VmCounts,
+    VmInfo, VmSummary,
+};
+use ocivisor_schema::{Text, VmSpecV1};
+
+use crate::operations::Status;
+use crate::vms::{Vms, blocking};
+
+/// Version of this build.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The API on all VMs.
+#[derive(Debug)]
+pub struct Daemon {
+    vms: Arc<Vms>,
+}
+
+type Reply<T> = std::result::Result<T, ApiError>;
+
+impl Daemon {
+    /// Serves these VMs.
+    pub fn new(vms: Arc<Vms>) -> Self {
+        Self { vms }
+    }
+
+    async fn submit(&self, vm: VmId, request: Request, id: RequestId) -> Reply<OperationReply> {
+        let submitted = self.vms.submit(vm.clone(), request, id).await;
+        submitted.map_err(|error| ApiError::from(error).vm(&vm))
+    }
+
+    fn spec(spec: VmSpecV1) -> Result<Box<VmSpec>> {
+        VmSpec::try_from(spec).map(Box::new).map_err(Error::from)
+    }
+
+    fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
+        let status = status.ok_or_else(|| {
+            let what = format!("no operation {op} (only the last ones are remembered)");
+            ApiError::new(ErrorKind::NotFound, what).op(op)
+        })?;
+        Ok(OpStatusReply {
+            op: Text(op),
+            vm: Text(status.vm),
+            kind: Text(status.kind),
+            done: status.result.is_some(),
+            step: status.step.map(str::to_owned),
+            result: status.result.as_ref().map(Into::into),
+        })
+    }
+
+    /// Runs work on images or the host's files to its end, also if the client hangs up.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Vms) -> Result<T> + Send + 'static,
+    ) -> Reply<T> {
+        let vms = Arc::clone(&self.vms);
+        Ok(blocking(move || work(&vms)).await??)
+    }
+}
+
+fn bounded(wait_ms: u64) -> Duration {
+    Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
+}
+
+#[async_trait]
+impl ApiServer for Daemon {
+    async fn vm_define(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        spec: VmSpecV1,
+    ) -> Reply<OperationReply> {
+        let spec = Self::spec(spec)?;
+        self.submit(spec.id.clone(), Request::Define(spec), request_id.0).await
+    }
+
+    async fn vm_start(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Reply<OperationReply> {
+        self.submit(vm.0, Request::Start, request_id.0).await
+    }
+
+    async fn vm_deploy(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        spec: VmSpecV1,
+    ) -> Reply<OperationReply> {
+        let spec = Self::spec(spec)?;
+        self.submit(spec.id.clone(), Request::Deploy(spec), request_id.0).await
+    }
+
+    async fn vm_shutdown(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        timeout_ms: u64,
+        force: bool,
+        forget: bool,
+    ) -> Reply<OperationReply> {
+        let request = Request::Shutdown { timeout_ms, force, forget };
+        self.submit(vm.0, request, request_id.0).await
+    }
+
+    async fn vm_destroy(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        forget: bool,
+    ) -> Reply<OperationReply> {
+        self.submit(vm.0, Request::Destroy { forget }, request_id.0).await
+    }
+
+    async fn vm_reboot(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        timeout_ms: u64,
+    ) -> Reply<OperationReply> {
+        self.submit(vm.0, Request::Reboot { timeout_ms }, request_id.0).await
+    }
+
+    async fn vm_reset(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Reply<OperationReply> {
+        self.submit(vm.0, Request::Reset, request_id.0).await
+    }
+
+    async fn vm_undefine(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Reply<OperationReply> {
+        self.submit(vm.0, Request::Undefine, request_id.0).await
+    }
+
+    async fn op_wait(
+        &self,
+        _: &Extensions,
+        op: Text<OpId>,
+        timeout_ms: u64,
+    ) -> Reply<OpStatusReply> {
+        Self::status(op.0, self.vms.operations.wait(op.0, bounded(timeout_ms)).await)
+    }
+
+    async fn op_get(&self, _: &Extensions, op: Text<OpId>) -> Reply<OpStatusReply> {
+        Self::status(op.0, self.vms.operations.get(op.0))
+    }
+
+    async fn vm_list(&self, _: &Extensions) -> Reply<Vec<VmSummary>> {
+        Ok(self.vms.list().iter().map(VmSummary::from).collect())
+    }
+
+    async fn vm_get(&self, _: &Extensions, vm: Text<VmId>) -> Reply<VmInfo> {
+        Ok(VmInfo::from(&self.vms.get(&vm.0)?))
+    }
+
+    async fn events_since(
+        &self,
+        _: &Extensions,
+        from_seq: u64,
+        limit: u32,
+        wait_ms: u64,
+    ) -> Reply<EventsReply> {
+        let limit = limit.min(MAX_EVENTS) as usize;
+        Ok(self.vms.events.since(from_seq, limit, bounded(wait_ms)).await)
+    }
+
+    async fn vm_console(&self, _: &Extensions, vm: Text<VmId>) -> Reply<ConsoleReply> {
+        let record = self.vms.get(&vm.0)?;
+        running(&record)?;
+        let socket = self.vms.host.layout.run_vm(&vm.0).shim_socket();
+        Ok(ConsoleReply { socket: socket.display().to_string() })
+    }
+
+    async fn vm_exec(
+        &self,
+        _: &Extensions,
+        vm: Text<VmId>,
+        argv: Vec<String>,
+        env: Vec<String>,
+        user: Option<String>,
+        workdir: Option<String>,
+        tty: bool,
+    ) -> Reply<ExecReply> {
+        let record = self.vms.get(&vm.0)?;
+        let facts = running(&record)?;
+        let session = crate::exec::Session { argv, env, user, workdir, tty };
+        self.work(move |vms| crate::exec::begin(&vms.host, &vm.0, &facts, &session)).await
+    }
+
+    async fn vm_log(&self, _: &Extensions, vm: Text<VmId>, max_bytes: u64) -> Reply<LogReply> {
+        self.vms.get(&vm.0)?;
+        let max = max_bytes.min(4 << 20);
+        let (bytes, truncated) =
+            self.work(move |vms| crate::exec::console_tail(&vms.host.layout, &vm.0, max)).await?;
+        let text_base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
+        Ok(LogReply { text_base64, truncated })
+    }
+
+    async fn image_import(
+        &self,
+        _: &Extensions,
+        _request_id: Text<RequestId>,
+        source: String,
+        name: String,
+    ) -> Reply<ImageInfo> {
+        // Twice is one effect by nature: what is there is not imported again.
+        self.work(move |vms| vms.host.images.import(&source, &name)).await
+    }
+
+    async fn image_list(&self, _: &Extensions) -> Reply<Vec<ImageInfo>> {
+        self.work(|vms| vms.host.images.list()).await
+    }
+
+    async fn image_remove(&self, _: &Extensions, name: String) -> Reply<RemovedReply> {
+        self.work(move |vms| {
+            let disks: Vec<_> = vms.list().iter().map(|r| r.spec.root.path.clone()).collect();
+            let removed = vms.host.images.remove(&name, &disks)?;
+            Ok(RemovedReply { removed })
+        })
+        .await
+    }
+
+    async fn disk_create(
+        &self,
+        _: &Extensions,
+        image: String,
+        size_bytes: u64,
+        path: String,
+        backend: DiskBackendV1,
+    ) -> Reply<DiskInfo> {
+        self.work(move |vms| {
+            let host = &vms.host;
+            host.images.create_disk(&host.storage, &image, size_bytes, path.as_ref(), backend)
+        })
+        .await
+    }
+
+    async fn host_info(&self, _: &Extensions) -> Reply<HostInfo> {
+        let mut vms = VmCounts::default();
+        for record in self.vms.list() {
+            vms.add((&record.state).into());
+        }
+        let uname = rustix::system::uname();
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit).max(1);
+        let host = &self.vms.host;
+        Ok(HostInfo {
+            version: VERSION.into(),
+            hostname: uname.nodename().to_string_lossy().into_owned(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            boot_id: host.boot().to_owned(),
+            cgroup_layout: match host.cgroups.hierarchies().kind() {
+                ocivisor_host::cgroup::Kind::V2 => CgroupLayoutV1::V2,
+                ocivisor_host::cgroup::Kind::Hybrid => CgroupLayoutV1::Hybrid,
+                ocivisor_host::cgroup::Kind::V1 => CgroupLayoutV1::V1,
+            },
+            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+            memory: info.totalram * unit,
+            memory_available: info.freeram * unit,
+            vms,
+            state_dir: host.layout.state.display().to_string(),
+            run_dir: host.layout.run.display().to_string(),
+        })
+    }
+
+    async fn daemon_version(&self, _: &Extensions) -> Reply<VersionReply> {
+        Ok(VersionReply { version: VERSION.into(), api: API_VERSION })
+    }
+}
+
+/// The guest of a VM that runs.
+fn running(record: &ocivisor_core::state::Record) -> Result<ocivisor_core::state::GuestFacts> {
+    record.guest.clone().filter(|_| record.state.is_live()).ok_or_else(|| {
+        let what = format!("vm {} is {}: it has no guest", record.id(), record.state.name());
+        Error::new(ErrorKind::Conflict, what).hint("start it")
+    })
+}

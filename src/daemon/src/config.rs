@@ -1,0 +1,238 @@
+//! The configuration file. Every key has a default; unknown keys are errors, so that a typo does
+//! not silently mean the default. `docs/ocivisor.toml` documents each and is tested against this.
+
+use std::path::{Path, PathBuf};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::IdRange;
+use ocivisor_core::spec::normal_path;
+use ocivisor_host::fs::read_bounded;
+use ocivisor_host::layout::Layout;
+use serde::{Deserialize, Serialize};
+
+/// Read if no file is named; may be absent.
+const SYSTEM_FILE: &str = "/etc/ocivisor/ocivisor.toml";
+
+/// Most bytes of a configuration file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Records and images.
+    pub state_dir: PathBuf,
+    /// Sockets and mounts.
+    pub run_dir: PathBuf,
+    /// Parent control group of all guests.
+    pub cgroup_base: String,
+    /// `error`, `warn`, `info`, `debug`, or a filter of tracing.
+    pub log_level: String,
+    /// How often records and host are compared, in seconds, beside at every event.
+    pub reconcile_seconds: u64,
+    /// Where `ocivisor-runtime` and `ocivisor-shim` are; default: beside the daemon, else
+    /// /usr/libexec/ocivisor.
+    pub libexec_dir: Option<PathBuf>,
+    /// Access to the socket.
+    pub access: Access,
+    /// Guests.
+    pub guests: Guests,
+}
+
+/// Who may do what; root may everything.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// Group of the socket, whose members may operate VMs: a number. Platforms' users are in it.
+    pub operate_gid: Option<u32>,
+    /// Groups whose members may look.
+    pub read_gids: Vec<u32>,
+    /// Users, beside root, that may do everything.
+    pub admin_uids: Vec<u32>,
+}
+
+/// How guests are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guests {
+    /// First host id that guests may have.
+    pub first_id: u32,
+    /// How many ranges of 65536 ids there are.
+    pub id_ranges: u32,
+    /// How long a new guest must run before its start counts, in milliseconds.
+    pub settle_ms: u64,
+    /// Size at which a console log is rotated; one older one is kept.
+    pub console_log_bytes: u64,
+    /// `embedded` (libcontainer) or `runc`.
+    pub runtime: RuntimeName,
+}
+
+/// OCI runtimes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeName {
+    /// libcontainer, in our own process.
+    Embedded,
+    /// The runc that is installed.
+    Runc,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let layout = Layout::system();
+        Self {
+            state_dir: layout.state,
+            run_dir: layout.run,
+            cgroup_base: layout.cgroup_base,
+            log_level: "info".into(),
+            reconcile_seconds: 30,
+            libexec_dir: None,
+            access: Access::default(),
+            guests: Guests::default(),
+        }
+    }
+}
+
+impl Default for Guests {
+    fn default() -> Self {
+        Self {
+            // Above what distributions give to users (/etc/subuid begins at 100000) and below 2^31,
+            // where some tools see negative numbers.
+            first_id: 1 << 30,
+            id_ranges: 16_000,
+            settle_ms: 50,
+            console_log_bytes: 1 << 20,
+            runtime: RuntimeName::Embedded,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, or the system's file if it exists, or takes the defaults.
+    ///
+    /// # Errors
+    /// `NotFound` if a named file is not there; `Invalid` with line and column if it cannot be used.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let path = file.unwrap_or(Path::new(SYSTEM_FILE));
+        let Some(bytes) = read_bounded(path, MAX_BYTES)? else {
+            return match file {
+                None => Ok(Self::default()),
+                Some(_) => {
+                    let what = format!("no configuration file {}", path.display());
+                    Err(Error::new(ErrorKind::NotFound, what))
+                }
+            };
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        toml::from_str(&text).map_err(|e| {
+            let at = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count());
+            let what = format!("{}, line {}: {}", path.display(), at.max(1), e.message());
+            Error::new(ErrorKind::Invalid, what).hint("ocivisord --check-config shows all keys")
+        })
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: String| Err(Error::new(ErrorKind::Invalid, what));
+        for (key, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
+            if normal_path(dir).as_deref() != Some(dir) {
+                return bad(format!("{key} {} is not an absolute, normal path", dir.display()));
+            }
+        }
+        // The path of a socket below the run directory must fit in sun_path (unix(7)): 108 bytes,
+        // of which a VM's id and `/vms//exec/….sock` take their share.
+        if self.run_dir.as_os_str().len() > 40 {
+            let hint = "unix sockets have at most 107 bytes";
+            let what = format!("run_dir {} is longer than 40 bytes", self.run_dir.display());
+            return Err(Error::new(ErrorKind::Invalid, what).hint(hint));
+        }
+        let guests = &self.guests;
+        let end = u64::from(guests.first_id)
+            + u64::from(guests.id_ranges) * u64::from(IdRange::LEN);
+        if guests.id_ranges == 0 || guests.first_id < IdRange::LEN || end > u64::from(u32::MAX) {
+            return bad("guests.first_id and guests.id_ranges leave no ids from 65536 to 2^32".into());
+        }
+        if self.reconcile_seconds == 0 || guests.settle_ms > 60_000 {
+            return bad("reconcile_seconds must be above 0, guests.settle_ms at most 60000".into());
+        }
+        if !(4096..=1 << 40).contains(&guests.console_log_bytes) {
+            return bad("guests.console_log_bytes must be 4096 to 2^40".into());
+        }
+        Ok(())
+    }
+
+    /// What is in force, as a file would say it.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    /// Where things are.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        Layout {
+            state: self.state_dir.clone(),
+            run: self.run_dir.clone(),
+            cgroup_base: self.cgroup_base.clone(),
+        }
+    }
+
+    /// Directory of the helper binaries.
+    #[must_use]
+    pub fn libexec(&self) -> PathBuf {
+        if let Some(dir) = &self.libexec_dir {
+            return dir.clone();
+        }
+        let exe = std::env::current_exe().ok();
+        let beside = exe.as_deref().and_then(Path::parent);
+        match beside.filter(|dir| dir.join("ocivisor-runtime").is_file()) {
+            Some(dir) => dir.to_owned(),
+            None => "/usr/libexec/ocivisor".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        ocivisor_host::fs::replace(&path, text.as_bytes()).unwrap();
+        Config::load(Some(&path))
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_print_as_they_read() {
+        let config = Config::default();
+        config.check().unwrap();
+        assert_eq!(load(&config.to_toml()).unwrap(), config);
+        assert_eq!(load("").unwrap(), config);
+    }
+
+    #[test]
+    fn the_documented_file_is_the_default() {
+        let documented = include_str!("../../../docs/ocivisor.toml");
+        assert_eq!(load(documented).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_typo_is_an_error_with_its_line() {
+        let error = load("log_level = \"info\"\nreconcile_second = 3\n").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        assert!(error.message.contains("line 2: unknown field `reconcile_second`"), "{error}");
+    }
+
+    #[test]
+    fn id_ranges_must_fit() {
+        let mut config = Config::default();
+        config.guests.id_ranges = 65_535;
+        assert!(config.check().is_err());
+        config.guests = Guests { first_id: 0, ..Guests::default() };
+        assert!(config.check().is_err());
+    }
+}

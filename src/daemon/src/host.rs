@@ -1,0 +1,163 @@
+//! The ports of this host, put together.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ocivisor_core::engine::Engine;
+use ocivisor_core::error::Result;
+use ocivisor_core::ids::{IdRange, VmId};
+use ocivisor_core::ports::{
+    Cgroups, Clock, Guests as _, IdRanges, Loaded, Network, Ports, Records, Storage,
+};
+use ocivisor_core::state::{GuestFacts, ProcessRef, Timestamp};
+use ocivisor_host::cgroup::HostCgroups;
+use ocivisor_host::fs::io_error;
+use ocivisor_host::guests::HostGuests;
+use ocivisor_host::layout::Layout;
+use ocivisor_host::network::HostNetwork;
+use ocivisor_host::storage::HostStorage;
+
+use crate::config::Config;
+use crate::ids::Ranges;
+use crate::images::Images;
+use crate::records::FileRecords;
+
+/// Adapters and what they share.
+#[derive(Debug)]
+pub struct Host {
+    /// Where things are.
+    pub layout: Layout,
+    /// Records.
+    pub records: FileRecords,
+    /// The image store.
+    pub images: Images,
+    /// Guests and their shims.
+    pub guests: HostGuests,
+    /// Control groups.
+    pub cgroups: HostCgroups,
+    /// Mounts and disks.
+    pub storage: HostStorage,
+    network: HostNetwork,
+    ids: Ranges,
+    clock: HostClock,
+    settle: Duration,
+    /// Guests that have a task watching them.
+    watched: Mutex<HashSet<(VmId, ProcessRef, ProcessRef)>>,
+}
+
+#[derive(Debug)]
+struct HostClock {
+    boot: String,
+}
+
+impl Host {
+    /// Looks at this host.
+    ///
+    /// # Errors
+    /// The host lacks something, or the store cannot be opened.
+    pub fn new(config: &Config) -> Result<Self> {
+        let layout = config.layout();
+        let images = Images::open(&layout)?;
+        let cgroups = HostCgroups::new(&layout)?;
+        let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
+        let boot = std::fs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
+        Ok(Self {
+            records: FileRecords::new(layout.clone()),
+            guests: crate::exec::guests(config, &layout, &cgroups),
+            storage: HostStorage::new(layout.clone(), images.layers()),
+            network: HostNetwork::new(layout.clone()),
+            ids: Ranges::new(&config.guests),
+            clock: HostClock { boot: boot.trim().to_owned() },
+            settle: Duration::from_millis(config.guests.settle_ms),
+            watched: Mutex::default(),
+            layout,
+            images,
+            cgroups,
+        })
+    }
+
+    /// The engine on this host.
+    pub fn engine(&self) -> Engine<'_> {
+        let ports = Ports {
+            records: &self.records,
+            network: &self.network,
+            storage: &self.storage,
+            cgroups: &self.cgroups,
+            guests: &self.guests,
+            ids: self,
+            clock: &self.clock,
+        };
+        Engine { ports, settle: self.settle }
+    }
+
+    /// All records on disk; the ranges of ids they hold are taken.
+    pub fn load(&self) -> Result<Vec<Loaded>> {
+        let loaded = self.records.load_all()?;
+        for entry in &loaded {
+            if let Loaded::Record(record) = entry
+                && let Some(ids) = record.ids
+            {
+                self.ids.note(record.id(), ids);
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// VMs of which anything is on the host.
+    pub fn observe_all(&self) -> Result<BTreeSet<VmId>> {
+        let mut seen = self.guests.observe_guests()?;
+        seen.extend(self.cgroups.observe_cgroups()?);
+        seen.extend(self.storage.observe_roots()?);
+        seen.extend(self.network.observe_network()?);
+        Ok(seen)
+    }
+
+    /// Whether anything of this VM is on the host.
+    pub fn remains_of(&self, id: &VmId) -> Result<bool> {
+        Ok(self.observe_all()?.contains(id))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// This boot of the host.
+    pub fn boot(&self) -> &str {
+        &self.clock.boot
+    }
+
+    /// Notes that a guest is being watched; false if it was already.
+    pub fn begin_watch(&self, id: &VmId, facts: &GuestFacts) -> bool {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.insert((id.clone(), facts.init, facts.shim))
+    }
+
+    /// Notes that it is no longer.
+    pub fn end_watch(&self, id: &VmId, facts: &GuestFacts) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.remove(&(id.clone(), facts.init, facts.shim));
+    }
+}
+
+impl IdRanges for Host {
+    fn take_ids(&self, id: &VmId) -> Result<IdRange> {
+        self.ids.take(id)
+    }
+
+    fn free_ids(&self, id: &VmId) {
+        self.ids.free(id);
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn host_boot(&self) -> String {
+        self.boot.clone()
+    }
+}

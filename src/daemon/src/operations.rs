@@ -1,0 +1,169 @@
+//! Operations that clients can ask about and wait for.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ocivisor_core::error::Result;
+use ocivisor_core::ids::{OpId, VmId};
+use ocivisor_core::state::OpKind;
+use ocivisor_host::fs::{read_bounded, replace};
+use ocivisor_host::layout::Layout;
+use tokio::sync::watch;
+
+/// Finished operations that are remembered.
+const KEPT: usize = 4096;
+
+/// Numbers reserved on disk at a time, so that no number is given twice over restarts.
+const BLOCK: u64 = 1000;
+
+/// What is known of one operation.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Whose.
+    pub vm: VmId,
+    /// What.
+    pub kind: OpKind,
+    /// The step it is at.
+    pub step: Option<&'static str>,
+    /// How it ended.
+    pub result: Option<Result<()>>,
+}
+
+/// All operations of this run of the daemon.
+#[derive(Debug)]
+pub struct Operations {
+    layout: Layout,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next: u64,
+    reserved: u64,
+    known: HashMap<OpId, watch::Sender<Status>>,
+    finished: VecDeque<OpId>,
+}
+
+impl Operations {
+    /// Numbers go on where the last daemon's reservation ended.
+    pub fn open(layout: &Layout) -> Result<Self> {
+        let bytes = read_bounded(&path(layout), 64)?.unwrap_or_default();
+        // Unreadable: begin high. Numbers only have to grow and differ.
+        let next = String::from_utf8_lossy(&bytes).trim().parse().unwrap_or(0).max(1);
+        let (known, finished) = (HashMap::new(), VecDeque::new());
+        let inner = Mutex::new(Inner { next, reserved: next, known, finished });
+        Ok(Self { layout: layout.clone(), inner })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number never given before.
+    ///
+    /// # Errors
+    /// The next block of numbers cannot be reserved on disk.
+    pub fn next(&self) -> Result<OpId> {
+        let mut inner = self.inner();
+        if inner.next >= inner.reserved {
+            let reserved = inner.next + BLOCK;
+            replace(&path(&self.layout), format!("{reserved}\n").as_bytes())?;
+            inner.reserved = reserved;
+        }
+        inner.next += 1;
+        Ok(OpId(inner.next - 1))
+    }
+
+    /// An operation that begins, or is found in a record.
+    pub fn begin(&self, op: OpId, vm: &VmId, kind: OpKind) {
+        let status = Status { vm: vm.clone(), kind, step: None, result: None };
+        self.inner().known.entry(op).or_insert_with(|| watch::channel(status).0);
+    }
+
+    /// An operation that is known to have ended.
+    pub fn note(&self, op: OpId, vm: &VmId, kind: OpKind, result: Result<()>) {
+        self.begin(op, vm, kind);
+        self.finish(op, result);
+    }
+
+    /// The step it is at.
+    pub fn step(&self, op: OpId, step: &'static str) {
+        if let Some(sender) = self.inner().known.get(&op) {
+            sender.send_modify(|status| status.step = Some(step));
+        }
+    }
+
+    /// It ended. A second end changes nothing.
+    pub fn finish(&self, op: OpId, result: Result<()>) {
+        let mut inner = self.inner();
+        let Some(sender) = inner.known.get(&op) else { return };
+        let first = sender.send_if_modified(|status| {
+            let first = status.result.is_none();
+            status.result.get_or_insert(result);
+            first
+        });
+        if first {
+            inner.finished.push_back(op);
+            if inner.finished.len() > KEPT
+                && let Some(oldest) = inner.finished.pop_front()
+            {
+                inner.known.remove(&oldest);
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn get(&self, op: OpId) -> Option<Status> {
+        self.inner().known.get(&op).map(|sender| sender.borrow().clone())
+    }
+
+    /// Where it is when it ended, or after `timeout`.
+    pub async fn wait(&self, op: OpId, timeout: Duration) -> Option<Status> {
+        let mut status = self.inner().known.get(&op)?.subscribe();
+        let ended = status.wait_for(|status| status.result.is_some());
+        // Timed out, or forgotten meanwhile: the last status is the answer.
+        let _ = tokio::time::timeout(timeout, ended).await;
+        let last = status.borrow().clone();
+        Some(last)
+    }
+}
+
+fn path(layout: &Layout) -> std::path::PathBuf {
+    layout.state.join("next-op")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(dir: &std::path::Path) -> Layout {
+        Layout { state: dir.into(), run: dir.into(), cgroup_base: "x".into() }
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_the_operation_or_the_timeout() {
+        let dir = tempfile::tempdir().unwrap();
+        let operations = Operations::open(&layout(dir.path())).unwrap();
+        let (op, vm) = (operations.next().unwrap(), "one-1".parse().unwrap());
+        operations.begin(op, &vm, OpKind::Start);
+        operations.step(op, "root");
+        let early = operations.wait(op, Duration::ZERO).await.unwrap();
+        assert_eq!((early.step, early.result), (Some("root"), None));
+        let long = Duration::from_secs(60);
+        let (late, ()) = tokio::join!(operations.wait(op, long), async {
+            operations.finish(op, Ok(()));
+        });
+        assert_eq!(late.unwrap().result, Some(Ok(())));
+        assert!(operations.wait(OpId(999_999), long).await.is_none());
+    }
+
+    #[test]
+    fn numbers_grow_over_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Operations::open(&layout(dir.path())).unwrap();
+        let a = first.next().unwrap();
+        let second = Operations::open(&layout(dir.path())).unwrap();
+        assert!(second.next().unwrap() > a);
+    }
+}

@@ -1,0 +1,103 @@
+//! From a locked state directory to an answering socket, and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ports::Loaded;
+use ocivisor_rpc::{RolePolicy, Server, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::api::Daemon;
+use crate::config::Config;
+use crate::events::Events;
+use crate::host::Host;
+use crate::operations::Operations;
+use crate::state_dir::StateDir;
+use crate::vms::Vms;
+
+/// How long operations under way may take when the daemon is told to stop. What is not done by
+/// then is found in its record by the next daemon.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until it is told to stop. Guests run on.
+///
+/// # Errors
+/// It could not begin.
+pub fn run(config: Config) -> Result<()> {
+    let layout = config.layout();
+    let locked = StateDir::open(&layout)?;
+    let host = Arc::new(Host::new(&config)?);
+    let operations = Arc::new(Operations::open(&layout)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Host, format!("start threads: {e}")))?;
+    let vms = Vms::new(host, Arc::new(Events::new()), operations);
+    let result = runtime.block_on(serve(&config, vms));
+    // Blocking threads may wait for guests; they end with the process.
+    runtime.shutdown_background();
+    drop(locked);
+    result
+}
+
+async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
+    for loaded in vms.host.load()? {
+        match loaded {
+            Loaded::Record(record) => vms.load(*record).await,
+            Loaded::Damaged(id, why) => {
+                tracing::error!(vm = %id, why, "damaged record: the vm is left alone");
+                vms.load_damaged(&id, why);
+            }
+        }
+    }
+    vms.reconcile_all(true).await?;
+
+    let mut server = ServerConfig::new(vms.host.layout.socket());
+    server.group = config.access.operate_gid;
+    server.policy = RolePolicy {
+        admin_uids: [vec![0], config.access.admin_uids.clone()].concat(),
+        operate_gids: config.access.operate_gid.into_iter().collect(),
+        read_gids: config.access.read_gids.clone(),
+    };
+    let server = Server::bind(server).map_err(Error::from)?;
+    tracing::info!(socket = %server.path().display(), vms = vms.list().len(), "ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd was not told that we are ready");
+    }
+
+    let periodic = tokio::spawn(reconcile_often(
+        Arc::clone(&vms),
+        Duration::from_secs(config.reconcile_seconds),
+    ));
+    server.serve(Daemon::new(Arc::clone(&vms)), told_to_stop()).await;
+    periodic.abort();
+    tracing::info!("stopping; guests run on");
+    // systemd not being there is fine.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    vms.settle(Instant::now() + STOP_GRACE).await;
+    Ok(())
+}
+
+async fn reconcile_often(vms: Arc<Vms>, period: Duration) {
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = vms.reconcile_all(false).await {
+            tracing::error!(%error, "cannot compare records and host");
+        }
+    }
+}
+
+async fn told_to_stop() {
+    let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut term), Ok(mut int)) = (term, int) else {
+        tracing::error!("signals cannot be received; stop by SIGKILL, nothing is lost");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

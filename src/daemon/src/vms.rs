@@ -1,0 +1,410 @@
+//! All VMs, each with at most one operation under way. The crossing from async to the engine.
+//!
+//! A VM's slot is the only way to its record: whoever holds it decides (admission is pure) and
+//! records the intent; then the operation runs on a blocking thread while the slot is free for
+//! others to be denied, to join, or to preempt. Nothing here is lost with a client that hangs up:
+//! every request runs in a task of its own to its recorded intent.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ocivisor_core::admission::{Admission, admit, not_found};
+use ocivisor_core::engine::{Hooks, Outcome, Point};
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_core::reconcile::{self, Decision, Observed};
+use ocivisor_core::state::{OpKind, Record, Request};
+use ocivisor_schema::Text;
+use ocivisor_schema::event::EventDataV1;
+use ocivisor_schema::reply::{OperationReply, StateNameV1};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::spawn_blocking;
+
+use crate::events::Events;
+use crate::faults;
+use crate::host::Host;
+use crate::operations::Operations;
+
+/// All VMs of the daemon.
+#[derive(Debug)]
+pub struct Vms {
+    /// The host that they run on.
+    pub host: Arc<Host>,
+    /// What happened.
+    pub events: Arc<Events>,
+    /// What is happening.
+    pub operations: Arc<Operations>,
+    slots: Mutex<BTreeMap<VmId, Arc<Slot>>>,
+}
+
+/// One VM's place.
+#[derive(Debug, Default)]
+struct Slot {
+    state: AsyncMutex<State>,
+    /// The record as last written, for readers that do not wait.
+    shown: Mutex<Option<Record>>,
+    /// Why requests are refused, if the record on disk is damaged.
+    damaged: Mutex<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    record: Option<Record>,
+    running: Option<Running>,
+}
+
+/// An operation on a blocking thread.
+#[derive(Debug)]
+struct Running {
+    give_up: Arc<AtomicBool>,
+    done: watch::Receiver<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vms {
+    /// No VMs yet.
+    pub fn new(host: Arc<Host>, events: Arc<Events>, operations: Arc<Operations>) -> Arc<Self> {
+        Arc::new(Self { host, events, operations, slots: Mutex::default() })
+    }
+
+    /// Takes in a record that was found on disk, with its operations.
+    pub async fn load(&self, record: Record) {
+        let id = record.id().clone();
+        for done in &record.finished {
+            self.operations.note(done.id, &id, done.kind, done.result.clone());
+        }
+        if let Some(op) = &record.op {
+            self.operations.begin(op.id, &id, op.request.kind());
+        }
+        let slot = self.slot(&id);
+        *lock(&slot.shown) = Some(record.clone());
+        slot.state.lock().await.record = Some(record);
+    }
+
+    /// Takes note of a record that cannot be read: its VM is not touched, and cannot be used.
+    pub fn load_damaged(&self, id: &VmId, why: String) {
+        *lock(&self.slot(id).damaged) = Some(why);
+    }
+
+    /// All records, by id.
+    pub fn list(&self) -> Vec<Record> {
+        let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
+        slots.iter().filter_map(|slot| lock(&slot.shown).clone()).collect()
+    }
+
+    /// A VM's record.
+    pub fn get(&self, id: &VmId) -> Result<Record> {
+        let slot = lock(&self.slots).get(id).cloned();
+        slot.and_then(|slot| lock(&slot.shown).clone()).ok_or_else(|| not_found(id))
+    }
+
+    fn slot(&self, id: &VmId) -> Arc<Slot> {
+        lock(&self.slots).entry(id.clone()).or_default().clone()
+    }
+
+    /// Asks for something. Returns when the intent is durable, or there is nothing to do.
+    pub async fn submit(
+        self: &Arc<Self>,
+        id: VmId,
+        request: Request,
+        request_id: RequestId,
+    ) -> Result<OperationReply> {
+        let vms = Arc::clone(self);
+        let task = tokio::spawn(async move { vms.admit(&id, request, request_id).await });
+        task.await.unwrap_or_else(|e| Err(Error::new(ErrorKind::Host, format!("request: {e}"))))
+    }
+
+    async fn admit(
+        self: &Arc<Self>,
+        id: &VmId,
+        request: Request,
+        request_id: RequestId,
+    ) -> Result<OperationReply> {
+        let slot = self.slot(id);
+        if let Some(why) = lock(&slot.damaged).clone() {
+            let what = format!("the record of vm {id} is damaged: {why}");
+            let hint = "stop ocivisord and run `ocivisor --offline recover`";
+            return Err(Error::new(ErrorKind::Integrity, what).hint(hint));
+        }
+        loop {
+            let mut state = slot.state.lock().await;
+            let decision = admit(id, state.record.as_ref(), &request, &request_id);
+            let (wait, give_up) = match (&decision, &state.running) {
+                (Admission::Preempt(..), Some(running)) => (running.done.clone(), true),
+                // The daemon itself is at work (an adoption): short, and not to be preempted.
+                (Admission::Run(_), Some(running)) => (running.done.clone(), false),
+                _ => return self.decide(id, &slot, &mut state, decision, request, request_id).await,
+            };
+            if let Some(running) = state.running.as_ref().filter(|_| give_up) {
+                running.give_up.store(true, Ordering::Relaxed);
+            }
+            drop(state);
+            ended(wait).await;
+        }
+    }
+
+    async fn decide(
+        self: &Arc<Self>,
+        id: &VmId,
+        slot: &Arc<Slot>,
+        state: &mut State,
+        decision: Admission,
+        request: Request,
+        request_id: RequestId,
+    ) -> Result<OperationReply> {
+        let reply = |state: &State, op: Option<OpId>, joined: bool| OperationReply {
+            op: op.map(Text),
+            vm: Text(id.clone()),
+            state: state.record.as_ref().map(|record| StateNameV1::from(&record.state)),
+            joined,
+        };
+        match decision {
+            Admission::Deny(error) => Err(error),
+            Admission::AlreadyTrue => Ok(reply(state, None, false)),
+            Admission::Join(op) => Ok(reply(state, Some(op), true)),
+            Admission::Repeat(done) => {
+                self.operations.note(done.id, id, done.kind, done.result);
+                Ok(reply(state, Some(done.id), true))
+            }
+            Admission::Run(_) | Admission::Preempt(..) => {
+                let op = self.operations.next()?;
+                let kind = request.kind();
+                let victim = state.record.as_ref().and_then(|r| r.op.as_ref().map(|op| op.id));
+                let (host, before) = (Arc::clone(&self.host), state.record.clone());
+                let vm = id.clone();
+                let begun = blocking(move || {
+                    host.engine().begin(before, &vm, request, request_id, op)
+                });
+                let record = begun.await??;
+                if let Some(victim) = victim {
+                    let done = record.finished.iter().find(|done| done.id == victim);
+                    let result = done.map_or(Ok(()), |done| done.result.clone());
+                    self.operations.finish(victim, result);
+                }
+                self.operations.begin(op, id, kind);
+                tracing::info!(vm = %id, %op, kind = kind.name(), "operation begins");
+                self.publish(id, EventDataV1::OperationStarted { op: Text(op), operation: Text(kind) });
+                state.record = Some(record.clone());
+                *lock(&slot.shown) = Some(record.clone());
+                let reply = reply(state, Some(op), false);
+                self.carry_out(slot, state, op, kind, move |host, hooks| {
+                    host.engine().carry_out(record, hooks)
+                });
+                Ok(reply)
+            }
+        }
+    }
+
+    /// Runs `work` for the VM on a blocking thread, with the slot marked as running.
+    fn carry_out(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        state: &mut State,
+        op: OpId,
+        kind: OpKind,
+        work: impl FnOnce(&Host, &dyn Hooks) -> Outcome + Send + 'static,
+    ) {
+        let (done, receiver) = watch::channel(false);
+        let give_up = Arc::new(AtomicBool::new(false));
+        state.running = Some(Running { give_up: Arc::clone(&give_up), done: receiver });
+        let (vms, slot) = (Arc::clone(self), Arc::clone(slot));
+        tokio::spawn(async move {
+            let (host, hooks) = (Arc::clone(&vms.host), OpHooks { vms: Arc::clone(&vms), op, kind, give_up });
+            let outcome = blocking(move || work(&host, &hooks)).await;
+            vms.conclude(&slot, op, kind, outcome).await;
+            done.send_replace(true);
+        });
+    }
+
+    /// Takes the outcome in: record, events, waiters.
+    async fn conclude(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        op: OpId,
+        kind: OpKind,
+        outcome: Result<Outcome>,
+    ) {
+        let mut state = slot.state.lock().await;
+        state.running = None;
+        let Some(before) = state.record.clone() else { return };
+        let id = before.id().clone();
+        let (record, result) = match outcome {
+            Ok(Outcome::Settled(record, result)) => (Some(*record), result),
+            Ok(Outcome::Forgotten(result)) => (None, result),
+            Ok(Outcome::GivenUp(record)) => {
+                *lock(&slot.shown) = Some((*record).clone());
+                state.record = Some(*record);
+                return;
+            }
+            // The engine panicked: a bug. The record on disk says what was intended.
+            Err(error) => (Some(before.clone()), Err(error)),
+        };
+        match &result {
+            Ok(()) => tracing::info!(vm = %id, %op, kind = kind.name(), "operation done"),
+            Err(error) => tracing::error!(vm = %id, %op, kind = kind.name(), %error, "operation failed"),
+        }
+        state.record.clone_from(&record);
+        lock(&slot.shown).clone_from(&record);
+        self.tell_changes(&id, &before, record.as_ref());
+        self.operations.finish(op, result.clone());
+        let known = self.operations.get(op).is_some();
+        if known {
+            self.publish(&id, EventDataV1::OperationFinished {
+                op: Text(op),
+                operation: Text(kind),
+                result: (&result).into(),
+            });
+        }
+        match record {
+            Some(record) if record.state.is_live() => crate::watch::guest(self, &record),
+            Some(_) => {}
+            None => {
+                drop(state);
+                self.forget(&id, slot);
+            }
+        }
+    }
+
+    /// Drops the slot of a VM that is no longer known, unless somebody is about to use it.
+    fn forget(&self, id: &VmId, slot: &Arc<Slot>) {
+        let mut slots = lock(&self.slots);
+        // The map and our caller: others get at the slot only through the map, which we hold.
+        if Arc::strong_count(slot) <= 2 && lock(&slot.shown).is_none() {
+            slots.remove(id);
+        }
+    }
+
+    fn tell_changes(&self, id: &VmId, before: &Record, after: Option<&Record>) {
+        let Some(after) = after else {
+            self.publish(id, EventDataV1::VmForgotten);
+            return;
+        };
+        let (from, to) = (StateNameV1::from(&before.state), StateNameV1::from(&after.state));
+        if from != to {
+            self.publish(id, EventDataV1::StateChanged { from: Some(from), to });
+        }
+        if let (Some(exit), None) = (after.last_exit, before.last_exit) {
+            self.publish(id, EventDataV1::GuestExited { exit: exit.into() });
+        }
+        let shim = |record: &Record| record.guest.as_ref().map(|guest| guest.shim);
+        let same_guest = before.guest.as_ref().map(|g| g.init) == after.guest.as_ref().map(|g| g.init);
+        if same_guest && shim(before) != shim(after) {
+            let losses = after.losses.clone();
+            self.publish(id, EventDataV1::ShimAdopted { losses });
+        }
+    }
+
+    fn publish(&self, id: &VmId, data: EventDataV1) {
+        self.events.publish(self.host.now(), id, data);
+    }
+
+    /// Brings one VM's record and host together, if nobody is at work on it.
+    /// `remains`: whether anything of it was seen on the host; `None`: look.
+    pub async fn reconcile(self: &Arc<Self>, id: &VmId, remains: Option<bool>) -> Result<()> {
+        let slot = self.slot(id);
+        let mut state = slot.state.lock().await;
+        let Some(record) = state.record.clone().filter(|_| state.running.is_none()) else {
+            return Ok(());
+        };
+        let (host, seen) = (Arc::clone(&self.host), record.clone());
+        let observed: Observed = blocking(move || {
+            let remains = remains.map_or_else(|| host.remains_of(seen.id()), Ok)?;
+            host.engine().observe(&seen, remains)
+        })
+        .await??;
+        let decision = reconcile::decide(&record, observed);
+        if decision == Decision::Nothing {
+            if record.state.is_live() {
+                crate::watch::guest(self, &record);
+            }
+            return Ok(());
+        }
+        tracing::info!(vm = %id, ?decision, "record and host differ");
+        let kind = record.op.as_ref().map_or(OpKind::Collect, |op| op.request.kind());
+        let op = match &record.op {
+            Some(op) => op.id,
+            None => self.operations.next()?,
+        };
+        if decision == Decision::Collect {
+            self.operations.begin(op, id, kind);
+        }
+        self.carry_out(&slot, &mut state, op, kind, move |host, hooks| {
+            host.engine().reconcile(record, observed, op, hooks)
+        });
+        Ok(())
+    }
+
+    /// Compares all records with the host, and clears what no record knows.
+    ///
+    /// `orphans` says whether to clear: only at start, when nobody can be in the middle of making
+    /// what is not yet recorded.
+    pub async fn reconcile_all(self: &Arc<Self>, orphans: bool) -> Result<()> {
+        let host = Arc::clone(&self.host);
+        let seen = blocking(move || host.observe_all()).await??;
+        let known: Vec<VmId> = lock(&self.slots).keys().cloned().collect();
+        for id in &known {
+            if let Err(error) = self.reconcile(id, Some(seen.contains(id))).await {
+                tracing::error!(vm = %id, %error, "cannot compare record and host");
+            }
+        }
+        for orphan in seen.iter().filter(|id| orphans && !known.contains(id)) {
+            tracing::warn!(vm = %orphan, "something is left of a vm without a record: clearing it");
+            let (host, id) = (Arc::clone(&self.host), orphan.clone());
+            if let Err(error) = blocking(move || host.engine().clear_orphan(&id)).await? {
+                tracing::error!(vm = %orphan, %error, "cannot clear what is left");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way, at most until `deadline`.
+    pub async fn settle(&self, deadline: tokio::time::Instant) {
+        let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
+        for slot in slots {
+            let running = slot.state.lock().await.running.as_ref().map(|r| r.done.clone());
+            if let Some(done) = running {
+                // What is not done by then is found in its record by the next daemon.
+                let _ = tokio::time::timeout_at(deadline, ended(done)).await;
+            }
+        }
+    }
+}
+
+async fn ended(mut done: watch::Receiver<bool>) {
+    // An error is a sender that is gone: ended all the same.
+    let _ = done.wait_for(|done| *done).await;
+}
+
+/// Runs synchronous work on a thread where it may wait. A panic in it is an error here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Host, format!("internal failure: {e}")))
+}
+
+/// Ties an operation of the engine to its events, its waiters and its preemptor.
+struct OpHooks {
+    vms: Arc<Vms>,
+    op: OpId,
+    kind: OpKind,
+    give_up: Arc<AtomicBool>,
+}
+
+impl Hooks for OpHooks {
+    fn at(&self, id: &VmId, point: Point) {
+        faults::hit(self.kind.name(), point);
+        if let Point::Before(step) = point {
+            self.vms.operations.step(self.op, step.name());
+            let (op, step) = (Text(self.op), step.name().to_owned());
+            self.vms.publish(id, EventDataV1::OperationProgress { op, step });
+        }
+    }
+
+    fn given_up(&self) -> bool {
+        self.give_up.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,49 @@
+//! Notices the end of a guest or of its shim at once, by pidfds.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ocivisor_core::state::{ProcessRef, Record};
+use ocivisor_host::process::pidfd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::vms::{Vms, blocking};
+
+/// Watches a guest until it or its shim ends, then has the VM looked at. Watching twice is fine:
+/// the second look finds all as recorded.
+pub fn guest(vms: &Arc<Vms>, record: &Record) {
+    let Some(facts) = record.guest.clone() else { return };
+    if !vms.host.begin_watch(record.id(), &facts) {
+        return;
+    }
+    let (vms, id) = (Arc::clone(vms), record.id().clone());
+    tokio::spawn(async move {
+        // A second holder of the console, so that it outlives its shim.
+        let (host, vm) = (Arc::clone(&vms.host), id.clone());
+        if let Err(error) = blocking(move || host.guests.keep_master(&vm)).await {
+            tracing::warn!(vm = %id, %error, "the console is held by its shim alone");
+        }
+        tokio::select! {
+            () = ended(facts.init) => {}
+            () = ended(facts.shim) => {}
+        }
+        vms.host.guests.reap();
+        vms.host.end_watch(&id, &facts);
+        if let Err(error) = vms.reconcile(&id, None).await {
+            tracing::error!(vm = %id, %error, "cannot see how the guest ended");
+        }
+    });
+}
+
+/// Resolves when the process is gone; at once if it is already, or cannot be watched.
+async fn ended(process: ProcessRef) {
+    let Some(fd) = pidfd(process) else { return };
+    // SAFETY: an `OwnedFd` always gives the same open descriptor, and the `AsyncFd` owns it: it is
+    // deregistered before it is closed.
+    #[allow(unsafe_code, reason = "tokio leaves this promise about the descriptor to its caller")]
+    let registered = unsafe { AsyncFd::<OwnedFd>::register_with_interest(fd, Interest::READABLE) };
+    let Ok(fd) = registered else { return };
+    // An error is as good as the end: the VM is looked at either way.
+    let _ = fd.readable().await;
+}

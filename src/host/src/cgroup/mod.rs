@@ -1,0 +1,189 @@
+//! Control groups: limits on a guest, and the certainty that nothing of a VM survives.
+//!
+//! ```text
+//!   <hierarchy>/<base>/<vm>/shim    the shim and, before it, the runtime: tracked, not limited
+//!                          /guest   the guest: limited; in every v1 controller's hierarchy, or v2's
+//! ```
+//!
+//! Every process of a VM is born inside `<vm>` of the *tracking* hierarchy (cgroup2 where it is
+//! mounted, also on a hybrid host; else a v1 one), so `drop_cgroup` finds all of them, also those
+//! that a crash orphaned before anybody wrote down their pid.
+//!
+//! What can go wrong: a v1 cpuset takes no task before its cpus and memory nodes are set; a frozen
+//! v1 group does not die before it is thawed; a group can be busy for a moment after its last
+//! process was reaped. Each is handled where it happens. Systemd is not asked: the base group is
+//! ours (by `Delegate=` in our unit, or a top-level group that systemd leaves alone).
+
+mod hierarchy;
+mod kill;
+mod limits;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::VmId;
+use ocivisor_core::ports::Cgroups;
+use ocivisor_core::spec::Resources;
+
+pub use hierarchy::{Hierarchies, Kind};
+
+use crate::fs::io_error;
+use crate::layout::Layout;
+
+/// Control groups of this host.
+#[derive(Debug, Clone)]
+pub struct HostCgroups {
+    base: String,
+    hierarchies: Hierarchies,
+}
+
+impl HostCgroups {
+    /// Looks at what is mounted.
+    ///
+    /// # Errors
+    /// `Unsupported`: neither cgroup2 nor the v1 controllers cpu, memory and pids.
+    pub fn new(layout: &Layout) -> Result<Self> {
+        let base = layout.cgroup_base.trim_matches('/').to_owned();
+        if base.is_empty() || base.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            let what = format!(
+                "cgroup base {:?} is not a relative path",
+                layout.cgroup_base
+            );
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(Self {
+            base,
+            hierarchies: Hierarchies::of_this_host()?,
+        })
+    }
+
+    /// What is mounted.
+    #[must_use]
+    pub fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    /// The guest's group as an OCI runtime wants it (`linux.cgroupsPath`): absolute within each
+    /// hierarchy.
+    #[must_use]
+    pub fn guest_path(&self, id: &VmId) -> String {
+        format!("/{}/{id}/guest", self.base)
+    }
+
+    /// Files to which a process writes `0` to be born, and found, among the VM's own.
+    #[must_use]
+    pub fn shim_procs(&self, id: &VmId) -> Vec<PathBuf> {
+        vec![
+            self.group(self.hierarchies.tracking(), id, "shim")
+                .join("cgroup.procs"),
+        ]
+    }
+
+    /// Files to which a process writes `0` to be limited as the guest is.
+    #[must_use]
+    pub fn guest_procs(&self, id: &VmId) -> Vec<PathBuf> {
+        let limited = self
+            .hierarchies
+            .limiting()
+            .map(|root| self.group(root, id, "guest"));
+        let mut groups: Vec<PathBuf> = limited.collect();
+        if !self
+            .hierarchies
+            .limiting()
+            .any(|root| root == self.hierarchies.tracking())
+        {
+            groups.push(self.group(self.hierarchies.tracking(), id, "shim"));
+        }
+        groups
+            .into_iter()
+            .map(|group| group.join("cgroup.procs"))
+            .collect()
+    }
+
+    fn vm(&self, root: &Path, id: &VmId) -> PathBuf {
+        root.join(&self.base).join(id.as_str())
+    }
+
+    fn group(&self, root: &Path, id: &VmId, leaf: &str) -> PathBuf {
+        self.vm(root, id).join(leaf)
+    }
+
+    fn make(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        let tracking = self.hierarchies.tracking();
+        self.make_group(tracking, id, "shim")?;
+        for root in self.hierarchies.limiting() {
+            self.make_group(root, id, "guest")?;
+        }
+        for write in limits::writes(&self.hierarchies, resources) {
+            let group = self.group(&write.root, id, "guest");
+            write
+                .apply(&group)
+                .map_err(|error| error.context(format!("limit vm {id}")))?;
+        }
+        Ok(())
+    }
+
+    /// The group and its parents, each able to have children with limits.
+    fn make_group(&self, root: &Path, id: &VmId, leaf: &str) -> Result<()> {
+        let mut path = root.to_owned();
+        let parts = self.base.split('/').chain([id.as_str(), leaf]);
+        for part in parts {
+            self.hierarchies.let_children_be_limited(&path)?;
+            path.push(part);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io_error("make control group", &path, &e)),
+            }
+            self.hierarchies.inherit_cpuset(&path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Cgroups for HostCgroups {
+    fn ensure_cgroup(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        self.make(id, resources).inspect_err(|_| {
+            // The first error is the one to report; drop_cgroup runs again in any undo.
+            let _ = self.drop_cgroup(id);
+        })
+    }
+
+    fn drop_cgroup(&self, id: &VmId) -> Result<()> {
+        let groups: Vec<PathBuf> = self
+            .hierarchies
+            .all()
+            .map(|root| self.vm(root, id))
+            .collect();
+        for group in groups.iter().filter(|group| group.is_dir()) {
+            kill::kill_all(group)?;
+        }
+        groups.iter().try_for_each(|group| kill::remove(group))
+    }
+
+    fn observe_cgroups(&self) -> Result<BTreeSet<VmId>> {
+        let mut ids = BTreeSet::new();
+        for root in self.hierarchies.all() {
+            let base = root.join(&self.base);
+            let entries = match fs::read_dir(&base) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io_error("list", &base, &e)),
+            };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            // Files of the base group itself are no VM ids: their names hold a dot and are files.
+            ids.extend(
+                names
+                    .filter(|n| base.join(n).is_dir())
+                    .filter_map(|n| n.parse().ok()),
+            );
+        }
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests;

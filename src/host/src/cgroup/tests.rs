@@ -1,0 +1,191 @@
+//! On the control groups of the machine that runs the tests, under a base of their own.
+
+use std::process::{Child, Command, Stdio};
+
+use ocivisor_core::units::{Bytes, CentiCores};
+
+use super::*;
+
+/// A base group that is removed with the test.
+struct Base(HostCgroups);
+
+impl Base {
+    fn new(name: &str) -> Self {
+        let layout = Layout {
+            cgroup_base: format!("ocvtest-{name}-{}", std::process::id()),
+            ..Layout::system()
+        };
+        Self(HostCgroups::new(&layout).unwrap())
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        for root in self.0.hierarchies.all() {
+            kill::kill_all(&root.join(&self.0.base)).unwrap();
+            kill::remove(&root.join(&self.0.base)).unwrap();
+        }
+    }
+}
+
+fn resources() -> Resources {
+    Resources {
+        cpu_share: CentiCores(50),
+        vcpus: 2,
+        cpu_quota: Some(CentiCores(150)),
+        memory: Bytes::mib(64),
+        swap: Bytes(0),
+        pids: 20,
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a process to be killed by the test"
+)]
+fn sleeper() -> Child {
+    Command::new("sleep")
+        .arg("1000")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn join(files: &[PathBuf], pid: u32) {
+    for file in files {
+        limits::write(file, &pid.to_string()).unwrap();
+    }
+}
+
+fn read(base: &Base, controller: &str, id: &VmId, file: &str) -> Option<String> {
+    let h = &base.0.hierarchies;
+    let root = h.v1(controller).or(h.v2(controller))?;
+    Some(
+        fs::read_to_string(base.0.group(root, id, "guest").join(file))
+            .ok()?
+            .trim()
+            .to_owned(),
+    )
+}
+
+#[test]
+fn limits_are_those_of_the_spec_and_ensure_may_run_twice() {
+    let base = Base::new("limits");
+    let id: VmId = "one-1".parse().unwrap();
+    for _ in 0..2 {
+        base.0.ensure_cgroup(&id, &resources()).unwrap();
+    }
+    if base.0.hierarchies.v1("cpu").is_some() {
+        assert_eq!(read(&base, "cpu", &id, "cpu.shares").unwrap(), "512");
+        assert_eq!(
+            read(&base, "cpu", &id, "cpu.cfs_quota_us").unwrap(),
+            "150000"
+        );
+        assert_eq!(
+            read(&base, "memory", &id, "memory.limit_in_bytes").unwrap(),
+            "67108864"
+        );
+    } else {
+        assert_eq!(read(&base, "cpu", &id, "cpu.weight").unwrap(), "50");
+        assert_eq!(read(&base, "cpu", &id, "cpu.max").unwrap(), "150000 100000");
+        assert_eq!(
+            read(&base, "memory", &id, "memory.max").unwrap(),
+            "67108864"
+        );
+    }
+    assert_eq!(read(&base, "pids", &id, "pids.max").unwrap(), "20");
+    assert_eq!(
+        base.0.observe_cgroups().unwrap(),
+        BTreeSet::from([id.clone()])
+    );
+    for _ in 0..2 {
+        base.0.drop_cgroup(&id).unwrap();
+    }
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn memory_can_be_raised_and_lowered_again() {
+    let base = Base::new("memory");
+    let id: VmId = "one-1".parse().unwrap();
+    for mib in [64, 256, 32] {
+        let wanted = Resources {
+            memory: Bytes::mib(mib),
+            ..resources()
+        };
+        base.0.ensure_cgroup(&id, &wanted).unwrap();
+        let h = &base.0.hierarchies;
+        let file = if h.v1("memory").is_some() {
+            "memory.limit_in_bytes"
+        } else {
+            "memory.max"
+        };
+        assert_eq!(
+            read(&base, "memory", &id, file).unwrap(),
+            (mib << 20).to_string()
+        );
+    }
+    base.0.drop_cgroup(&id).unwrap();
+}
+
+#[test]
+fn drop_kills_guest_and_shim_in_nested_and_frozen_groups_and_nothing_else() {
+    let base = Base::new("kill");
+    let (id, other): (VmId, VmId) = ("one-1".parse().unwrap(), "one-2".parse().unwrap());
+    base.0.ensure_cgroup(&id, &resources()).unwrap();
+    base.0.ensure_cgroup(&other, &resources()).unwrap();
+    let (mut guest, mut shim, mut nested) = (sleeper(), sleeper(), sleeper());
+    let mut bystander = sleeper();
+    join(&base.0.guest_procs(&id), guest.id());
+    join(&base.0.shim_procs(&id), shim.id());
+    join(&base.0.guest_procs(&other), bystander.id());
+    for root in base.0.hierarchies.limiting() {
+        let inner = base.0.group(root, &id, "guest").join("inner");
+        fs::create_dir(&inner).unwrap();
+        base.0.hierarchies.inherit_cpuset(&inner).unwrap();
+        join(&[inner.join("cgroup.procs")], nested.id());
+    }
+    if let Some(freezer) = base.0.hierarchies.v1("freezer") {
+        let file = base.0.group(freezer, &id, "guest").join("freezer.state");
+        limits::write(&file, "FROZEN").unwrap();
+    }
+    base.0.drop_cgroup(&id).unwrap();
+    for child in [&mut guest, &mut shim, &mut nested] {
+        let status = child
+            .try_wait()
+            .unwrap()
+            .expect("killed before drop_cgroup returned");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(9)
+        );
+    }
+    assert!(bystander.try_wait().unwrap().is_none());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    base.0.drop_cgroup(&other).unwrap();
+}
+
+#[test]
+fn a_limit_that_the_kernel_refuses_leaves_no_group() {
+    let base = Base::new("refused");
+    let id: VmId = "one-1".parse().unwrap();
+    // A quota below one millisecond of the period is refused with EINVAL.
+    let bad = Resources {
+        cpu_quota: Some(CentiCores(0)),
+        ..resources()
+    };
+    base.0.ensure_cgroup(&id, &bad).unwrap_err();
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn a_base_that_climbs_is_refused() {
+    for bad in ["", "/", "..", "a/../b", "a//b"] {
+        let layout = Layout {
+            cgroup_base: bad.into(),
+            ..Layout::system()
+        };
+        assert!(HostCgroups::new(&layout).is_err(), "{bad:?}");
+    }
+}

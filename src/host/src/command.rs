@@ -1,0 +1,204 @@
+//! Runs a host tool: argv only, stdin closed, locale C, a deadline, bounded output, and an error
+//! that says what the tool said. The one place besides the shims' spawner that makes processes.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Most bytes of output that are kept.
+const MAX_OUTPUT: usize = 64 * 1024;
+
+/// Runs `argv` and returns its standard output.
+///
+/// # Errors
+/// `Unsupported` if the tool is not installed, `Timeout` if it was killed after `timeout`, `Host`
+/// with the last line of its standard error if it failed.
+pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
+    let (tool, args) = argv
+        .split_first()
+        .ok_or_else(|| host("empty command".into()))?;
+    tracing::debug!(?argv, "running tool");
+    #[expect(clippy::disallowed_methods, reason = "this is the one right place")]
+    let spawned = Command::new(tool)
+        .args(args)
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let missing = Error::new(ErrorKind::Unsupported, format!("{tool} is not installed"));
+            return Err(missing.hint(format!("install the package that has {tool}")));
+        }
+        Err(e) => return Err(host(format!("start {tool}: {e}"))),
+    };
+    let outcome = collect(&mut child, timeout);
+    if !matches!(outcome, Ok(Some(_))) {
+        // Failing to kill means it ended; either way it must be reaped.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    match outcome {
+        Ok(Some((out, err))) => {
+            let status = child
+                .wait()
+                .map_err(|e| host(format!("wait for {tool}: {e}")))?;
+            if status.success() {
+                return Ok(out);
+            }
+            let text = String::from_utf8_lossy(&err);
+            let last = text
+                .lines()
+                .rev()
+                .find(|l| !l.trim().is_empty())
+                .unwrap_or("no message");
+            Err(host(format!("{tool} failed ({status}): {last}")))
+        }
+        Ok(None) => {
+            let what = format!("{tool} did not end within {} s", timeout.as_secs());
+            Err(Error::new(ErrorKind::Timeout, what))
+        }
+        Err(e) => Err(host(format!("run {tool}: {e}"))),
+    }
+}
+
+fn host(what: String) -> Error {
+    Error::new(ErrorKind::Host, what)
+}
+
+/// Both outputs until the process ended; `None` if the deadline passed. The process's end counts,
+/// not end-of-file: a daemon that a tool leaves behind may keep the pipe open.
+#[expect(clippy::type_complexity, reason = "the pair is named by its use")]
+fn collect(child: &mut Child, timeout: Duration) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let deadline = Instant::now() + timeout;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    loop {
+        let mut ended = false;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        let pipes = [
+            stdout.as_ref().map(AsFd::as_fd),
+            stderr.as_ref().map(AsFd::as_fd),
+        ];
+        fds.extend(
+            pipes
+                .iter()
+                .flatten()
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+        );
+        match poll(&mut fds, Some(&wait)) {
+            Ok(0) => return Ok(None),
+            Ok(_) => ended |= !fds[0].revents().is_empty(),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let mut ready = fds[1..]
+            .iter()
+            .map(|fd| !fd.revents().is_empty())
+            .collect::<Vec<_>>();
+        drop(fds);
+        let mut ready = ready.drain(..);
+        if stdout.is_some() && ready.next() == Some(true) {
+            drain(&mut stdout, &mut out)?;
+        }
+        if stderr.is_some() && ready.next() == Some(true) {
+            drain(&mut stderr, &mut err)?;
+        }
+        if ended || (stdout.is_none() && stderr.is_none() && left.is_zero()) {
+            // What is in the pipes now was written before the end.
+            drain_ready(&mut stdout, &mut out)?;
+            drain_ready(&mut stderr, &mut err)?;
+            return Ok(Some((out, err)));
+        }
+    }
+}
+
+/// One read; end-of-file closes the pipe, excess is thrown away.
+fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()> {
+    let mut chunk = [0_u8; 8192];
+    let Some(reader) = pipe else { return Ok(()) };
+    let n = reader.read(&mut chunk)?;
+    if n == 0 {
+        *pipe = None;
+    }
+    let room = MAX_OUTPUT.saturating_sub(into.len()).min(n);
+    into.extend_from_slice(&chunk[..room]);
+    Ok(())
+}
+
+/// All that can be read without waiting.
+fn drain_ready<R: Read + AsFd>(pipe: &mut Option<R>, into: &mut Vec<u8>) -> io::Result<()> {
+    while let Some(reader) = pipe.as_ref() {
+        let mut fds = [PollFd::new(reader, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut fds, Some(&now))? == 0 {
+            return Ok(());
+        }
+        drain(pipe, into)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn output_of_a_tool_that_worked() {
+        assert_eq!(run(&["echo", "a b"], LONG).unwrap(), b"a b\n");
+    }
+
+    #[test]
+    fn failures_carry_the_last_line_of_the_tool() {
+        let error = run(&["ls", "/no/such/path"], LONG).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Host);
+        assert!(
+            error.message.contains("No such file or directory"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_tool_is_named() {
+        let error = run(&["no-such-tool-here"], LONG).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert_eq!(error.message, "no-such-tool-here is not installed");
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_killed() {
+        let error = run(&["sleep", "1000"], Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Timeout);
+    }
+
+    #[test]
+    fn more_output_than_is_kept_does_not_block_the_tool() {
+        let out = run(&["head", "-c", "1000000", "/dev/zero"], LONG).unwrap();
+        assert_eq!(out.len(), MAX_OUTPUT);
+    }
+}

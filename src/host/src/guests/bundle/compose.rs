@@ -1,0 +1,158 @@
+//! Puts the OCI configuration together. Pure: all that it needs was looked up before.
+
+use std::path::PathBuf;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType as Ns, LinuxResourcesBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::IdRange;
+use ocivisor_core::spec::VmSpec;
+use ocivisor_core::state::GuestKind;
+
+use super::process::GuestProcess;
+use super::{capabilities, mounts, seccomp};
+use crate::layout::VmRun;
+
+/// Open files a process of the guest gets at first; more on its own request. systemd's default,
+/// because select(2) breaks above.
+const NOFILE_SOFT_SYSTEM: u64 = 1024;
+/// The same for applications, which rarely raise it themselves.
+const NOFILE_SOFT_APPLICATION: u64 = 65_536;
+/// Open files a process of the guest may have.
+const NOFILE_HARD: u64 = 1_048_576;
+
+/// All that a configuration is made of.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// Where the VM's namespaces and root are.
+    pub run: &'a VmRun,
+    /// The wish.
+    pub spec: &'a VmSpec,
+    /// Ids of the guest.
+    pub ids: IdRange,
+    /// Control group, absolute within each hierarchy.
+    pub cgroup_path: &'a str,
+    /// Which profile.
+    pub kind: GuestKind,
+    /// The first process.
+    pub process: GuestProcess,
+    /// Most open files that this host can grant.
+    pub nofile_limit: u64,
+}
+
+/// The configuration.
+///
+/// # Errors
+/// Never for checked inputs; the builders of the format are fallible.
+pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
+    let bad = |e: OciSpecError| Error::new(ErrorKind::Host, format!("OCI configuration: {e}"));
+    let readonly: &[&str] = match inputs.kind {
+        GuestKind::Application => &mounts::READONLY_PATHS_APPLICATION,
+        GuestKind::System => &mounts::READONLY_PATHS_SYSTEM,
+    };
+    let readonly = mounts::READONLY_PATHS.iter().chain(readonly);
+    let resources = LinuxResourcesBuilder::default()
+        .devices(mounts::device_rules().map_err(bad)?)
+        .build()
+        .map_err(bad)?;
+    let linux = LinuxBuilder::default()
+        .uid_mappings(mapping(inputs.ids).map_err(bad)?)
+        .gid_mappings(mapping(inputs.ids).map_err(bad)?)
+        .namespaces(namespaces(inputs.run).map_err(bad)?)
+        .cgroups_path(inputs.cgroup_path)
+        .resources(resources)
+        .devices(Vec::new())
+        .seccomp(seccomp::filter(inputs.kind).map_err(bad)?)
+        .masked_paths(mounts::MASKED_PATHS.map(str::to_owned).to_vec())
+        .readonly_paths(readonly.map(ToString::to_string).collect::<Vec<_>>())
+        .build()
+        .map_err(bad)?;
+    let root = RootBuilder::default()
+        .path(inputs.run.root())
+        .readonly(false)
+        .build();
+    SpecBuilder::default()
+        .version("1.0.2")
+        .root(root.map_err(bad)?)
+        .hostname(inputs.spec.hostname.as_str())
+        .mounts(mounts::mounts(inputs.kind, inputs.spec.resources.memory).map_err(bad)?)
+        .process(process(inputs)?)
+        .linux(linux)
+        .build()
+        .map_err(bad)
+}
+
+fn process(inputs: &Inputs<'_>) -> Result<Process> {
+    let bad = |e: OciSpecError| Error::new(ErrorKind::Host, format!("OCI process: {e}"));
+    let wanted = &inputs.process;
+    let user = UserBuilder::default()
+        .uid(wanted.user.uid)
+        .gid(wanted.user.gid)
+        .additional_gids(wanted.user.groups.clone())
+        .build()
+        .map_err(bad)?;
+    let soft = match inputs.kind {
+        GuestKind::Application => NOFILE_SOFT_APPLICATION,
+        GuestKind::System => NOFILE_SOFT_SYSTEM,
+    };
+    let hard = NOFILE_HARD.min(inputs.nofile_limit);
+    let nofile = PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(soft.min(hard))
+        .hard(hard)
+        .build()
+        .map_err(bad)?;
+    let process = ProcessBuilder::default()
+        .terminal(true)
+        .user(user)
+        .args(wanted.argv.clone())
+        .env(
+            wanted
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>(),
+        )
+        .cwd(wanted.cwd.clone())
+        .capabilities(capabilities::sets(inputs.kind)?)
+        .rlimits(vec![nofile])
+        .build()
+        .map_err(bad)?;
+    let mut process = process;
+    // Absent, not false, for systems: libcontainer takes the mere presence as a sign to load the
+    // filter after capabilities are dropped, and sudo, ping and su in a system need set-id bits.
+    process.set_no_new_privileges(match inputs.kind {
+        GuestKind::Application => Some(true),
+        GuestKind::System => None,
+    });
+    Ok(process)
+}
+
+fn mapping(ids: IdRange) -> std::result::Result<Vec<LinuxIdMapping>, OciSpecError> {
+    let whole = LinuxIdMappingBuilder::default()
+        .container_id(0_u32)
+        .host_id(ids.base)
+        .size(IdRange::LEN)
+        .build()?;
+    Ok(vec![whole])
+}
+
+fn namespaces(run: &VmRun) -> std::result::Result<Vec<LinuxNamespace>, OciSpecError> {
+    let joined = |typ, path: PathBuf| LinuxNamespaceBuilder::default().typ(typ).path(path).build();
+    let fresh = |typ| LinuxNamespaceBuilder::default().typ(typ).build();
+    [
+        joined(Ns::User, run.user_ns()),
+        joined(Ns::Network, run.net_ns()),
+        fresh(Ns::Pid),
+        fresh(Ns::Ipc),
+        fresh(Ns::Uts),
+        fresh(Ns::Mount),
+        fresh(Ns::Cgroup),
+    ]
+    .into_iter()
+    .collect()
+}

@@ -1,0 +1,212 @@
+//! Which kind of guest an image makes, and which init it has.
+
+use std::path::{Path, PathBuf};
+
+use ocivisor_core::error::Result;
+use ocivisor_core::spec::{Boot, InitKind};
+use ocivisor_core::state::GuestKind;
+use rustix::fs::FileType;
+
+use super::image::ImageConfig;
+use super::rootfs::GuestRoot;
+
+/// Where inits are, most specific first.
+const PLACES: [&str; 5] = [
+    "/sbin/init",
+    "/usr/sbin/init",
+    "/usr/lib/systemd/systemd",
+    "/lib/systemd/systemd",
+    "/etc/init",
+];
+
+/// Commands that an image of a bare operating system has because it must have one.
+const SHELLS: [&str; 7] = ["sh", "bash", "ash", "dash", "zsh", "ksh", "fish"];
+
+/// Programs by their own name, which tells how they want to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// systemd: `SIGRTMIN+3` halts (systemd(1), Signals).
+    Systemd,
+    /// busybox init: `SIGUSR2` powers off; older ones ignore `SIGPWR`.
+    Busybox,
+    /// sysvinit (`SIGPWR` runs the powerfail entries of inittab), openrc-init (`SIGPWR` shuts down)
+    /// and others.
+    Other,
+}
+
+impl Flavour {
+    /// Signal that makes it shut down.
+    #[must_use]
+    pub fn stop_signal(self) -> u8 {
+        match self {
+            Self::Systemd => 37,
+            Self::Busybox => 12,
+            Self::Other => 30,
+        }
+    }
+}
+
+/// An init found in a root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Init {
+    /// Path to run, absolute in the guest.
+    pub path: PathBuf,
+    /// What it is.
+    pub flavour: Flavour,
+}
+
+/// Looks for an init that would make a system of the guest.
+///
+/// busybox alone does not count: nearly every small image links `/sbin/init` to it, but only those
+/// with boot scripts for it boot.
+///
+/// # Errors
+/// The root filesystem cannot be read.
+pub fn detect(root: &GuestRoot) -> Result<Option<Init>> {
+    for place in PLACES {
+        let path = Path::new(place);
+        let Some(found) = root.resolve(path)? else {
+            continue;
+        };
+        if found.file_type != FileType::RegularFile || found.mode & 0o111 == 0 {
+            continue;
+        }
+        let flavour = match found.path.file_name().and_then(|name| name.to_str()) {
+            Some("systemd") => Flavour::Systemd,
+            Some(name) if name.starts_with("busybox") => Flavour::Busybox,
+            _ => Flavour::Other,
+        };
+        if flavour == Flavour::Busybox && !has_boot_scripts(root)? {
+            continue;
+        }
+        return Ok(Some(Init {
+            path: path.to_owned(),
+            flavour,
+        }));
+    }
+    Ok(None)
+}
+
+fn has_boot_scripts(root: &GuestRoot) -> Result<bool> {
+    for script in ["/sbin/openrc", "/usr/sbin/openrc", "/etc/init.d/rcS"] {
+        let found = root.resolve(Path::new(script))?;
+        if found.is_some_and(|f| f.file_type == FileType::RegularFile && f.mode & 0o111 != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// System or application? Pure.
+///
+/// 1. What the caller says with `init` counts.
+/// 2. A caller that names an entrypoint or a command wants that program: application.
+/// 3. An image without an init makes an application.
+/// 4. An image whose command is an init (`/sbin/init`, `…/systemd`), whose command is but a shell
+///    (`["bash"]`: a bare operating system), or that has none at all, makes a system.
+/// 5. Any other image was made to run its command: application.
+#[must_use]
+pub fn decide_kind(boot: &Boot, image: &ImageConfig, has_init: Option<&Path>) -> GuestKind {
+    match boot.init {
+        InitKind::System => return GuestKind::System,
+        InitKind::Application => return GuestKind::Application,
+        InitKind::Auto => {}
+    }
+    if boot.entrypoint.is_some() || boot.cmd.is_some() || has_init.is_none() {
+        return GuestKind::Application;
+    }
+    let argv: Vec<&str> = image
+        .entrypoint
+        .iter()
+        .chain(&image.cmd)
+        .map(String::as_str)
+        .collect();
+    match argv.as_slice() {
+        [] => GuestKind::System,
+        [command] if is_shell(command) => GuestKind::System,
+        [command, "-l" | "-i" | "--login"] if is_shell(command) => GuestKind::System,
+        [command, ..] if is_init(command) => GuestKind::System,
+        _ => GuestKind::Application,
+    }
+}
+
+/// Whether a command is an init of a system. `tini`, `dumb-init` and the like only reap.
+#[must_use]
+pub fn is_init(command: &str) -> bool {
+    let name = base_name(command);
+    let directory = command.starts_with('/');
+    directory && matches!(name, "init" | "systemd" | "openrc-init" | "runit-init")
+}
+
+fn is_shell(command: &str) -> bool {
+    SHELLS.contains(&base_name(command))
+}
+
+fn base_name(command: &str) -> &str {
+    command.rsplit('/').next().unwrap_or(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageConfig {
+        let own = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+        ImageConfig {
+            entrypoint: own(entrypoint),
+            cmd: own(cmd),
+            ..ImageConfig::default()
+        }
+    }
+
+    #[test]
+    fn kind_follows_caller_then_image() {
+        use GuestKind::{Application as A, System as S};
+        let init = Some(Path::new("/sbin/init"));
+        let auto = Boot::default();
+        for (entrypoint, cmd, has_init, want) in [
+            (&[][..], &[][..], init, S),
+            (&[], &["bash"], init, S),
+            (&[], &["/bin/sh"], init, S),
+            (&["/bin/bash", "-l"], &[], init, S),
+            (&[], &["/sbin/init"], init, S),
+            (&["/lib/systemd/systemd"], &["--log-level=info"], init, S),
+            (&[], &[], None, A),
+            (&[], &["bash"], None, A),
+            (&[], &["/sbin/init"], None, A),
+            (&[], &["sh", "-c", "nginx"], init, A),
+            (&["/docker-entrypoint.sh"], &["nginx"], init, A),
+            (&["/bin/sh"], &["run.sh"], init, A),
+            (&["tini", "--"], &["init"], init, A),
+            (&[], &["init"], init, A),
+        ] {
+            let image = image(entrypoint, cmd);
+            assert_eq!(
+                decide_kind(&auto, &image, has_init),
+                want,
+                "{entrypoint:?} {cmd:?}"
+            );
+        }
+        let system = image(&[], &[]);
+        let entrypoint = Boot {
+            entrypoint: Some(vec!["a".into()]),
+            ..Boot::default()
+        };
+        assert_eq!(decide_kind(&entrypoint, &system, init), A);
+        let cmd = Boot {
+            cmd: Some(vec!["a".into()]),
+            ..Boot::default()
+        };
+        assert_eq!(decide_kind(&cmd, &system, init), A);
+        let forced = Boot {
+            init: InitKind::System,
+            ..cmd
+        };
+        assert_eq!(decide_kind(&forced, &image(&["x"], &[]), None), S);
+        let forced = Boot {
+            init: InitKind::Application,
+            ..Boot::default()
+        };
+        assert_eq!(decide_kind(&forced, &system, init), A);
+    }
+}

@@ -1,0 +1,108 @@
+//! The OCI bundle of a guest: `config.json`, derived anew for each boot from the wish ([`VmSpec`]),
+//! from the image's configuration and from a look into the root filesystem.
+//!
+//! ```text
+//!   VmSpec ────────────┐
+//!   <disk>.manifest.json├─► image, init, user ─► process ─┐
+//!   root filesystem ───┘       (hostile bytes)            ├─► compose (pure) ─► config.json
+//!   isolation profile ─► capabilities, seccomp, mounts ───┘
+//! ```
+//!
+//! Two sources, two trusts: what the caller asks for is policy; every byte that came from an image
+//! is hostile. An image decides *what runs inside* (argv, environment, user, directory, stop signal)
+//! and nothing else. It can name no mount, no device, no namespace, no capability, no host path:
+//! those come from constants of this module and from [`Layout`] alone, and the fields of an image
+//! that other engines turn into mounts or host actions (volumes, ports, labels) are not even read.
+//!
+//! The user and the network namespace are joined by path, because they outlive the guest's boots.
+//! The id mappings are written down all the same: runc 1.1 refuses a user namespace without them,
+//! runc 1.2 and later want them to equal those of the namespace, libcontainer ignores them.
+//!
+//! The guest's first process opens the namespaces and its root by path when it is already in its
+//! own user namespace, so every directory above them must be traversable for ids of its range:
+//! [`way`] sees to that.
+
+pub mod capabilities;
+pub mod compose;
+pub mod image;
+pub mod init;
+pub mod mounts;
+pub mod process;
+pub mod rootfs;
+pub mod seccomp;
+mod syscalls;
+pub mod user;
+pub mod way;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::IdRange;
+use ocivisor_core::spec::{Isolation, VmSpec};
+use ocivisor_core::state::GuestKind;
+
+use crate::fs;
+use crate::layout::Layout;
+use compose::Inputs;
+use rootfs::GuestRoot;
+
+/// What was found out while the bundle was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What the guest's first process is.
+    pub kind: GuestKind,
+    /// Signal that asks it to end, 1 to 64.
+    pub stop_signal: u8,
+}
+
+/// Writes the bundle of a guest whose root is mounted and whose namespaces are pinned.
+///
+/// `cgroup_path` is the guest's group, absolute within each hierarchy (`/ocivisor/one-7/guest`); its
+/// limits are set by others, the bundle holds device rules only. Running it again is fine: the
+/// bundle is replaced.
+///
+/// # Errors
+/// `Image`: the image has no such entrypoint, user or directory, or its configuration is absurd.
+/// `Invalid`: the same of what the caller asked for. `NotFound`: the root is not mounted or the disk
+/// has no manifest.
+pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) -> Result<Facts> {
+    let Isolation::Default = spec.isolation;
+    let run = layout.run_vm(&spec.id);
+    let in_vm = |e: Error| e.context(format_args!("bundle of {}", spec.id));
+    let image = image::load(&spec.root.path).map_err(in_vm)?;
+    let root = GuestRoot::open(&run.root()).map_err(in_vm)?;
+    let found = init::detect(&root).map_err(in_vm)?;
+    let kind = init::decide_kind(&spec.boot, &image, found.as_ref().map(|i| i.path.as_path()));
+    let process = match kind {
+        GuestKind::System => process::system(&spec.boot, &image, found.as_ref()),
+        GuestKind::Application => process::application(&spec.boot, &image, &root, &spec.hostname),
+    };
+    let mut process = process.map_err(in_vm)?;
+    process.cwd = root.ensure_workdir(&process.cwd, ids).map_err(in_vm)?;
+    let stop_signal = process.stop_signal;
+    let inputs = Inputs {
+        run: &run,
+        spec,
+        ids,
+        cgroup_path,
+        kind,
+        process,
+        nofile_limit: host_nofile_limit(),
+    };
+    let config = compose::compose(&inputs).map_err(in_vm)?;
+    let json = serde_json::to_vec_pretty(&config)
+        .map_err(|e| Error::new(ErrorKind::Host, format!("bundle of {}: {e}", spec.id)))?;
+    way::open(layout, &spec.id, ids)?;
+    fs::ensure_dir(&run.bundle(), false)?;
+    fs::replace(&run.bundle().join("config.json"), &json)?;
+    Ok(Facts { kind, stop_signal })
+}
+
+/// Hard limit of open files here; a guest cannot be given more, because raising it takes
+/// `CAP_SYS_RESOURCE` in the first user namespace (setrlimit(2)).
+fn host_nofile_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .maximum
+        .unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

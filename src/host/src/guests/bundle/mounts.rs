@@ -1,0 +1,166 @@
+//! Mounts, masked and read-only paths, and devices of a guest: constants, but for sizes.
+//!
+//! `/sys` is read-only although the network namespace is the guest's own: that is what tells udev
+//! and its kin that they are in a container. `/proc/sys` is read-only for applications; for systems
+//! all of it but `net`, which belongs to the guest's network namespace.
+//!
+//! A system gets its control groups as cgroup v2 at `/sys/fs/cgroup`, writable below its own group
+//! (`ocivisor-runtime` hands that group to the guest's root), on hybrid hosts as well: there it has
+//! no controllers, but systemd only needs it to tell its services apart, and from 256 on knows
+//! nothing else. An application sees what the host has, read-only, because language runtimes look up
+//! their memory limit there.
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder,
+};
+use ocivisor_core::state::GuestKind;
+use ocivisor_core::units::Bytes;
+
+/// Files that show or steer the host; they read as empty.
+pub const MASKED_PATHS: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/kernel/debug",
+];
+
+/// Read-only for everybody.
+pub const READONLY_PATHS: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
+
+/// Read-only for applications on top.
+pub const READONLY_PATHS_APPLICATION: [&str; 1] = ["/proc/sys"];
+
+/// Read-only for systems on top: `/proc/sys` without `net`.
+pub const READONLY_PATHS_SYSTEM: [&str; 8] = [
+    "/proc/sys/abi",
+    "/proc/sys/crypto",
+    "/proc/sys/debug",
+    "/proc/sys/dev",
+    "/proc/sys/fs",
+    "/proc/sys/kernel",
+    "/proc/sys/user",
+    "/proc/sys/vm",
+];
+
+/// Character devices that a guest may use, `None` is any minor. Their nodes are made by the runtime;
+/// `mknod` of any other is refused by the kernel, so the list is the second line of defence.
+pub const DEVICES: [(i64, Option<i64>, &str); 9] = [
+    (1, Some(3), "null"),
+    (1, Some(5), "zero"),
+    (1, Some(7), "full"),
+    (1, Some(8), "random"),
+    (1, Some(9), "urandom"),
+    (5, Some(0), "tty"),
+    (5, Some(1), "console"),
+    (5, Some(2), "ptmx"),
+    (136, None, "pts"),
+];
+
+/// Device rules: nothing, then [`DEVICES`]. Order matters on cgroup v1.
+pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let none = LinuxDeviceCgroupBuilder::default()
+        .allow(false)
+        .access("rwm")
+        .build();
+    let some = DEVICES.iter().map(|(major, minor, _)| {
+        let rule = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::C)
+            .major(*major)
+            .access("rwm");
+        match minor {
+            Some(minor) => rule.minor(*minor).build(),
+            None => rule.build(),
+        }
+    });
+    std::iter::once(none).chain(some).collect()
+}
+
+/// Mounts in the order of mounting. `memory` bounds the sizes of memory filesystems, whose pages
+/// are charged to the guest anyway: half of it each, as the kernel does by default on a machine.
+pub(super) fn mounts(kind: GuestKind, memory: Bytes) -> Result<Vec<Mount>, OciSpecError> {
+    let half = format!("size={}k", memory.0 / 2048);
+    let mut all = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        // Our own /dev before any device node is touched, so that the image's cannot interfere.
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        )?,
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &half],
+        )?,
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        )?,
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        )?,
+    ];
+    let cgroup = ["nosuid", "noexec", "nodev", "relatime"];
+    match kind {
+        GuestKind::Application => {
+            let options = [&cgroup[..], &["ro"]].concat();
+            all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options)?);
+        }
+        GuestKind::System => {
+            all.push(mount("/sys/fs/cgroup", "cgroup2", "cgroup2", &cgroup)?);
+            all.push(mount(
+                "/run",
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "nodev", "mode=755", &half],
+            )?);
+            all.push(mount(
+                "/tmp",
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "nodev", "mode=1777", &half],
+            )?);
+        }
+    }
+    Ok(all)
+}
+
+fn mount(at: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .destination(at)
+        .typ(typ)
+        .source(source)
+        .options(options.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .build()
+}

@@ -1,0 +1,50 @@
+//! Starting a process that stays when we go; the one unsafe part of this port.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::process::setsid;
+
+/// A descriptor for a child: its number here is its number there.
+#[derive(Debug)]
+pub struct Passed(OwnedFd);
+
+impl Passed {
+    /// Duplicates a descriptor for a child.
+    pub fn new(fd: impl AsFd) -> io::Result<Self> {
+        Ok(Self(fcntl_dupfd_cloexec(fd, 3)?))
+    }
+
+    /// Its number, for the child's arguments.
+    pub fn number(&self) -> String {
+        self.0.as_raw_fd().to_string()
+    }
+}
+
+/// Starts a program in a session of its own, with no descriptor of ours but the standard three and
+/// `passed`. Those keep their numbers: moving them to fixed ones could hit the descriptor by which
+/// the standard library learns that exec failed.
+pub fn spawn_detached(command: &mut Command, passed: Vec<Passed>) -> io::Result<Child> {
+    let prepare = move || {
+        setsid()?;
+        // Everything above the standard three closes at exec, whoever opened it without that flag.
+        // SAFETY: no pointers; only flags of this process's own descriptors change.
+        let done = unsafe {
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for fd in &passed {
+            fcntl_setfd(&fd.0, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, nothing is
+    // allocated or freed, no lock is taken.
+    unsafe { command.pre_exec(prepare) }.spawn()
+}

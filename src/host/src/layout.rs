@@ -1,0 +1,162 @@
+//! Where things are. Every adapter derives its paths here, from a VM's id alone.
+
+use std::path::{Path, PathBuf};
+
+use ocivisor_core::ids::VmId;
+
+/// The two directories of a daemon, and the name of its cgroups.
+///
+/// Several daemons live side by side on one machine if their layouts differ in all three.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Survives a reboot of the host; `/var/lib/ocivisor`.
+    pub state: PathBuf,
+    /// Gone after a reboot of the host; `/run/ocivisor`.
+    pub run: PathBuf,
+    /// Parent of all VMs' control groups, relative to each hierarchy's root; `ocivisor`.
+    pub cgroup_base: String,
+}
+
+impl Layout {
+    /// The layout of a packaged installation.
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            state: "/var/lib/ocivisor".into(),
+            run: "/run/ocivisor".into(),
+            cgroup_base: "ocivisor".into(),
+        }
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("ocivisord.sock")
+    }
+
+    /// Locked exclusively by the daemon, or by an offline command.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
+    /// Format version and features of the state directory.
+    #[must_use]
+    pub fn meta(&self) -> PathBuf {
+        self.state.join("meta.json")
+    }
+
+    /// The image store.
+    #[must_use]
+    pub fn datastore(&self) -> PathBuf {
+        self.state.join("datastore")
+    }
+
+    /// Parent of the VMs' durable directories.
+    #[must_use]
+    pub fn vms(&self) -> PathBuf {
+        self.state.join("vms")
+    }
+
+    /// A VM's durable directory.
+    #[must_use]
+    pub fn vm(&self, id: &VmId) -> PathBuf {
+        self.vms().join(id.as_str())
+    }
+
+    /// A VM's record.
+    #[must_use]
+    pub fn record(&self, id: &VmId) -> PathBuf {
+        self.vm(id).join("vm.json")
+    }
+
+    /// What the guest wrote to its console, capped.
+    #[must_use]
+    pub fn console_log(&self, id: &VmId) -> PathBuf {
+        self.vm(id).join("console.log")
+    }
+
+    /// Parent of the VMs' run directories.
+    #[must_use]
+    pub fn run_vms(&self) -> PathBuf {
+        self.run.join("vms")
+    }
+
+    /// Everything of a running guest that a reboot of the host may lose.
+    #[must_use]
+    pub fn run_vm(&self, id: &VmId) -> VmRun {
+        VmRun(self.run_vms().join(id.as_str()))
+    }
+}
+
+/// Paths below a VM's run directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRun(PathBuf);
+
+impl VmRun {
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// Pinned user namespace.
+    #[must_use]
+    pub fn user_ns(&self) -> PathBuf {
+        self.0.join("ns/user")
+    }
+
+    /// Pinned network namespace, owned by the user namespace.
+    #[must_use]
+    pub fn net_ns(&self) -> PathBuf {
+        self.0.join("ns/net")
+    }
+
+    /// Where the guest's root filesystem is mounted.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
+    /// Where the writable disk's own filesystem is mounted (`upper/`, `work/` inside).
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.0.join("disk")
+    }
+
+    /// The runtime bundle, made anew for each boot.
+    #[must_use]
+    pub fn bundle(&self) -> PathBuf {
+        self.0.join("bundle")
+    }
+
+    /// State of the OCI runtime.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.0.join("runtime")
+    }
+
+    /// The shim listens here.
+    #[must_use]
+    pub fn shim_socket(&self) -> PathBuf {
+        self.0.join("shim.sock")
+    }
+
+    /// Who the shim and the guest's first process are.
+    #[must_use]
+    pub fn shim_facts(&self) -> PathBuf {
+        self.0.join("shim.json")
+    }
+
+    /// How the guest ended; written by the shim.
+    #[must_use]
+    pub fn exit_record(&self) -> PathBuf {
+        self.0.join("exit.json")
+    }
+
+    /// Sockets of exec sessions.
+    #[must_use]
+    pub fn exec(&self) -> PathBuf {
+        self.0.join("exec")
+    }
+}

@@ -1,0 +1,260 @@
+//! A VM of OpenNebula to a [`VmSpec`].
+//!
+//! What the spec has no place for is not dropped silently: each such thing becomes a [`Note`] for
+//! the VM's log, so that who looks for a missing disk finds the reason there.
+//!
+//! The root disk is the first `diskN` of `OS/BOOT` that can be one, else the disk with the lowest
+//! id; CD-ROMs, swap and shared directories cannot. The rule is the LXC driver's, so templates
+//! keep their meaning.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_core::ids::{DisplayName, Hostname, VmId};
+use ocivisor_core::spec::{Isolation, Platform, Resources, RootDisk, VmSpec, normal_path};
+use ocivisor_core::units::{Bytes, CentiCores};
+
+use crate::answer::{Note, Notes};
+use crate::boot::boot;
+use crate::nics::nics;
+use crate::vm::{Disk, DiskKind, DriverVm};
+use crate::{clip, decimal, invalid};
+
+/// Translates; `vm_dir` is the VM's directory in the system datastore (doubled slashes are fine).
+///
+/// The result has passed [`VmSpec::check`]. The notes are what is not honoured, one sentence each.
+///
+/// # Errors
+/// A value that is missing or wrong, by its name in the template, or a device that this version
+/// cannot give to a guest.
+pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Error> {
+    let mut notes = Notes::default();
+    let id = vm.id.vm_id();
+    let dir = normal_path(vm_dir).ok_or_else(|| {
+        invalid(format!(
+            "the VM's directory {vm_dir:?} is not an absolute path without .."
+        ))
+    })?;
+    let root = root_disk(vm)?;
+    let spec = VmSpec {
+        name: display_name(&vm.name, &id, &mut notes)?,
+        hostname: hostname(vm, &id, &mut notes),
+        platform: Platform::OpenNebula,
+        resources: resources(vm)?,
+        boot: boot(vm.oci.as_ref(), &mut notes)?,
+        root: RootDisk {
+            path: dir.join(format!("disk.{}", root.id)),
+        },
+        nics: nics(vm, &mut notes)?,
+        isolation: Isolation::Default,
+        id,
+    };
+    remark(vm, root, &mut notes);
+    spec.check()?;
+    Ok((spec, notes.into_vec()))
+}
+
+/// OpenNebula allows 128 characters, which can be more than our 256 bytes.
+fn display_name(name: &str, id: &VmId, notes: &mut Notes) -> Result<DisplayName, Error> {
+    const MAX: usize = 256;
+    if name.is_empty() {
+        return id.as_str().parse().map_err(invalid);
+    }
+    if name.len() > MAX {
+        notes.add("the VM's NAME is cut to 256 bytes");
+    }
+    name[..name.floor_char_boundary(MAX)]
+        .parse()
+        .map_err(|error| invalid(error).context("NAME"))
+}
+
+fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
+    for key in ["SET_HOSTNAME", "HOSTNAME"] {
+        let Some(text) = vm.context.as_ref().and_then(|context| context.get(key)) else {
+            continue;
+        };
+        match text.parse() {
+            Ok(name) => return name,
+            Err(_) => notes.add(format_args!(
+                "CONTEXT/{key} {:?} is not a host name and is not used",
+                clip(text)
+            )),
+        }
+    }
+    Hostname::from_display(&vm.name, id)
+}
+
+fn resources(vm: &DriverVm) -> Result<Resources, Error> {
+    let share = centi_cores(
+        vm.cpu
+            .as_deref()
+            .ok_or_else(|| invalid("the template has no CPU"))?,
+    )?;
+    let vcpus = match vm.vcpu.as_deref() {
+        None => share.0.div_ceil(100).max(1),
+        Some(text) => decimal(text).ok_or_else(|| {
+            invalid(format!(
+                "VCPU is {:?}, not a number of processors",
+                clip(text)
+            ))
+        })?,
+    };
+    let memory = vm
+        .memory
+        .as_deref()
+        .ok_or_else(|| invalid("the template has no MEMORY"))?;
+    let mib = decimal(memory)
+        .ok_or_else(|| invalid(format!("MEMORY is {:?}, not a number of MB", clip(memory))))?;
+    Ok(Resources {
+        cpu_share: share,
+        vcpus,
+        cpu_quota: None,
+        memory: Bytes::mib(mib.into()),
+        swap: Bytes(0),
+        pids: Resources::DEFAULT_PIDS,
+    })
+}
+
+/// `0.5`, `1`, `1.25`, `0.333333`: hundredths, rounded half up, by digits alone so that no binary
+/// fraction changes a value.
+fn centi_cores(text: &str) -> Result<CentiCores, Error> {
+    let wrong = |rule: &str| invalid(format!("CPU is {:?}, {rule}", clip(text)));
+    let not_a_number = || wrong("not a number of cores such as 0.5");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| part.bytes().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || fraction.is_empty() || !digits(whole) || !digits(fraction) {
+        return Err(not_a_number());
+    }
+    let digit = |at: usize| u32::from(fraction.as_bytes().get(at).map_or(0, |c| c - b'0'));
+    let below = digit(0) * 10 + digit(1);
+    let whole: u32 = whole.parse().map_err(|_| not_a_number())?;
+    let floor = whole
+        .checked_mul(100)
+        .and_then(|cores| cores.checked_add(below));
+    let floor = floor.ok_or_else(not_a_number)?;
+    if floor == 0 {
+        return Err(wrong("it must be at least 0.01"));
+    }
+    Ok(CentiCores(floor.saturating_add(u32::from(digit(2) >= 5))))
+}
+
+fn can_be_root(disk: &Disk) -> bool {
+    match disk.kind {
+        DiskKind::Image | DiskKind::Volatile => true,
+        DiskKind::Swap | DiskKind::Cdrom | DiskKind::Filesystem => false,
+    }
+}
+
+fn root_disk(vm: &DriverVm) -> Result<&Disk, Error> {
+    let disks: BTreeMap<u32, &Disk> = vm.disks.iter().map(|disk| (disk.id, disk)).collect();
+    let order = vm.os.get("BOOT").map_or("", String::as_str);
+    let named = order
+        .split(',')
+        .filter_map(|device| device.trim().strip_prefix("disk"));
+    let mut first = None;
+    for number in named {
+        let disk = decimal(number)
+            .and_then(|id| disks.get(&id))
+            .ok_or_else(|| {
+                invalid(format!(
+                    "OS/BOOT names disk{}, which the VM does not have",
+                    clip(number)
+                ))
+            })?;
+        first = first.or(Some(*disk).filter(|disk| can_be_root(disk)));
+    }
+    let lowest = || disks.values().copied().find(|disk| can_be_root(disk));
+    let root = first.or_else(lowest).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "{} has no root disk: no DISK of an image, CD-ROMs and swap apart",
+                vm.id.vm_id()
+            ),
+        )
+        .hint("add a DISK with a container image to the template")
+    })?;
+    if root.shared_read_only {
+        return Err(invalid(format!(
+            "root disk {} is READONLY and no copy of its image",
+            root.id
+        ))
+        .hint("guests write to their root disk: use an image that is not read-only"));
+    }
+    Ok(root)
+}
+
+/// Keys of `CONTEXT` that only something inside the guest could obey.
+const CONTEXT_FOR_GUEST: [&str; 13] = [
+    "CRYPTED_PASSWORD",
+    "CRYPTED_PASSWORD_BASE64",
+    "DNS",
+    "FILES_DS",
+    "PASSWORD",
+    "PASSWORD_BASE64",
+    "REPORT_READY",
+    "SSH_PUBLIC_KEY",
+    "START_SCRIPT",
+    "START_SCRIPT_BASE64",
+    "TIMEZONE",
+    "TOKEN",
+    "USERNAME",
+];
+
+/// Notes about everything outside the spec.
+fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
+    for disk in &vm.disks {
+        if disk.id == root.id {
+            if disk.throttled {
+                notes.add(format_args!(
+                    "disk {}: I/O limits are not applied yet",
+                    disk.id
+                ));
+            }
+            continue;
+        }
+        let kind = match disk.kind {
+            DiskKind::Image => "a data disk",
+            DiskKind::Volatile => "a volatile disk",
+            DiskKind::Swap => "swap space",
+            DiskKind::Cdrom => "a CD-ROM",
+            DiskKind::Filesystem => "a shared directory",
+        };
+        notes.add(format_args!(
+            "disk {} is {kind}, which the guest does not get yet",
+            disk.id
+        ));
+    }
+    if let Some(context) = &vm.context {
+        let unheard = CONTEXT_FOR_GUEST
+            .iter()
+            .filter(|key| context.contains_key(**key));
+        let mut unheard: Vec<&str> = unheard.copied().collect();
+        let dns = |key: &String| key.starts_with("ETH") && key.ends_with("_DNS");
+        if context.keys().any(dns) {
+            unheard.push("ETHn_DNS");
+        }
+        let effect = if unheard.is_empty() {
+            String::new()
+        } else {
+            format!(", so these have no effect: {}", unheard.join(", "))
+        };
+        notes.add(format_args!(
+            "the guest does not get the context disk yet{effect}"
+        ));
+    }
+    if let Some(graphics) = &vm.graphics {
+        let kind = clip(graphics.get("TYPE").map_or("", String::as_str));
+        notes.add(format_args!("GRAPHICS {kind:?} is not served yet"));
+    }
+    if vm.pinned {
+        notes.add("processors are not pinned (NUMA_NODE) yet");
+    }
+    if vm.raw {
+        notes.add("RAW has no effect");
+    }
+}
+
+#[cfg(test)]
+mod tests;

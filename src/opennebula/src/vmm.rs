@@ -1,0 +1,302 @@
+//! The scripts of OpenNebula's virtual machine manager: what a call asks for, and the answers.
+//!
+//! ```no_run
+//! # use ocivisor_opennebula::{Answer, vmm, vmm::VmmCall, xml};
+//! # fn ask_daemon(call: &VmmCall) -> ocivisor_core::error::Result<()> { unimplemented!() }
+//! # fn print(answer: &Answer) {}
+//! # let (action, argv, stdin) = ("deploy", ["", "", "", ""], vec![]);
+//! // action: the script's own name; argv: what follows it, verbatim ("" and "-" occur);
+//! // stdin: at most xml::MAX_INPUT + 1 bytes of standard input.
+//! let call = match vmm::plan(action, &argv, &stdin) {
+//!     Ok(call) => call,
+//!     Err(refusal) => return print(&refusal.answer()), // nothing was touched
+//! };
+//! for note in call.notes() {
+//!     eprint!("{}", note.line(call.vm())); // INFO lines, at once
+//! }
+//! match ask_daemon(&call) {
+//!     Ok(()) => print(&call.success()),
+//!     Err(error) => print(&call.failure(&error)),
+//! }
+//! ```
+//!
+//! What each call means to oned, and so what the caller of [`plan`] owes:
+//!
+//! | call | owed | when the VM does not exist |
+//! |---|---|---|
+//! | [`VmmCall::Deploy`] | a running guest made from its disks, also if one of this id is there from an earlier try (remove it first); after a failure nothing is left, for no `cancel` follows | the usual case |
+//! | [`VmmCall::Shutdown`] | ask the guest to end, wait, then remove it; return only when processes, mounts, devices and interfaces are gone, for the disks are moved next | success |
+//! | [`VmmCall::Cancel`] | remove it at once, also half-made, also while another call works on it | success |
+//! | [`VmmCall::Reboot`] | ask the guest to restart; interfaces keep their names | failure |
+//! | [`VmmCall::Reset`] | restart it by force; interfaces keep their names | failure |
+//!
+//! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
+//! cleaning after failures, so it works from the arguments alone when the XML is unreadable (a
+//! note says so). XML that *is* readable and names another VM than the arguments is refused, for
+//! `cancel` too.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_core::ids::VmId;
+use ocivisor_core::spec::{VmSpec, normal_path};
+
+use crate::answer::{self, Answer, Note, Notes};
+use crate::invocation::{Action, Invocation};
+use crate::{OneId, clip, deploy_id, invalid, spec, vm};
+
+/// What a call asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmmCall {
+    /// Make and start the guest.
+    Deploy {
+        /// Which VM.
+        vm: OneId,
+        /// What it shall be; has passed its own check.
+        spec: Box<VmSpec>,
+        /// What of the template is not honoured.
+        notes: Vec<Note>,
+    },
+    /// End the guest in its own way and remove it.
+    Shutdown {
+        /// Which VM.
+        vm: OneId,
+    },
+    /// Remove the guest at once.
+    Cancel {
+        /// Which VM.
+        vm: OneId,
+        /// That the XML was unreadable, if it was.
+        notes: Vec<Note>,
+    },
+    /// Restart the guest in its own way.
+    Reboot {
+        /// Which VM.
+        vm: OneId,
+    },
+    /// Restart the guest by force.
+    Reset {
+        /// Which VM.
+        vm: OneId,
+    },
+}
+
+impl VmmCall {
+    /// Its number in OpenNebula.
+    #[must_use]
+    pub fn vm(&self) -> OneId {
+        match self {
+            Self::Deploy { vm, .. }
+            | Self::Shutdown { vm }
+            | Self::Cancel { vm, .. }
+            | Self::Reboot { vm }
+            | Self::Reset { vm } => *vm,
+        }
+    }
+
+    /// Its identity with us.
+    #[must_use]
+    pub fn vm_id(&self) -> VmId {
+        self.vm().vm_id()
+    }
+
+    /// Which script it was.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Deploy { .. } => Action::Deploy,
+            Self::Shutdown { .. } => Action::Shutdown,
+            Self::Cancel { .. } => Action::Cancel,
+            Self::Reboot { .. } => Action::Reboot,
+            Self::Reset { .. } => Action::Reset,
+        }
+    }
+
+    /// Remarks for the VM's log.
+    #[must_use]
+    pub fn notes(&self) -> &[Note] {
+        match self {
+            Self::Deploy { notes, .. } | Self::Cancel { notes, .. } => notes,
+            Self::Shutdown { .. } | Self::Reboot { .. } | Self::Reset { .. } => &[],
+        }
+    }
+
+    /// The answer when it is done: `deploy` prints the deploy id, the others nothing.
+    #[must_use]
+    pub fn success(&self) -> Answer {
+        Answer::success(match self {
+            Self::Deploy { vm, .. } => format!("{}\n", deploy_id(*vm)),
+            Self::Shutdown { .. }
+            | Self::Cancel { .. }
+            | Self::Reboot { .. }
+            | Self::Reset { .. } => String::new(),
+        })
+    }
+
+    /// The answer when it failed.
+    #[must_use]
+    pub fn failure(&self, error: &Error) -> Answer {
+        answer::failure(self.action(), Some(self.vm()), error)
+    }
+}
+
+/// A call that is answered without touching anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why; [`ErrorKind::Unsupported`] for actions that this version does not have.
+    pub error: Error,
+    cause: Cause,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cause {
+    /// The sentence is the error's message.
+    Script,
+    /// The sentence is about a VM.
+    Call(Action, Option<OneId>),
+}
+
+impl Refusal {
+    /// The answer: one sentence, exit code 1.
+    #[must_use]
+    pub fn answer(&self) -> Answer {
+        match self.cause {
+            Cause::Script => Answer::sentence(&self.error.message),
+            Cause::Call(action, vm) => answer::failure(action, vm, &self.error),
+        }
+    }
+}
+
+/// Reads a call: `action` is the script's own name, `argv` its arguments, `stdin` its input.
+///
+/// # Errors
+/// [`Refusal`]: an unknown or unsupported action, wrong arguments, unreadable or foreign XML, or a
+/// template that cannot become a guest.
+pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let script = |what: String| Refusal {
+        error: Error::new(ErrorKind::Unsupported, what),
+        cause: Cause::Script,
+    };
+    let Some(action) = Action::from_name(action) else {
+        return Err(script(format!(
+            "Action {:?} is unknown to ocivisor",
+            clip(action)
+        )));
+    };
+    let make: fn(OneId) -> VmmCall = match action {
+        Action::Deploy => return deploy(argv, stdin),
+        Action::Cancel => return cancel(argv, stdin),
+        Action::Shutdown => |vm| VmmCall::Shutdown { vm },
+        Action::Reboot => |vm| VmmCall::Reboot { vm },
+        Action::Reset => |vm| VmmCall::Reset { vm },
+        Action::Save
+        | Action::Restore
+        | Action::Migrate
+        | Action::MigrateLocal
+        | Action::AttachDisk
+        | Action::DetachDisk
+        | Action::AttachNic
+        | Action::DetachNic
+        | Action::SnapshotCreate
+        | Action::SnapshotRevert
+        | Action::SnapshotDelete
+        | Action::Resize
+        | Action::ResizeDisk
+        | Action::Prereconfigure
+        | Action::Reconfigure
+        | Action::Exec
+        | Action::ExecCancel
+        | Action::Poll => {
+            return Err(script(format!(
+                "Action {} is not supported by ocivisor yet",
+                action.name()
+            )));
+        }
+    };
+    let call = invocation(action, argv)?;
+    let refuse = |error| refuse(&call, error);
+    if !is_blank(stdin) {
+        let named = vm::parse_id(stdin).map_err(refuse)?;
+        same_vm(&call, named).map_err(refuse)?;
+    }
+    Ok(make(call.vm))
+}
+
+fn refuse(call: &Invocation, error: Error) -> Refusal {
+    Refusal {
+        error,
+        cause: Cause::Call(call.action, Some(call.vm)),
+    }
+}
+
+fn invocation<A: AsRef<OsStr>>(action: Action, argv: &[A]) -> Result<Invocation, Refusal> {
+    Invocation::parse(action, argv).map_err(|error| Refusal {
+        error,
+        cause: Cause::Call(action, None),
+    })
+}
+
+/// An admin who calls a script by hand has no XML.
+fn is_blank(stdin: &[u8]) -> bool {
+    stdin.iter().all(u8::is_ascii_whitespace)
+}
+
+fn same_vm(call: &Invocation, named: Option<OneId>) -> Result<(), Error> {
+    match named {
+        Some(named) if named != call.vm => Err(invalid(format!(
+            "the XML is about VM {named}, the arguments about VM {}",
+            call.vm
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn deploy<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::Deploy, argv)?;
+    let made = || {
+        let vm = vm::parse(stdin)?;
+        same_vm(&call, Some(vm.id))?;
+        let file = call.args.first().map_or(Path::new(""), Path::new);
+        spec::to_spec(&vm, vm_dir(file, call.vm)?.as_path())
+    };
+    let (spec, notes) = made().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::Deploy {
+        vm: call.vm,
+        spec: Box::new(spec),
+        notes,
+    })
+}
+
+/// The directory of the deployment file, `<datastores>/<system datastore>/<vm>`. That it ends with
+/// the VM's number keeps a mix-up from starting a guest on another VM's disks.
+fn vm_dir(file: &Path, vm: OneId) -> Result<std::path::PathBuf, Error> {
+    let dir = normal_path(file).and_then(|file| file.parent().map(Path::to_owned));
+    dir.filter(|dir| dir.file_name() == Some(OsStr::new(&vm.to_string())))
+        .ok_or_else(|| {
+            invalid(format!(
+                "deployment file {:?} is not in a directory of VM {vm}",
+                clip(&file.to_string_lossy())
+            ))
+        })
+}
+
+fn cancel<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::Cancel, argv)?;
+    let mut notes = Notes::default();
+    if !is_blank(stdin) {
+        match vm::parse_id(stdin) {
+            Ok(named) => same_vm(&call, named).map_err(|error| refuse(&call, error))?,
+            Err(error) => notes.add(format_args!(
+                "{error}: cancelling by the arguments of the script alone"
+            )),
+        }
+    }
+    Ok(VmmCall::Cancel {
+        vm: call.vm,
+        notes: notes.into_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+use super::*;
+
+const VM: &str = "<VM><ID>7</ID><NAME>n</NAME><TEMPLATE><CPU>1</CPU><MEMORY>64</MEMORY>\
+                  <DISK><DISK_ID>0</DISK_ID><TYPE>FILE</TYPE></DISK></TEMPLATE></VM>";
+const FILE: &str = "/var/lib/one//datastores/101/7/deployment.0";
+
+fn data(vm: &str) -> String {
+    format!("<VMM_DRIVER_ACTION_DATA><HOST>h</HOST>{vm}</VMM_DRIVER_ACTION_DATA>\n")
+}
+
+fn number(text: &str) -> OneId {
+    text.parse().unwrap()
+}
+
+fn refused(action: &str, argv: &[&str], stdin: &str) -> String {
+    let answer = plan(action, argv, stdin.as_bytes()).unwrap_err().answer();
+    assert_eq!((answer.exit, answer.stdout.as_str()), (1, ""));
+    answer.stderr
+}
+
+#[test]
+fn deploy_gives_the_spec_and_prints_the_deploy_id() {
+    let call = plan("deploy", &[FILE, "h", "7", "h"], VM.as_bytes()).unwrap();
+    let VmmCall::Deploy { vm, spec, notes } = &call else {
+        panic!("{call:?}")
+    };
+    assert_eq!(*vm, number("7"));
+    assert_eq!(spec.id.as_str(), "one-7");
+    assert_eq!(
+        spec.root.path,
+        Path::new("/var/lib/one/datastores/101/7/disk.0")
+    );
+    assert_eq!(notes, &[]);
+    assert_eq!(
+        call.success(),
+        Answer {
+            stdout: "one-7\n".into(),
+            stderr: String::new(),
+            exit: 0
+        }
+    );
+}
+
+#[test]
+fn the_other_calls_take_the_vm_of_the_arguments() {
+    let vm = number("7");
+    for (action, want) in [
+        ("shutdown", VmmCall::Shutdown { vm }),
+        ("cancel", VmmCall::Cancel { vm, notes: vec![] }),
+        ("reboot", VmmCall::Reboot { vm }),
+        ("reset", VmmCall::Reset { vm }),
+    ] {
+        for dep in ["one-7", "", "-", "some", "one-8"] {
+            for stdin in [
+                data(VM),
+                data("<VM><ID>7</ID></VM>"),
+                String::new(),
+                "\n".into(),
+            ] {
+                let call = plan(action, &[dep, "h", "7", "h"], stdin.as_bytes()).unwrap();
+                assert_eq!(call, want);
+                assert_eq!(call.action().name(), action);
+                assert_eq!(
+                    (call.success().exit, call.success().stdout.as_str()),
+                    (0, "")
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn xml_about_another_vm_is_refused() {
+    for action in ["shutdown", "cancel", "reboot", "reset"] {
+        assert!(
+            refused(action, &["one-8", "h", "8", "h"], &data(VM))
+                .ends_with(" VM 8: the XML is about VM 7, the arguments about VM 8.\n")
+        );
+    }
+    assert_eq!(
+        refused("deploy", &[FILE, "h", "8", "h"], VM),
+        "Cannot deploy VM 8: the XML is about VM 7, the arguments about VM 8.\n"
+    );
+}
+
+#[test]
+fn only_cancel_works_with_unreadable_xml() {
+    let whole = data(VM);
+    let cut = &whole[..whole.len() / 2];
+    for stdin in [
+        cut,
+        "junk",
+        "<VM><ID>7</ID><ID>8</ID></VM>",
+        "<!DOCTYPE x><VM/>",
+    ] {
+        let call = plan("cancel", &["one-7", "h", "7", "h"], stdin.as_bytes()).unwrap();
+        assert_eq!(call.vm(), number("7"));
+        let line = call.notes()[0].line(call.vm());
+        assert!(line.starts_with("INFO: 7 the XML "), "{line}");
+        assert!(
+            line.ends_with(": cancelling by the arguments of the script alone\n"),
+            "{line}"
+        );
+        for action in ["shutdown", "reboot", "reset"] {
+            refused(action, &["one-7", "h", "7", "h"], stdin);
+        }
+        refused("deploy", &[FILE, "h", "7", "h"], stdin);
+    }
+    let large = " ".repeat(crate::xml::MAX_INPUT) + "<A/>";
+    assert!(plan("cancel", &["", "h", "7", "h"], large.as_bytes()).is_ok());
+    assert_eq!(
+        refused("deploy", &[FILE, "h", "7", "h"], ""),
+        "Cannot deploy VM 7: the XML is empty.\n"
+    );
+}
+
+#[test]
+fn the_deployment_file_must_be_in_the_vms_directory() {
+    for file in [
+        "",
+        "deployment.0",
+        "/deployment.0",
+        "/ds/0/8/deployment.0",
+        "/ds/0/07/deployment.0",
+        "/ds/0/7/../8/deployment.0",
+    ] {
+        let said = refused("deploy", &[file, "h", "7", "h"], VM);
+        assert!(said.ends_with("is not in a directory of VM 7.\n"), "{said}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused_even_for_cancel() {
+    assert_eq!(
+        refused("cancel", &["one-7", "h"], &data(VM)),
+        "Cannot cancel the VM: \"one-7\" is not the number of a VM.\n"
+    );
+    assert_eq!(
+        refused("cancel", &["7"], &data(VM)),
+        "Cannot cancel the VM: script cancel was called with 1 arguments; it takes at least \
+         <vm id> <host>.\n"
+    );
+    assert_eq!(
+        refused("deploy", &["7", "h"], VM),
+        "Cannot deploy the VM: script deploy was called with 2 arguments; it takes <deployment \
+         file> <host> <vm id> <host>.\n"
+    );
+}
+
+#[test]
+fn other_actions_say_one_sentence_whatever_they_get() {
+    let supported = ["deploy", "shutdown", "cancel", "reboot", "reset"];
+    for action in Action::ALL {
+        if supported.contains(&action.name()) {
+            continue;
+        }
+        for argv in [&[][..], &["one-7", "7", "h"], &["x"; 100]] {
+            assert_eq!(
+                refused(action.name(), argv, "junk"),
+                format!(
+                    "Action {} is not supported by ocivisor yet.\n",
+                    action.name()
+                )
+            );
+        }
+    }
+    assert_eq!(
+        refused("de\nploy", &[], ""),
+        "Action \"de\\nploy\" is unknown to ocivisor.\n"
+    );
+}
+
+#[test]
+fn failures_of_the_daemon_are_one_sentence_too() {
+    let call = plan("shutdown", &["one-7", "h", "7", "h"], b"").unwrap();
+    let error = Error::new(ErrorKind::Timeout, "guest did not end within 120 s")
+        .hint("use terminate --hard");
+    assert_eq!(
+        call.failure(&error),
+        Answer {
+            stdout: String::new(),
+            stderr:
+                "Cannot shut down VM 7: guest did not end within 120 s; use terminate --hard.\n"
+                    .into(),
+            exit: 1
+        }
+    );
+}

@@ -1,0 +1,187 @@
+//! The API: one trait, from which server and client are made.
+//!
+//! Parameters are given by name, as an object. A request that changes a VM carries a `request_id`
+//! of the client's choice and returns at once with the id of a recorded operation; `op.wait` waits
+//! for it. The same request id is one effect, however often it is sent, also across a restart of
+//! the daemon: a client that lost the connection sends the same again.
+//!
+//! For those who implement [`ApiServer`]: the caller's role was checked before a method runs, and
+//! [`Peer`](crate::Peer) is in the extensions. The future of a method is dropped when its client
+//! hangs up, at any `.await`: work that must be finished belongs in a task of its own.
+
+#![expect(
+    clippy::too_many_arguments,
+    reason = "vm.exec has as many parameters on the wire"
+)]
+
+use jsonrpsee::proc_macros::rpc;
+use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_schema::reply::{
+    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
+    OpStatusReply, OperationReply, RemovedReply, VersionReply, VmInfo, VmSummary,
+};
+use ocivisor_schema::{Text, VmSpecV1};
+
+use crate::error::ApiError;
+
+/// Version of this API, as `daemon.version` tells it.
+pub const API_VERSION: u32 = 1;
+
+/// Longest wait of one `op.wait` or `events.since`, in milliseconds; servers shorten longer ones.
+pub const MAX_WAIT_MS: u64 = 60_000;
+
+/// Most events of one `events.since`.
+pub const MAX_EVENTS: u32 = 1000;
+
+/// The methods of the daemon.
+#[rpc(server, client)]
+pub trait Api {
+    /// Write a VM down; nothing runs.
+    #[method(name = "vm.define", param_kind = map, with_extensions)]
+    async fn vm_define(
+        &self,
+        request_id: Text<RequestId>,
+        spec: VmSpecV1,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Boot a defined VM.
+    #[method(name = "vm.start", param_kind = map, with_extensions)]
+    async fn vm_start(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Define and boot in one; if it fails the VM is forgotten again.
+    #[method(name = "vm.deploy", param_kind = map, with_extensions)]
+    async fn vm_deploy(
+        &self,
+        request_id: Text<RequestId>,
+        spec: VmSpecV1,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Ask the guest to end.
+    #[method(name = "vm.shutdown", param_kind = map, with_extensions)]
+    async fn vm_shutdown(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        timeout_ms: u64,
+        force: bool,
+        forget: bool,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// End the guest at once.
+    #[method(name = "vm.destroy", param_kind = map, with_extensions)]
+    async fn vm_destroy(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        forget: bool,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Ask the guest to end, then boot it anew.
+    #[method(name = "vm.reboot", param_kind = map, with_extensions)]
+    async fn vm_reboot(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        timeout_ms: u64,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// End the guest at once, then boot it anew.
+    #[method(name = "vm.reset", param_kind = map, with_extensions)]
+    async fn vm_reset(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Forget a VM that does not run; its disk stays.
+    #[method(name = "vm.undefine", param_kind = map, with_extensions)]
+    async fn vm_undefine(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Wait until an operation ends, at most `timeout_ms`; `done` tells which it was.
+    #[method(name = "op.wait", param_kind = map, with_extensions)]
+    async fn op_wait(&self, op: Text<OpId>, timeout_ms: u64) -> Result<OpStatusReply, ApiError>;
+
+    /// Where an operation is.
+    #[method(name = "op.get", param_kind = map, with_extensions)]
+    async fn op_get(&self, op: Text<OpId>) -> Result<OpStatusReply, ApiError>;
+
+    /// All VMs, by id.
+    #[method(name = "vm.list", param_kind = map, with_extensions)]
+    async fn vm_list(&self) -> Result<Vec<VmSummary>, ApiError>;
+
+    /// Everything that is kept of a VM, its environment included.
+    #[method(name = "vm.get", param_kind = map, with_extensions)]
+    async fn vm_get(&self, vm: Text<VmId>) -> Result<VmInfo, ApiError>;
+
+    /// Events from number `seq` on, at most `limit`; if there are none yet, wait at most `wait_ms`.
+    #[method(name = "events.since", param_kind = map, with_extensions)]
+    async fn events_since(
+        &self,
+        #[argument(rename = "seq")] from_seq: u64,
+        limit: u32,
+        wait_ms: u64,
+    ) -> Result<EventsReply, ApiError>;
+
+    /// Where the console of a running VM can be attached.
+    #[method(name = "vm.console", param_kind = map, with_extensions)]
+    async fn vm_console(&self, vm: Text<VmId>) -> Result<ConsoleReply, ApiError>;
+
+    /// Begin a process in a running guest.
+    #[method(name = "vm.exec", param_kind = map, with_extensions)]
+    async fn vm_exec(
+        &self,
+        vm: Text<VmId>,
+        argv: Vec<String>,
+        env: Vec<String>,
+        user: Option<String>,
+        workdir: Option<String>,
+        tty: bool,
+    ) -> Result<ExecReply, ApiError>;
+
+    /// The last bytes of a VM's console log.
+    #[method(name = "vm.log", param_kind = map, with_extensions)]
+    async fn vm_log(&self, vm: Text<VmId>, max_bytes: u64) -> Result<LogReply, ApiError>;
+
+    /// Bring an image into the datastore of this host and unpack it; returns when it is done.
+    #[method(name = "image.import", param_kind = map, with_extensions)]
+    async fn image_import(
+        &self,
+        request_id: Text<RequestId>,
+        source: String,
+        name: String,
+    ) -> Result<ImageInfo, ApiError>;
+
+    /// Images of this host, by name.
+    #[method(name = "image.list", param_kind = map, with_extensions)]
+    async fn image_list(&self) -> Result<Vec<ImageInfo>, ApiError>;
+
+    /// Forget an image; layers that disks still need stay.
+    #[method(name = "image.remove", param_kind = map, with_extensions)]
+    async fn image_remove(&self, name: String) -> Result<RemovedReply, ApiError>;
+
+    /// Make a writable disk on top of an image.
+    #[method(name = "disk.create", param_kind = map, with_extensions)]
+    async fn disk_create(
+        &self,
+        image: String,
+        size_bytes: u64,
+        path: String,
+        backend: DiskBackendV1,
+    ) -> Result<DiskInfo, ApiError>;
+
+    /// The host and its daemon.
+    #[method(name = "host.info", param_kind = map, with_extensions)]
+    async fn host_info(&self) -> Result<HostInfo, ApiError>;
+
+    /// Who answers.
+    #[method(name = "daemon.version", param_kind = map, with_extensions)]
+    async fn daemon_version(&self) -> Result<VersionReply, ApiError>;
+}

@@ -1,0 +1,347 @@
+//! What is known of each method besides its types: who may call it, how long it may take.
+//!
+//! The table stands beside the trait because the gate must refuse before any parameter is parsed.
+//! A test holds it against the methods that the trait registers; `docs/api.md` is made of it.
+
+use std::time::Duration;
+
+use crate::api::MAX_WAIT_MS;
+use crate::peer::Role;
+
+/// How long a client waits for the answer of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// The method only looks, or records an intent.
+    Quick,
+    /// The method waits for something, at most [`MAX_WAIT_MS`].
+    Poll,
+    /// The method moves much data.
+    Long,
+}
+
+impl Patience {
+    /// The time.
+    #[must_use]
+    pub fn limit(self) -> Duration {
+        match self {
+            Self::Quick => Duration::from_secs(30),
+            Self::Poll => Duration::from_millis(MAX_WAIT_MS) + Duration::from_secs(30),
+            Self::Long => Duration::from_secs(3600),
+        }
+    }
+}
+
+/// A parameter of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Param {
+    /// Its name.
+    pub name: &'static str,
+    /// Its JSON type; a `?` means that it may be `null` or left out.
+    pub json: &'static str,
+    /// What it is, with unit and range.
+    pub about: &'static str,
+}
+
+/// A method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    /// Its name.
+    pub name: &'static str,
+    /// Least role of a caller.
+    pub role: Role,
+    /// How long it may take.
+    pub patience: Patience,
+    /// What it does.
+    pub about: &'static str,
+    /// Its parameters.
+    pub params: &'static [Param],
+    /// The type of its result.
+    pub reply: &'static str,
+}
+
+const fn param(name: &'static str, json: &'static str, about: &'static str) -> Param {
+    Param { name, json, about }
+}
+
+const fn method(
+    name: &'static str,
+    role: Role,
+    patience: Patience,
+    about: &'static str,
+    params: &'static [Param],
+    reply: &'static str,
+) -> Method {
+    Method {
+        name,
+        role,
+        patience,
+        about,
+        params,
+        reply,
+    }
+}
+
+const REQUEST: Param = param(
+    "request_id",
+    "string",
+    "chosen by the client, 1 to 128 printable ASCII characters without blanks; the same id is one \
+     effect, also after a restart of the daemon",
+);
+const VM: Param = param("vm", "string", "the VM's id");
+const SPEC: Param = param(
+    "spec",
+    "VmSpec",
+    "the whole wish; `id`, `resources.memory` and `root.path` must be given",
+);
+const OP: Param = param("op", "string", "the operation's id, `op-7`");
+const FORGET: Param = param("forget", "boolean", "forget the VM afterwards");
+
+/// All methods, in the order of the documentation.
+pub const METHODS: &[Method] = &[
+    method(
+        "vm.define",
+        Role::Operate,
+        Patience::Quick,
+        "Writes a VM down; nothing runs.",
+        &[REQUEST, SPEC],
+        "OperationReply",
+    ),
+    method(
+        "vm.start",
+        Role::Operate,
+        Patience::Quick,
+        "Boots a defined VM.",
+        &[REQUEST, VM],
+        "OperationReply",
+    ),
+    method(
+        "vm.deploy",
+        Role::Operate,
+        Patience::Quick,
+        "Defines and boots in one; if it fails, the VM is forgotten again.",
+        &[REQUEST, SPEC],
+        "OperationReply",
+    ),
+    method(
+        "vm.shutdown",
+        Role::Operate,
+        Patience::Quick,
+        "Asks the guest to end.",
+        &[
+            REQUEST,
+            VM,
+            param(
+                "timeout_ms",
+                "integer",
+                "milliseconds that the guest may take",
+            ),
+            param(
+                "force",
+                "boolean",
+                "end it by force after that; else the operation fails and the guest runs on",
+            ),
+            FORGET,
+        ],
+        "OperationReply",
+    ),
+    method(
+        "vm.destroy",
+        Role::Operate,
+        Patience::Quick,
+        "Ends the guest at once; leads out of every state.",
+        &[REQUEST, VM, FORGET],
+        "OperationReply",
+    ),
+    method(
+        "vm.reboot",
+        Role::Operate,
+        Patience::Quick,
+        "Asks the guest to end, then boots it anew; its network interfaces stay.",
+        &[
+            REQUEST,
+            VM,
+            param(
+                "timeout_ms",
+                "integer",
+                "milliseconds that the guest may take to end before it is ended by force",
+            ),
+        ],
+        "OperationReply",
+    ),
+    method(
+        "vm.reset",
+        Role::Operate,
+        Patience::Quick,
+        "Ends the guest at once, then boots it anew; its network interfaces stay.",
+        &[REQUEST, VM],
+        "OperationReply",
+    ),
+    method(
+        "vm.undefine",
+        Role::Operate,
+        Patience::Quick,
+        "Forgets a VM that does not run; its disk stays.",
+        &[REQUEST, VM],
+        "OperationReply",
+    ),
+    method(
+        "vm.list",
+        Role::Read,
+        Patience::Quick,
+        "All VMs, by id.",
+        &[],
+        "[VmSummary]",
+    ),
+    method(
+        "vm.get",
+        Role::Operate,
+        Patience::Quick,
+        "Everything that is kept of a VM, its environment included.",
+        &[VM],
+        "VmInfo",
+    ),
+    method(
+        "vm.console",
+        Role::Operate,
+        Patience::Quick,
+        "Where the console of a running VM can be attached.",
+        &[VM],
+        "ConsoleReply",
+    ),
+    method(
+        "vm.exec",
+        Role::Operate,
+        Patience::Quick,
+        "Begins a process in a running guest.",
+        &[
+            VM,
+            param("argv", "[string]", "program and arguments; never a shell's"),
+            param("env", "[string]", "`NAME=value`, added to the guest's"),
+            param("user", "string?", "`user[:group]`; else root"),
+            param("workdir", "string?", "absolute path inside; else `/`"),
+            param("tty", "boolean", "with a terminal"),
+        ],
+        "ExecReply",
+    ),
+    method(
+        "vm.log",
+        Role::Operate,
+        Patience::Quick,
+        "The last bytes of a VM's console log.",
+        &[
+            VM,
+            param(
+                "max_bytes",
+                "integer",
+                "most bytes wanted; the daemon may give fewer",
+            ),
+        ],
+        "LogReply",
+    ),
+    method(
+        "op.wait",
+        Role::Read,
+        Patience::Poll,
+        "Waits until an operation ends; `done` tells whether it did.",
+        &[
+            OP,
+            param(
+                "timeout_ms",
+                "integer",
+                "longest wait in milliseconds; more than 60000 counts as 60000",
+            ),
+        ],
+        "OpStatusReply",
+    ),
+    method(
+        "op.get",
+        Role::Read,
+        Patience::Quick,
+        "Where an operation is.",
+        &[OP],
+        "OpStatusReply",
+    ),
+    method(
+        "events.since",
+        Role::Read,
+        Patience::Poll,
+        "Events from a number on; begins anew with `vm.list` if `lost`.",
+        &[
+            param(
+                "seq",
+                "integer",
+                "first number wanted: `next_seq` of the last answer, 0 for all that are kept",
+            ),
+            param("limit", "integer", "most events wanted, at most 1000"),
+            param(
+                "wait_ms",
+                "integer",
+                "longest wait for the first event in milliseconds; more than 60000 counts as 60000",
+            ),
+        ],
+        "EventsReply",
+    ),
+    method(
+        "image.import",
+        Role::Operate,
+        Patience::Long,
+        "Brings an image into the datastore of this host and unpacks it; answers when it is done.",
+        &[
+            REQUEST,
+            param("source", "string", "where it is, as the datastore names it"),
+            param("name", "string", "its name here"),
+        ],
+        "ImageInfo",
+    ),
+    method(
+        "image.list",
+        Role::Read,
+        Patience::Quick,
+        "Images of this host, by name.",
+        &[],
+        "[ImageInfo]",
+    ),
+    method(
+        "image.remove",
+        Role::Admin,
+        Patience::Long,
+        "Forgets an image; layers that disks still need stay.",
+        &[param("name", "string", "its name here")],
+        "RemovedReply",
+    ),
+    method(
+        "disk.create",
+        Role::Operate,
+        Patience::Long,
+        "Makes a writable disk on top of an image; answers when it is done.",
+        &[
+            param("image", "string", "name or digest of an image"),
+            param("size_bytes", "integer", "size of the disk in bytes"),
+            param("path", "string", "absolute path on the host"),
+            param("backend", "string", "`ext4` or `directory`"),
+        ],
+        "DiskInfo",
+    ),
+    method(
+        "host.info",
+        Role::Read,
+        Patience::Quick,
+        "The host and its daemon.",
+        &[],
+        "HostInfo",
+    ),
+    method(
+        "daemon.version",
+        Role::Read,
+        Patience::Quick,
+        "Who answers.",
+        &[],
+        "VersionReply",
+    ),
+];
+
+/// The method of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.name == name)
+}

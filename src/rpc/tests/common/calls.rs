@@ -1,0 +1,58 @@
+//! One typed call of every method, over any transport.
+
+use jsonrpsee::core::client::Error as RpcError;
+use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_rpc::api::ApiClient;
+use ocivisor_schema::reply::DiskBackendV1;
+use ocivisor_schema::{Text, VmSpecV1};
+use serde_json::Value;
+
+/// Calls `method` with sample parameters; the result as JSON.
+pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value, RpcError> {
+    let id: Text<RequestId> = Text("8f14e45f-ceea".parse().unwrap());
+    let vm: Text<VmId> = Text("one-42".parse().unwrap());
+    let op = Text(OpId(7));
+    let spec: VmSpecV1 =
+        serde_json::from_str(include_str!("../../../schema/tests/golden/spec_full.json")).unwrap();
+    macro_rules! value {
+        ($call:expr) => {
+            serde_json::to_value($call.await?).map_err(RpcError::from)
+        };
+    }
+    match method {
+        "vm.define" => value!(client.vm_define(id, spec)),
+        "vm.start" => value!(client.vm_start(id, vm)),
+        "vm.deploy" => value!(client.vm_deploy(id, spec)),
+        "vm.shutdown" => value!(client.vm_shutdown(id, vm, 120_000, true, false)),
+        "vm.destroy" => value!(client.vm_destroy(id, vm, true)),
+        "vm.reboot" => value!(client.vm_reboot(id, vm, 30_000)),
+        "vm.reset" => value!(client.vm_reset(id, vm)),
+        "vm.undefine" => value!(client.vm_undefine(id, vm)),
+        "op.wait" => value!(client.op_wait(op, 60_000)),
+        "op.get" => value!(client.op_get(op)),
+        "vm.list" => value!(client.vm_list()),
+        "vm.get" => value!(client.vm_get(vm)),
+        "events.since" => value!(client.events_since(41, 100, 60_000)),
+        "vm.console" => value!(client.vm_console(vm)),
+        "vm.exec" => {
+            let argv = vec!["/bin/sh".into(), "-l".into()];
+            let env = vec!["TERM=xterm".into()];
+            value!(client.vm_exec(vm, argv, env, None, Some("/root".into()), true))
+        }
+        "vm.log" => value!(client.vm_log(vm, 65_536)),
+        "image.import" => {
+            value!(client.image_import(id, "oci:/srv/debian:12".into(), "debian:12".into()))
+        }
+        "image.list" => value!(client.image_list()),
+        "image.remove" => value!(client.image_remove("debian:12".into())),
+        "disk.create" => value!(client.disk_create(
+            "debian:12".into(),
+            1 << 30,
+            "/srv/web-1.img".into(),
+            DiskBackendV1::Ext4
+        )),
+        "host.info" => value!(client.host_info()),
+        "daemon.version" => value!(client.daemon_version()),
+        other => panic!("no sample call of {other}: add one here"),
+    }
+}

@@ -1,0 +1,144 @@
+//! libcontainer as the OCI runtime.
+//!
+//! Known of version 0.7, each with what is done about it here:
+//! * it takes the cgroup manager from the host's setup; `with_systemd(false)` is a must on v2;
+//! * it changes directory, dumpability and more of its caller: so it runs in a process of its own;
+//! * it never looks where the working directory leads once the root has changed: [`Payload`] does;
+//! * its check of the executable wants the bit for others: [`Payload`] asks the kernel instead;
+//! * on failure it kills and removes the guest's groups in the controllers' hierarchies;
+//! * two masked values of seccomp rules change places: see `seccomp` of the bundle.
+
+use std::error::Error as _;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Embedded;
+
+impl Runtime for Embedded {
+    fn create(&self, creation: &Creation<'_>) -> Result<Created> {
+        let built = ContainerBuilder::new(creation.id.to_owned(), SyscallType::default())
+            .with_executor(Payload)
+            .with_console_socket(Some(creation.console_socket))
+            .with_root_path(creation.root)
+            .and_then(|builder| {
+                let init = builder.as_init(creation.bundle);
+                init.with_systemd(false).with_detach(true).as_sibling(false).build()
+            });
+        let container = built.map_err(|e| runtime_error(&chain(&e)))?;
+        let pid = container.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
+        let pid = pid.ok_or_else(|| Error::new(ErrorKind::Host, "create guest: no process id"))?;
+        let notify = creation.root.join(creation.id).join("notify.sock");
+        Ok(Created { pid, start: Start::Connect(notify) })
+    }
+}
+
+/// The messages of an error and its causes; libcontainer's outer ones say little.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// Runs the guest's program, after checks that only work inside.
+#[derive(Clone)]
+struct Payload;
+
+impl Executor for Payload {
+    fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
+        let bad = ExecutorValidationError::ArgValidationError;
+        // A directory outside the root has no path in here: getcwd(2), CVE-2024-21626.
+        let here = std::env::current_dir().ok();
+        if !here.is_some_and(|here| here.is_absolute()) {
+            return Err(bad("working directory is outside of the guest".into()));
+        }
+        program(spec).map(|_| ()).map_err(bad)
+    }
+
+    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
+        let failed = |e: String| ExecutorError::Execution(e.into());
+        let program = program(spec).map_err(failed)?;
+        let path = CString::new(program.as_os_str().as_encoded_bytes());
+        let argv: std::result::Result<Vec<CString>, _> =
+            argv(spec).iter().map(|word| CString::new(word.as_bytes())).collect();
+        match (path, argv) {
+            // The environment is this process's own by now: libcontainer has set it.
+            (Ok(path), Ok(argv)) => match nix::unistd::execv(&path, &argv) {
+                Ok(never) => match never {},
+                Err(e) => Err(failed(format!("{}: {e}", program.display()))),
+            },
+            _ => Err(ExecutorError::InvalidArg),
+        }
+    }
+}
+
+fn argv(spec: &Spec) -> &[String] {
+    spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default()
+}
+
+/// The file to run, looked for as execvp(3) does, with the ids the guest's process has.
+fn program(spec: &Spec) -> std::result::Result<PathBuf, String> {
+    let name = argv(spec).first().ok_or("nothing to run")?;
+    let env = spec.process().as_ref().and_then(|process| process.env().as_deref());
+    let path = env.unwrap_or_default().iter().find_map(|entry| entry.strip_prefix("PATH="));
+    find_program(name, path.unwrap_or_default())
+}
+
+/// The file that a command names: itself if it holds a slash, else the first in `path`.
+///
+/// # Errors
+/// None is there, or none may be run; the text says so in the words that [`crate::runtime::classify`]
+/// knows.
+pub fn find_program(name: &str, path: &str) -> std::result::Result<PathBuf, String> {
+    let usable = |path: &Path| {
+        path.is_file() && accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+    };
+    if name.contains('/') {
+        let path = PathBuf::from(name);
+        return match () {
+            () if usable(&path) => Ok(path),
+            () if path.exists() => Err(format!("{name:?} is not executable")),
+            () => Err(format!("no such executable {name:?}")),
+        };
+    }
+    let places = path.split(':').map(|dir| if dir.is_empty() { "." } else { dir });
+    let found: Vec<PathBuf> = places.map(|dir| Path::new(dir).join(name)).collect();
+    match found.iter().find(|path| usable(path)) {
+        Some(path) => Ok(path.clone()),
+        None if found.iter().any(|path| path.exists()) => Err(format!("{name:?} is not executable")),
+        None => Err(format!("{name:?} not found in $PATH")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_a_shell_finds_them() {
+        let sh = PathBuf::from("/bin/sh");
+        assert_eq!(find_program("sh", "/nowhere:/bin").unwrap(), sh);
+        assert_eq!(find_program("/bin/sh", "").unwrap(), sh);
+        assert_eq!(find_program("nope", "/bin").unwrap_err(), "\"nope\" not found in $PATH");
+        assert_eq!(find_program("/nope", "/bin").unwrap_err(), "no such executable \"/nope\"");
+        assert_eq!(find_program("/etc/passwd", "").unwrap_err(), "\"/etc/passwd\" is not executable");
+        assert_eq!(find_program("/bin", "").unwrap_err(), "\"/bin\" is not executable");
+    }
+}

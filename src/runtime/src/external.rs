@@ -1,0 +1,114 @@
+//! runc as the OCI runtime, by its command line; crun takes the same.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+
+use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
+
+/// Where host tools are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Most bytes of a log that are looked at.
+const MAX_LOG: u64 = 1 << 20;
+
+/// A runtime with runc's command line.
+#[derive(Debug)]
+pub struct External {
+    /// Name or path of the program.
+    pub program: PathBuf,
+}
+
+impl Runtime for External {
+    fn create(&self, creation: &Creation<'_>) -> Result<Created> {
+        // Not in the runtime's own state directory, whose entries are guests to it.
+        let log = creation.bundle.join("runtime.log");
+        let pid_file = creation.bundle.join("runtime.pid");
+        let created = self.run(creation, &log, &pid_file);
+        for file in [&log, &pid_file] {
+            // Best effort: both are in the bundle, which is made anew for each boot.
+            let _ = fs::remove_file(file);
+        }
+        let fifo = creation.root.join(creation.id).join("exec.fifo");
+        created.map(|pid| Created { pid, start: Start::Fifo(fifo) })
+    }
+}
+
+impl External {
+    fn run(&self, creation: &Creation<'_>, log: &Path, pid_file: &Path) -> Result<u32> {
+        let name = self.program.display();
+        // A file, not a pipe: the guest's first process inherits it until it runs, so the end of a
+        // pipe would not come.
+        let errors = File::create(log)
+            .map_err(|e| Error::new(ErrorKind::Host, format!("{}: {e}", log.display())))?;
+        #[expect(clippy::disallowed_methods, reason = "this program's one place that spawns")]
+        let status = Command::new(&self.program)
+            .arg("--root")
+            .arg(creation.root)
+            .args(["--log-format", "json", "create", "--bundle"])
+            .arg(creation.bundle)
+            .arg("--console-socket")
+            .arg(creation.console_socket)
+            .arg("--pid-file")
+            .arg(pid_file)
+            .arg(creation.id)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .status();
+        let status = match status {
+            Ok(status) => status,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let missing = Error::new(ErrorKind::Unsupported, format!("{name} is not installed"));
+                return Err(missing.hint("install it, or use the embedded runtime"));
+            }
+            Err(e) => return Err(Error::new(ErrorKind::Host, format!("start {name}: {e}"))),
+        };
+        if !status.success() {
+            let text = last_message(&read_bounded(log));
+            return Err(runtime_error(&format!("{name} failed ({status}): {text}")));
+        }
+        let pid = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+        pid.ok_or_else(|| Error::new(ErrorKind::Host, format!("{name} wrote no process id")))
+    }
+}
+
+fn read_bounded(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    let read = File::open(path)
+        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, MAX_LOG), &mut bytes));
+    match read {
+        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) => format!("its log cannot be read: {e}"),
+    }
+}
+
+/// The last message of a log in JSON lines, or its last line if it is not JSON.
+fn last_message(log: &str) -> String {
+    let message = |line: &str| -> Option<String> {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(value.get("msg")?.as_str()?.to_owned())
+    };
+    let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty());
+    match lines.next() {
+        None => "no message".into(),
+        Some(line) => message(line).unwrap_or_else(|| line.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_message_of_a_log_counts() {
+        assert_eq!(last_message("{\"msg\":\"a\"}\n{\"level\":\"error\",\"msg\":\"b\"}\n\n"), "b");
+        assert_eq!(last_message("{\"msg\":\"a\"}\nplain"), "plain");
+        assert_eq!(last_message(""), "no message");
+    }
+}

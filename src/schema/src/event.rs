@@ -1,0 +1,76 @@
+//! Events: what happened to VMs, numbered without gaps within one run of the daemon.
+
+use ocivisor_core::ids::{OpId, VmId};
+use ocivisor_core::state::OpKind;
+use serde::{Deserialize, Serialize};
+
+use crate::error::OutcomeV1;
+use crate::record::GuestExitV1;
+use crate::reply::StateNameV1;
+use crate::text::{Text, TimeV1};
+
+/// One event: `{"seq": 12, "at": "…", "vm": "one-7", "kind": "state_changed", …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventV1 {
+    /// Number of the event; the next one is larger by one.
+    pub seq: u64,
+    /// When.
+    pub at: TimeV1,
+    /// To which VM.
+    pub vm: Text<VmId>,
+    /// What.
+    #[serde(flatten)]
+    pub data: EventDataV1,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventDataV1 {
+    /// An operation was recorded and begins.
+    OperationStarted {
+        /// Its id.
+        op: Text<OpId>,
+        /// What for.
+        operation: Text<OpKind>,
+    },
+    /// An operation reached a step.
+    OperationProgress {
+        /// Its id.
+        op: Text<OpId>,
+        /// The step that begins, for people.
+        step: String,
+    },
+    /// An operation ended, its outcome is on disk.
+    OperationFinished {
+        /// Its id.
+        op: Text<OpId>,
+        /// What for.
+        operation: Text<OpKind>,
+        /// How.
+        result: OutcomeV1,
+    },
+    /// The settled state changed.
+    StateChanged {
+        /// Before; `null` when the VM is new.
+        #[serde(default)]
+        from: Option<StateNameV1>,
+        /// After.
+        to: StateNameV1,
+    },
+    /// The guest's first process ended.
+    GuestExited {
+        /// How.
+        exit: GuestExitV1,
+    },
+    /// A guest whose shim was lost has a new one.
+    ShimAdopted {
+        /// What could not be kept.
+        losses: Vec<String>,
+    },
+    /// The record is gone.
+    VmForgotten,
+    /// A kind that is newer than this reader.
+    #[serde(other)]
+    Unknown,
+}

@@ -1,0 +1,326 @@
+//! The forms on disk and on the wire, byte for byte. A golden may gain fields; a field that is
+//! taken away or changes its meaning is a new version.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use common::{NOON, assert_golden, error, full_record, full_spec, requests, small_spec};
+use ocivisor_core::ids::{OpId, VmId};
+use ocivisor_core::spec::VmSpec;
+use ocivisor_core::state::{OpKind, Record, Request, Timestamp};
+use ocivisor_schema::record::{GuestExitV1, RequestV1};
+use ocivisor_schema::reply::{
+    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
+    OpStatusReply, OperationReply, RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo,
+    VmSummary,
+};
+use ocivisor_schema::{
+    ErrorV1, EventDataV1, EventV1, OutcomeV1, RecordV1, Text, VmSpecV1, decode, encode,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The value's JSON is the golden, and reading that gives the value again.
+fn pin<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+    let text = serde_json::to_string_pretty(value).unwrap() + "\n";
+    assert_golden(name, &text);
+    assert_eq!(serde_json::from_str::<T>(&text).unwrap(), *value, "{name}");
+}
+
+fn vm() -> Text<VmId> {
+    Text("one-42".parse().unwrap())
+}
+
+#[test]
+fn specs() {
+    pin("spec_small.json", &VmSpecV1::from(&small_spec()));
+    pin("spec_full.json", &VmSpecV1::from(&full_spec()));
+}
+
+#[test]
+fn records_as_values_and_as_files() {
+    let record = full_record();
+    pin("record_full.json", &RecordV1::from(&record));
+    let fresh = Record::new(small_spec(), NOON);
+    let bytes = encode(&fresh).unwrap();
+    assert_golden("vm.json", std::str::from_utf8(&bytes).unwrap());
+    assert_eq!(decode(&bytes).unwrap(), fresh);
+}
+
+#[test]
+fn all_kinds_of_request() {
+    let requests: Vec<RequestV1> = requests().iter().map(RequestV1::from).collect();
+    pin("requests.json", &requests);
+}
+
+#[test]
+fn errors() {
+    pin("error.json", &ErrorV1::from(&error()));
+}
+
+#[test]
+fn all_kinds_of_event() {
+    let op = Text(OpId(7));
+    let operation = Text(OpKind::Start);
+    let kinds = [
+        EventDataV1::OperationStarted { op, operation },
+        EventDataV1::OperationProgress {
+            op,
+            step: "mount the root disk".into(),
+        },
+        EventDataV1::OperationFinished {
+            op,
+            operation,
+            result: OutcomeV1::Ok,
+        },
+        EventDataV1::OperationFinished {
+            op,
+            operation,
+            result: OutcomeV1::Error((&error()).into()),
+        },
+        EventDataV1::StateChanged {
+            from: Some(StateNameV1::Stopped),
+            to: StateNameV1::Running,
+        },
+        EventDataV1::GuestExited {
+            exit: GuestExitV1::Code { code: 3 },
+        },
+        EventDataV1::ShimAdopted {
+            losses: vec!["console output from 12:00 to 12:01".into()],
+        },
+        EventDataV1::VmForgotten,
+    ];
+    let events: Vec<EventV1> = (41..)
+        .zip(kinds)
+        .map(|(seq, data)| EventV1 {
+            seq,
+            at: NOON.into(),
+            vm: vm(),
+            data,
+        })
+        .collect();
+    pin(
+        "events.json",
+        &EventsReply {
+            events,
+            next_seq: 49,
+            lost: false,
+        },
+    );
+}
+
+#[test]
+fn replies() {
+    let record = full_record();
+    let op = Text(OpId(7));
+    pin(
+        "operation.json",
+        &OperationReply {
+            op: Some(op),
+            vm: vm(),
+            state: Some(StateNameV1::Stopped),
+            joined: false,
+        },
+    );
+    pin(
+        "op_status.json",
+        &OpStatusReply {
+            op,
+            vm: vm(),
+            kind: Text(OpKind::Start),
+            done: true,
+            step: None,
+            result: Some(OutcomeV1::Error((&error()).into())),
+        },
+    );
+    pin("vm_summary.json", &VmSummary::from(&record));
+    pin("vm_info.json", &VmInfo::from(&record));
+    pin(
+        "console.json",
+        &ConsoleReply {
+            socket: "/run/ocivisor/vms/one-42/shim.sock".into(),
+        },
+    );
+    pin(
+        "exec.json",
+        &ExecReply {
+            socket: "/run/ocivisor/vms/one-42/exec/1.sock".into(),
+            token: "6f1c2f6e".into(),
+        },
+    );
+    pin(
+        "log.json",
+        &LogReply {
+            text_base64: "bG9naW46IA==".into(),
+            truncated: true,
+        },
+    );
+    pin(
+        "image.json",
+        &ImageInfo {
+            name: "debian:12".into(),
+            digest: format!("sha256:{}", "0".repeat(64)),
+            platform: "linux/amd64".into(),
+            layers: 1,
+            size_bytes: 123_456_789,
+            imported: NOON.into(),
+        },
+    );
+    pin("removed.json", &RemovedReply { removed: true });
+    pin(
+        "disk.json",
+        &DiskInfo {
+            path: "/srv/web-1.img".into(),
+            manifest: "/srv/web-1.img.manifest.json".into(),
+            image_digest: format!("sha256:{}", "0".repeat(64)),
+        },
+    );
+    let mut vms = VmCounts::default();
+    vms.add(StateNameV1::Running);
+    pin(
+        "host.json",
+        &HostInfo {
+            version: "0.1.0".into(),
+            hostname: "node1".into(),
+            kernel: "6.12.1".into(),
+            boot_id: "5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11".into(),
+            cgroup_layout: CgroupLayoutV1::V2,
+            cpus: 8,
+            memory: 16 << 30,
+            memory_available: 12 << 30,
+            vms,
+            state_dir: "/var/lib/ocivisor".into(),
+            run_dir: "/run/ocivisor".into(),
+        },
+    );
+    pin(
+        "version.json",
+        &VersionReply {
+            version: "0.1.0".into(),
+            api: 1,
+        },
+    );
+}
+
+#[test]
+fn the_least_spec_gets_defaults() {
+    let least = r#"{"id": "web-1", "resources": {"memory": 67108864},
+        "root": {"path": "/srv/web-1.img"}, "of_a_later_version": [1]}"#;
+    let spec: VmSpecV1 = serde_json::from_str(least).unwrap();
+    assert_eq!(VmSpec::try_from(spec).unwrap(), small_spec());
+}
+
+#[test]
+fn an_event_of_a_later_version_is_read_as_unknown() {
+    let text = r#"{"seq": 1, "at": "2026-01-31T12:00:00.000Z", "vm": "one-42",
+        "kind": "teleported", "to": {"host": "node2"}}"#;
+    let event: EventV1 = serde_json::from_str(text).unwrap();
+    assert_eq!(event.data, EventDataV1::Unknown);
+    assert_eq!(event.at.0, Timestamp(NOON.0));
+}
+
+#[test]
+fn values_that_cannot_be_are_refused_by_field() {
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut value = serde_json::to_value(VmSpecV1::from(&full_spec())).unwrap();
+        change(&mut value);
+        let spec: VmSpecV1 = serde_json::from_value(value).unwrap();
+        VmSpec::try_from(spec).unwrap_err().to_string()
+    };
+    for (pointer, value, want) in [
+        (
+            "/id",
+            "One",
+            "vm One: id: \"One\" is not a valid vm id: must begin with a-z or 0-9",
+        ),
+        (
+            "/hostname",
+            "-a",
+            "vm one-42: hostname: \"-a\" is not a valid host name: \
+             labels hold only letters, digits and inner hyphens (RFC 1123)",
+        ),
+        (
+            "/nics/0/mac",
+            "x",
+            "vm one-42: nics[0].mac: \"x\" is not a valid MAC address: \
+             must be six pairs of hex digits joined by colons",
+        ),
+        (
+            "/nics/0/addresses/0",
+            "10.0.0.1",
+            "vm one-42: nics[0].addresses: \"10.0.0.1\" is not an address/prefix",
+        ),
+        (
+            "/nics/0/addresses/0",
+            "10.0.0.1/+8",
+            "vm one-42: nics[0].addresses: \"10.0.0.1/+8\" is not an address/prefix",
+        ),
+        (
+            "/nics/0/routes/0/gateway",
+            "gw",
+            "vm one-42: nics[0].routes.gateway: \"gw\" is not an IP address",
+        ),
+        (
+            "/boot/env/0",
+            "LANG",
+            "vm one-42: boot.env: \"LANG\" is not NAME=value",
+        ),
+        (
+            "/root/path",
+            "/srv/../etc/shadow",
+            "vm one-42: root disk path \"/srv/../etc/shadow\" is not absolute and normal",
+        ),
+    ] {
+        let got = refused(&|spec| *spec.pointer_mut(pointer).unwrap() = value.into());
+        assert_eq!(got, want);
+    }
+}
+
+#[test]
+fn records_that_cannot_be_are_refused() {
+    let refused = |pointer: &str, value: serde_json::Value| {
+        let mut json = serde_json::to_value(RecordV1::from(&full_record())).unwrap();
+        *json.pointer_mut(pointer).unwrap() = value;
+        let record: RecordV1 = serde_json::from_value(json).unwrap();
+        Record::try_from(record).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused("/guest/init/pid", 0.into()),
+        "process id 0 is not 1 to 2147483647"
+    );
+    assert_eq!(
+        refused("/guest/shim/pid", u32::MAX.into()),
+        "process id 4294967295 is not 1 to 2147483647"
+    );
+    assert_eq!(
+        refused("/guest/stop_signal", 65.into()),
+        "stop signal 65 is not 1 to 64"
+    );
+    for base in [0, u32::MAX - 65_535] {
+        assert_eq!(
+            refused("/ids/base", base.into()),
+            format!("id range of 65536 at {base} is not within 1 to 4294967294")
+        );
+    }
+    assert_eq!(
+        refused("/op/request/spec/id", "one-43".into()),
+        "record of vm one-42 holds an operation for vm one-43"
+    );
+    assert_eq!(
+        refused("/version", 2.into()),
+        "record version 2 is unknown, this build reads 1"
+    );
+}
+
+#[test]
+fn requests_round_trip() {
+    for request in requests() {
+        let json = serde_json::to_string(&RequestV1::from(&request)).unwrap();
+        let read: RequestV1 = serde_json::from_str(&json).unwrap();
+        assert_eq!(Request::try_from(read).unwrap(), request);
+    }
+}

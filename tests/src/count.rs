@@ -1,0 +1,149 @@
+//! What a host holds, counted from outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Host;
+
+/// Numbers of things that must be equal before and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// Mounts below the host's directory, namespaces pinned by bind mounts included.
+    pub mounts: Vec<String>,
+    /// Loop devices whose file is below the host's directory.
+    pub loops: Vec<String>,
+    /// Links in the host's network namespace.
+    pub links: Vec<String>,
+    /// Control groups below the host's base, in all hierarchies.
+    pub cgroups: Vec<String>,
+    /// Processes (no zombies) whose command line or control group names the host.
+    pub processes: Vec<String>,
+    /// Files below the run directory and the VMs' state, without the socket.
+    pub files: Vec<String>,
+}
+
+impl Counts {
+    /// Counts now.
+    #[must_use]
+    pub fn of(host: &Host) -> Self {
+        let links = host.in_netns(&["ip", "-o", "link"]).ok();
+        let name = |line: &str| line.split(": ").nth(1).unwrap_or(line).to_owned();
+        let mut links: Vec<String> = links.lines().map(name).collect();
+        links.sort();
+        Self {
+            mounts: mounts_below(host.dir()),
+            loops: loops_below(host.dir()),
+            links,
+            cgroups: cgroups_of(host.name()).iter().map(|p| p.display().to_string()).collect(),
+            processes: processes_of(host).into_iter().map(|(_, line)| line).collect(),
+            files: files_of(host),
+        }
+    }
+}
+
+/// Mount points below a directory, the last mounted first.
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+    let below = points.filter(|point| Path::new(point).starts_with(dir));
+    let mut below: Vec<String> = below.map(str::to_owned).collect();
+    below.reverse();
+    below
+}
+
+fn loops_below(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block").unwrap().filter_map(Result::ok) {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
+        if let Ok(backing) = backing
+            && Path::new(backing.trim()).starts_with(dir)
+        {
+            found.push(backing.trim().to_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Groups below `<hierarchy>/<name>`, which itself may stay; deepest last.
+fn cgroups_of(name: &str) -> Vec<PathBuf> {
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(fs::read_dir("/sys/fs/cgroup").unwrap().filter_map(|e| Some(e.ok()?.path())));
+    let mut found = Vec::new();
+    let mut todo: Vec<PathBuf> = roots.iter().map(|root| root.join(name)).collect();
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.filter_map(Result::ok) {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                found.push(entry.path());
+                todo.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Processes that belong to the host, the daemon and whoever asks excepted.
+fn processes_of(host: &Host) -> Vec<(u32, String)> {
+    let daemon = host.daemon.as_ref().map(std::process::Child::id);
+    let needle = format!("/{}", host.name());
+    let dir = host.run_dir().display().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let groups = String::from_utf8_lossy(&read("cgroup")).into_owned();
+        let zombie = line.is_empty();
+        let ours = groups.contains(&needle) || line.contains(&dir);
+        if ours && !zombie && Some(pid) != daemon && pid != std::process::id() {
+            found.push((pid, line.trim().to_owned()));
+        }
+    }
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    found
+}
+
+fn files_of(host: &Host) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut todo = vec![host.run_dir(), host.state_dir().join("vms")];
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            if path == host.socket() {
+                continue;
+            }
+            found.push(path.strip_prefix(host.dir()).unwrap().display().to_string());
+            // A guest's mounted root is counted as a mount, not file by file.
+            let mounted = path.ends_with("root") || path.ends_with("disk");
+            if entry.file_type().is_ok_and(|t| t.is_dir()) && !mounted {
+                todo.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Removes whatever a failed test left, by force.
+pub(crate) fn clear(host: &Host) {
+    for _ in 0..3 {
+        for (pid, _) in processes_of(host) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
+        }
+    }
+    for mount in mounts_below(host.dir()) {
+        let _ = Command::new("umount").args(["-l", &mount]).output();
+    }
+    let mut groups = cgroups_of(host.name());
+    let bases = fs::read_dir("/sys/fs/cgroup").unwrap().filter_map(|e| Some(e.ok()?.path()));
+    groups.splice(0..0, bases.map(|root| root.join(host.name())));
+    groups.insert(0, Path::new("/sys/fs/cgroup").join(host.name()));
+    for group in groups.iter().rev() {
+        // Not there, or busy for a moment: the next test's names differ.
+        let _ = fs::remove_dir(group);
+    }
+}

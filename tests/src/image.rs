@@ -1,0 +1,27 @@
+//! A small real root filesystem: Debian's static busybox.
+
+use std::path::Path;
+
+use crate::tool;
+
+/// Writes a root filesystem tar with busybox, its applets as links, users and an init.
+pub fn busybox(tar: &Path) {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var"] {
+        std::fs::create_dir(path(dir)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", path("bin/busybox")).expect("busybox-static is installed");
+    let applets = tool(&["/bin/busybox", "--list"]);
+    for applet in applets.lines().filter(|name| *name != "busybox") {
+        std::os::unix::fs::symlink("/bin/busybox", path("bin").join(applet)).unwrap();
+    }
+    std::os::unix::fs::symlink("/bin/busybox", path("sbin/init")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
+    write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/tmp:/bin/sh\n");
+    write("etc/group", "root:x:0:\napp:x:1000:\n");
+    write("etc/inittab", "::sysinit:/bin/true\nconsole::respawn:-/bin/sh\n::shutdown:/bin/true\n");
+    tool(&["chmod", "1777", &path("tmp").display().to_string()]);
+    let (root, tar) = (root.path().display().to_string(), tar.display().to_string());
+    tool(&["tar", "--numeric-owner", "--owner=0", "--group=0", "-C", &root, "-cf", &tar, "."]);
+}

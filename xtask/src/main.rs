@@ -1,0 +1,50 @@
+//! What developers and CI run: `cargo xtask test`, `cargo xtask quickstart`, `cargo xtask ci`.
+//!
+//! Each installs what it misses (Debian and Ubuntu: apt), says what it does while it does it, and
+//! ends with one clear line. A check that cannot run is a failure, never a skip.
+
+#![forbid(unsafe_code)]
+
+mod binaries;
+mod check;
+mod cmd;
+mod packages;
+mod quickstart;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks for developers of ocivisor.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Line {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run all tests and checks, those that need root included
+    Test(test::Options),
+    /// The same, and the checks that need tools which take long to install
+    Ci,
+    /// Build, start a daemon of its own, deploy a guest as OpenNebula does, show it, stop it
+    Quickstart(quickstart::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Line::parse().task {
+        Task::Test(options) => test::run(&options),
+        Task::Ci => test::run(&test::Options::default()).and_then(|()| check::deny()),
+        Task::Quickstart(options) => quickstart::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cmd::say(&format!("FAILED: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
