@@ -8,7 +8,7 @@ use crate::tool;
 pub fn busybox(tar: &Path) {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);
-    for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var"] {
+    for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var", "etc/init.d"] {
         std::fs::create_dir(path(dir)).unwrap();
     }
     std::fs::copy("/bin/busybox", path("bin/busybox")).expect("busybox-static is installed");
@@ -21,6 +21,9 @@ pub fn busybox(tar: &Path) {
     write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/tmp:/bin/sh\n");
     write("etc/group", "root:x:0:\napp:x:1000:\n");
     write("etc/inittab", "::sysinit:/bin/true\nconsole::respawn:-/bin/sh\n::shutdown:/bin/true\n");
+    // What makes a system of it: without boot scripts a busybox is but a toolbox.
+    write("etc/init.d/rcS", "#!/bin/sh\nmount -t proc proc /proc 2>/dev/null\n");
+    tool(&["chmod", "755", &path("etc/init.d/rcS").display().to_string()]);
     tool(&["chmod", "1777", &path("tmp").display().to_string()]);
     let (root, tar) = (root.path().display().to_string(), tar.display().to_string());
     tool(&["tar", "--numeric-owner", "--owner=0", "--group=0", "-C", &root, "-cf", &tar, "."]);

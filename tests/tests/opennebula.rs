@@ -240,7 +240,7 @@ fn a_guest_that_ends_by_itself_is_stopped_and_its_exit_is_kept() {
         info => Err(info["state"].clone()),
     });
     let info = host.info("one-0").unwrap();
-    assert_eq!(info["last_exit"].to_string(), "{\"kind\":\"code\",\"value\":7}", "{info}");
+    assert_eq!(info["last_exit"].to_string(), "{\"code\":7,\"kind\":\"code\"}", "{info}");
     let counts = host.counts();
     assert_eq!((counts.mounts.len(), counts.processes.len(), counts.cgroups.len()), (0, 0, 0));
 }

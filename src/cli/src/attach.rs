@@ -90,6 +90,16 @@ impl Signals {
         };
         all().map_err(|e: io::Error| Failure::new(Exit::Failure, format!("catch signals: {e}")))
     }
+
+    /// The next one: a signal to end by, or `None` when the terminal's size changed.
+    pub async fn next(&mut self) -> Option<u8> {
+        tokio::select! {
+            _ = self.window.recv() => None,
+            _ = self.terminate.recv() => Some(15),
+            _ = self.hangup.recv() => Some(1),
+            _ = self.interrupt.recv() => Some(2),
+        }
+    }
 }
 
 /// Moves bytes until one side ends. `typed` is what goes to the guest; `show` gets what it prints.
@@ -142,14 +152,11 @@ pub async fn run(
                     });
                 }
             }
-            _ = signals.window.recv() => {
-                if writes {
-                    Frame::Resize(terminal::size()).encode(&mut waiting);
-                }
-            }
-            _ = signals.terminate.recv() => return Ok(End::Signalled(15)),
-            _ = signals.hangup.recv() => return Ok(End::Signalled(1)),
-            _ = signals.interrupt.recv() => return Ok(End::Signalled(2)),
+            number = signals.next() => match number {
+                Some(number) => return Ok(End::Signalled(number)),
+                None if writes => Frame::Resize(terminal::size()).encode(&mut waiting),
+                None => {}
+            },
         }
     }
 }

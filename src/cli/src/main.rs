@@ -22,6 +22,7 @@ mod nic;
 mod one;
 mod output;
 mod sanitize;
+mod session;
 mod terminal;
 mod typed;
 mod units;

@@ -114,8 +114,13 @@ pub fn write_bytes(bytes: &[u8]) -> Result<Reader, Failure> {
 
 /// Writes to standard error; nobody there to read is fine.
 pub fn complain(text: &str) {
+    complain_bytes(text.as_bytes());
+}
+
+/// As [`complain`], for bytes that go out as they are.
+pub fn complain_bytes(bytes: &[u8]) {
     // Nothing is left to tell the failure to.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = io::stderr().lock().write_all(bytes);
 }
 
 /// Whether standard output takes colours: a terminal, and `NO_COLOR` (no-color.org) not set.

@@ -8,6 +8,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::Request;
+use ocivisor_host::guests::ExecRequest;
 use ocivisor_rpc::{
     API_VERSION, ApiError, ApiServer, Extensions, MAX_EVENTS, MAX_WAIT_MS, async_trait,
 };
@@ -209,8 +210,8 @@ impl ApiServer for Daemon {
     ) -> Reply<ExecReply> {
         let record = self.vms.get(&vm.0)?;
         let facts = running(&record)?;
-        let session = crate::exec::Session { argv, env, user, workdir, tty };
-        self.work(move |vms| crate::exec::begin(&vms.host, &vm.0, &facts, &session)).await
+        let request = ExecRequest { argv, env, user, workdir, tty };
+        self.work(move |vms| crate::exec::begin(&vms.host, &vm.0, &facts, &request)).await
     }
 
     async fn vm_log(&self, _: &Extensions, vm: Text<VmId>, max_bytes: u64) -> Reply<LogReply> {

@@ -3,13 +3,13 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::error::Result;
 use ocivisor_core::ids::VmId;
 use ocivisor_core::state::GuestFacts;
 use ocivisor_core::units::Bytes;
 use ocivisor_host::cgroup::HostCgroups;
 use ocivisor_host::fs::io_error;
-use ocivisor_host::guests::{Engine, HostGuests, Settings};
+use ocivisor_host::guests::{Engine, ExecRequest, HostGuests, Settings};
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::reply::ExecReply;
 
@@ -33,28 +33,15 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
     })
 }
 
-/// A process to be run in a guest.
-#[derive(Debug)]
-pub struct Session {
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// `NAME=value`, added to the guest's.
-    pub env: Vec<String>,
-    /// `user[:group]`; else root.
-    pub user: Option<String>,
-    /// Where; else the user's or `/`.
-    pub workdir: Option<String>,
-    /// Whether on a terminal of its own.
-    pub tty: bool,
-}
-
 /// Begins a session; its client finds it at the socket, with the token.
-pub fn begin(host: &Host, id: &VmId, facts: &GuestFacts, session: &Session) -> Result<ExecReply> {
-    if session.argv.is_empty() {
-        return Err(Error::new(ErrorKind::Invalid, format!("exec in vm {id}: no command")));
-    }
-    let _ = (host, facts, session);
-    Err(Error::new(ErrorKind::Unsupported, "exec is being wired"))
+pub fn begin(
+    host: &Host,
+    id: &VmId,
+    facts: &GuestFacts,
+    request: &ExecRequest,
+) -> Result<ExecReply> {
+    let session = host.guests.begin_exec(id, facts, request)?;
+    Ok(ExecReply { socket: session.socket.display().to_string(), token: session.token })
 }
 
 /// The last `max` bytes of the console log, and whether there are more.

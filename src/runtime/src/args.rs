@@ -81,6 +81,16 @@ impl Options {
         text.to_str().and_then(|text| text.parse().ok()).ok_or_else(bad)
     }
 
+    /// A number that may be absent.
+    ///
+    /// # Errors
+    /// `Invalid`: malformed.
+    pub fn optional_number(&mut self, name: &str) -> Result<Option<u32>> {
+        let Some(text) = self.optional(name) else { return Ok(None) };
+        let bad = || Error::new(ErrorKind::Invalid, format!("--{name} is {text:?}"));
+        text.to_str().and_then(|text| text.parse().ok()).map(Some).ok_or_else(bad)
+    }
+
     /// Checks that nothing is left.
     ///
     /// # Errors

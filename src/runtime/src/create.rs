@@ -80,13 +80,7 @@ impl Request {
             },
             shim: options.path("shim")?,
             cgroup_procs: options.all("cgroup-procs").into_iter().map(PathBuf::from).collect(),
-            group: match options.optional("group") {
-                None => None,
-                Some(text) => {
-                    let bad = || Error::new(ErrorKind::Invalid, format!("--group is {text:?}"));
-                    Some(text.to_str().and_then(|text| text.parse().ok()).ok_or_else(bad)?)
-                }
-            },
+            group: options.optional_number("group")?,
             status: options.parsed("status-fd")?,
         };
         options.done()?;
@@ -162,7 +156,11 @@ fn create(request: &Request) -> Result<(Created, OwnedFd)> {
     }
 }
 
-fn load_config(bundle: &Path) -> Result<Spec> {
+/// Reads the configuration of a bundle.
+///
+/// # Errors
+/// `Host`: missing or malformed.
+pub fn load_config(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let bad = |e: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Host, format!("read {}: {e}", path.display()))
@@ -312,7 +310,8 @@ fn become_shim(request: &Request, created: &Created, master: &OwnedFd, told: &Ow
 }
 
 /// Field 22 of /proc/PID/stat, proc(5); the command's name in parentheses may hold anything.
-fn start_ticks(pid: u32) -> Option<u64> {
+#[must_use]
+pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let text = String::from_utf8_lossy(&stat);
     let after = &text[text.rfind(')')? + 1..];

@@ -6,10 +6,13 @@
 //! * it never looks where the working directory leads once the root has changed: [`Payload`] does;
 //! * its check of the executable wants the bit for others: [`Payload`] asks the kernel instead;
 //! * on failure it kills and removes the guest's groups in the controllers' hierarchies;
-//! * two masked values of seccomp rules change places: see `seccomp` of the bundle.
+//! * of a masked comparison in a seccomp rule it takes mask and value the other way round, and what
+//!   should match some arguments then matches all: [`with_swapped_masks`] swaps them beforehand, in
+//!   a copy of the configuration.
 
-use std::error::Error as _;
 use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -18,6 +21,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use serde_json::Value;
 
 use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
 
@@ -27,12 +31,13 @@ pub struct Embedded;
 
 impl Runtime for Embedded {
     fn create(&self, creation: &Creation<'_>) -> Result<Created> {
+        let bundle = Rewritten::write(creation.bundle)?;
         let built = ContainerBuilder::new(creation.id.to_owned(), SyscallType::default())
             .with_executor(Payload)
             .with_console_socket(Some(creation.console_socket))
             .with_root_path(creation.root)
             .and_then(|builder| {
-                let init = builder.as_init(creation.bundle);
+                let init = builder.as_init(&bundle.0);
                 init.with_systemd(false).with_detach(true).as_sibling(false).build()
             });
         let container = built.map_err(|e| runtime_error(&chain(&e)))?;
@@ -41,6 +46,57 @@ impl Runtime for Embedded {
         let notify = creation.root.join(creation.id).join("notify.sock");
         Ok(Created { pid, start: Start::Connect(notify) })
     }
+}
+
+/// A copy of a bundle's configuration for libcontainer; removed when dropped.
+struct Rewritten(PathBuf);
+
+impl Rewritten {
+    fn write(bundle: &Path) -> Result<Self> {
+        let dir = bundle.join("embedded");
+        let spec = with_swapped_masks(&crate::create::load_config(bundle)?)?;
+        let failed = |e: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Host, format!("configuration {}: {e}", dir.display()))
+        };
+        let json = serde_json::to_vec(&spec).map_err(|e| failed(&e))?;
+        fs::create_dir_all(&dir).map_err(|e| failed(&e))?;
+        let copy = Self(dir.clone());
+        // Read once, at once, by this very process: it need not survive a crash.
+        File::create(dir.join("config.json"))
+            .and_then(|mut file| file.write_all(&json))
+            .map_err(|e| failed(&e))?;
+        Ok(copy)
+    }
+}
+
+impl Drop for Rewritten {
+    fn drop(&mut self) {
+        // Best effort: the bundle is made anew for each boot.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The configuration with mask and value of masked comparisons in libcontainer's order.
+///
+/// # Errors
+/// Never for a configuration that was read from JSON.
+pub fn with_swapped_masks(spec: &Spec) -> Result<Spec> {
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::Host, format!("configuration: {e}"));
+    // By way of JSON, because these types have no setters.
+    let mut json = serde_json::to_value(spec).map_err(failed)?;
+    let rules = json.pointer_mut("/linux/seccomp/syscalls").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten() {
+        let args = rule.get_mut("args").and_then(Value::as_array_mut);
+        for arg in args.into_iter().flatten().filter_map(Value::as_object_mut) {
+            if arg.get("op").and_then(Value::as_str) == Some("SCMP_CMP_MASKED_EQ") {
+                let mask = arg.remove("value").unwrap_or_else(|| 0.into());
+                let value = arg.remove("valueTwo").unwrap_or_else(|| 0.into());
+                arg.insert("value".into(), value);
+                arg.insert("valueTwo".into(), mask);
+            }
+        }
+    }
+    serde_json::from_value(json).map_err(failed)
 }
 
 /// The messages of an error and its causes; libcontainer's outer ones say little.
@@ -130,6 +186,22 @@ pub fn find_program(name: &str, path: &str) -> std::result::Result<PathBuf, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_masked_comparisons_change() {
+        let spec = |args: &str| -> Spec {
+            let json = format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{{"defaultAction":"SCMP_ACT_ALLOW",
+                "syscalls":[{{"names":["clone"],"action":"SCMP_ACT_ALLOW","args":[{args}]}}]}}}}}}"#
+            );
+            serde_json::from_str(&json).unwrap()
+        };
+        let given = r#"{"index":0,"value":8,"valueTwo":1,"op":"SCMP_CMP_MASKED_EQ"},
+            {"index":1,"value":8,"valueTwo":1,"op":"SCMP_CMP_EQ"}"#;
+        let want = r#"{"index":0,"value":1,"valueTwo":8,"op":"SCMP_CMP_MASKED_EQ"},
+            {"index":1,"value":8,"valueTwo":1,"op":"SCMP_CMP_EQ"}"#;
+        assert_eq!(with_swapped_masks(&spec(given)).unwrap(), spec(want));
+    }
 
     #[test]
     fn programs_are_found_as_a_shell_finds_them() {

@@ -116,15 +116,23 @@ pub fn install_fd(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
 /// All signals to their default, none blocked: both are inherited through execve(2), and Rust's
 /// start-up code ignores SIGPIPE.
 pub fn default_signals() {
-    // SAFETY: sets are initialised by sigemptyset; SIG_DFL is no function of ours. The kernel
-    // refuses SIGKILL and SIGSTOP, and glibc its own two, which is right.
-    unsafe {
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+    // struct kernel_sigaction, all zero: SIG_DFL, no flags, empty mask. By the raw call, because
+    // glibc keeps two signals for itself, which a careless parent may have left ignored.
+    let default = [0_u64; 4];
+    let none = 0_u64;
+    let size = size_of::<u64>();
+    for signal in 1..=64_i32 {
+        // SAFETY: the structure has the kernel's size or more, and outlives the call. The kernel
+        // refuses SIGKILL and SIGSTOP, which is right.
+        unsafe {
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    // SAFETY: a set of 64 signals is one u64, and it outlives the call.
+    unsafe {
+        let old = std::ptr::null_mut::<u64>();
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, size);
     }
 }
 

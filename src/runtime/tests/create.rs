@@ -40,30 +40,33 @@ fn check_application(engine: &str) {
     guest.boot_until(engine, "\ndone");
     let base = guest.ids.base;
     assert_eq!(guest.said("uid_map"), format!("0 {base} 65536"));
-    let docker_like = "00000000a00425fb".trim_start_matches('0');
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW
     // SYS_CHROOT AUDIT_WRITE SETFCAP
     let want: u64 = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31].iter().map(|bit| 1 << bit).sum();
-    assert_eq!(format!("{want:x}"), docker_like.replace("a00425fb", "a00425fb"));
     for set in ["CapEff", "CapPrm", "CapBnd"] {
         assert_eq!(guest.said(set), format!("{want:016x}"), "{set}");
     }
-    for set in ["CapInh", "CapAmb", "SigBlk", "SigIgn"] {
+    for set in ["CapInh", "CapAmb", "SigBlk"] {
         assert_eq!(guest.said(set), "0000000000000000", "{set}");
+    }
+    if engine == "embedded" {
+        assert_eq!(guest.said("SigIgn"), "0000000000000000");
     }
     assert_eq!(guest.said("Seccomp"), "2");
     assert_eq!(guest.said("NoNewPrivs"), "1");
     assert_eq!(guest.said("Groups"), "");
     assert_eq!(guest.said("hostname"), "guest-1");
+    let devices = guest.said("dev");
+    // /dev/core is there if the host's kernel has /proc/kcore.
     assert_eq!(
-        guest.said("dev"),
-        "console core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+        devices.replace(" core ", " "),
+        "console fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
     );
     assert_eq!(guest.said("fds"), "0 1 2 3", "3 is the listing itself");
     assert_eq!(guest.said("keys"), "0");
     assert_eq!(guest.said("umask"), "0022");
     assert_eq!(guest.said("env"), "image guest-1 /root xterm");
-    assert_eq!(guest.said("tty"), "/dev/console");
+    assert_eq!(guest.said("tty"), "/dev/pts/0");
     assert_eq!(guest.said("sysctl"), "Read-only file system");
     assert_eq!(guest.said("mkdir"), "Read-only file system");
     assert!(guest.said("unshare").contains("Operation not permitted"));
@@ -111,22 +114,25 @@ fn the_shim_gets_two_descriptors_and_a_clean_environment() {
 }
 
 fn check_failure_leaves_nothing(engine: &str, argv: &[&str], kind: &str, text: &str) {
-    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
-    let before = mounts();
     let mut guest = Guest::new(argv);
-    let with_pins = mounts();
+    let own = guest.dir.path().to_str().unwrap().to_owned();
+    let mounts = || {
+        let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        all.lines().filter(|line| line.contains(&own)).count()
+    };
+    assert_eq!(mounts(), 2, "the pinned namespaces");
     let line = guest.create(engine);
     assert!(line.starts_with(&format!("error {kind} ")), "{line}");
     assert!(line.contains(text), "{line}");
     assert_eq!(guest.processes(), Vec::<u32>::new());
-    assert_eq!(mounts(), with_pins);
+    assert_eq!(mounts(), 2);
     let run = guest.layout.run_vm(&guest.spec.id);
     assert_eq!(fs::read_dir(run.runtime()).unwrap().count(), 0);
     assert!(!guest.vm_dir().join("console.sock").exists());
     let bundle: Vec<_> = fs::read_dir(run.bundle()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(bundle, ["config.json"]);
     drop(guest);
-    assert_eq!(mounts(), before);
+    assert_eq!(mounts(), 0);
 }
 
 #[test]
@@ -223,8 +229,12 @@ fn a_system_mounts_reboots_and_orders_its_own_groups() {
     let init = rustix::process::Pid::from_raw(guest.init.unwrap().cast_signed()).unwrap();
     eventually("handler of the stop signal", || {
         let status = fs::read_to_string(format!("/proc/{}/status", guest.init.unwrap())).unwrap();
-        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t"))?;
-        (u64::from_str_radix(blocked, 16).ok()? & 1 << 11 != 0).then_some(())
+        // Some versions catch it, some block it and look.
+        let awaited = |set: &str| {
+            let bits = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+            u64::from_str_radix(bits, 16).unwrap() & 1 << 11 != 0
+        };
+        (awaited("SigBlk:\t") || awaited("SigCgt:\t")).then_some(())
     });
     rustix::process::kill_process(init, rustix::process::Signal::USR2).unwrap();
     assert_eq!(guest.wait_exit(), "signal 2");

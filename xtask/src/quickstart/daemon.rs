@@ -43,7 +43,7 @@ impl Daemon {
             ),
         )?;
         // What OpenNebula's scripts shall do here: not wait two minutes for a guest.
-        write(&daemon.opennebula_config(), "shutdown_timeout = 5\n")?;
+        write(&daemon.opennebula_config(), "shutdown_timeout = 2\n")?;
         for dir in [&places.state, &places.run] {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }

@@ -1,6 +1,7 @@
 //! The guest: made and ended by the driver scripts, looked at by the command line.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -103,6 +104,8 @@ impl<'a> Guest<'a> {
         }
         let args = ["destroy", "--forget", "--quiet", VM];
         let mut remove = self.daemon.command(&args);
+        // A second Ctrl-C shall not end the clearing.
+        remove.process_group(0);
         undo.add(format!("remove {VM}"), move || {
             let status = remove.status()?;
             // 3: it is gone already, as it should be.
@@ -153,7 +156,9 @@ impl<'a> Guest<'a> {
         drop(stdin);
         let output = child.wait_with_output()?;
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        say(answer.trim_end());
+        if !answer.is_empty() {
+            say(&format!("answer on standard output: {}", answer.trim_end()));
+        }
         if !output.status.success() {
             bail!("the script {name} ended with {}", output.status);
         }
@@ -170,7 +175,10 @@ impl<'a> Guest<'a> {
     }
 
     /// Runs commands in it. An image of one's own may lack any of them.
-    pub fn look_inside(&self) {
+    ///
+    /// # Errors
+    /// None of them runs: then it is not the image.
+    pub fn look_inside(&self) -> Result<()> {
         let commands: [&[&str]; 5] = [
             &["hostname"],
             &["cat", "/proc/self/uid_map"],
@@ -178,11 +186,17 @@ impl<'a> Guest<'a> {
             &["df", "-h", "/"],
             &["ps", "-ef"],
         ];
+        let mut ran = 0;
         for command in commands {
-            if let Err(error) = self.daemon.cli(&[&["exec", VM, "--"], command].concat()) {
-                say(&format!("(not in this image? {error:#})"));
+            match self.daemon.cli(&[&["exec", VM, "--"], command].concat()) {
+                Ok(()) => ran += 1,
+                Err(error) => say(&format!("({error:#})")),
             }
         }
+        if ran == 0 {
+            bail!("no command runs in the guest");
+        }
+        Ok(())
     }
 }
 

@@ -91,12 +91,14 @@ pub fn run(options: &Options) -> Result<()> {
         undo.forget();
         kept(&places);
     } else {
+        step("clearing away");
         if result.is_err() {
-            say(&format!("\nclearing away; the daemon's log is {}", places.log.display()));
+            say(&format!("the daemon's log is {}", places.log.display()));
         }
-        undo.run();
+        let cleared = undo.run();
+        result?;
+        cleared?;
     }
-    result?;
     let seconds = began.elapsed().as_secs_f32();
     say(&format!("\nOK: an OpenNebula deployment became a guest ({seconds:.1} s in all)"));
     Ok(())
@@ -125,7 +127,7 @@ fn story(options: &Options, places: &Places, undo: &mut Undo) -> Result<()> {
     step("the guest, as the host sees it");
     guest.show()?;
     step("the guest, as it sees itself");
-    guest.look_inside();
+    guest.look_inside()?;
     step("the guest, over the bridge");
     network::ping(&net)?;
     undo.check()?;
@@ -140,12 +142,12 @@ fn story(options: &Options, places: &Places, undo: &mut Undo) -> Result<()> {
 
 fn places_told(places: &Places) {
     let line = |what: &str, path: &PathBuf| say(&format!("  {what:<18} {}", path.display()));
-    say("where everything is:");
+    say("where everything was:");
     line("programs", &places.programs);
     line("daemon's state", &places.state);
     line("daemon's log", &places.log);
     line("VM's directory", &places.datastores);
-    line("cached image", &places.cache);
+    line("images, config", &places.cache);
 }
 
 fn kept(places: &Places) {

@@ -1,6 +1,7 @@
 //! A bridge for the guest, with the address that the recorded site's gateway had.
 
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, bail};
 
@@ -53,7 +54,7 @@ pub fn make(recorded: &Recorded, undo: &mut Undo) -> Result<Net> {
     let gateway = here(recorded.gateway);
     run(program("ip").args(["link", "add", BRIDGE, "type", "bridge"]))?;
     undo.add(format!("remove the bridge {BRIDGE}"), || {
-        run(program("ip").args(["link", "delete", BRIDGE]))
+        run(program("ip").args(["link", "delete", BRIDGE]).process_group(0))
     });
     run(program("ip").args(["address", "add", &format!("{gateway}/24"), "dev", BRIDGE]))?;
     run(program("ip").args(["link", "set", BRIDGE, "up"]))?;

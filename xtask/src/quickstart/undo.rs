@@ -1,14 +1,13 @@
 //! What has to be done when all is over, last thing first; also after a failure, also after Ctrl-C.
 //!
-//! Signals are blocked in every thread of ours and read by one that waits for them, so that none
-//! ends us between two steps. Programs that we start do get them (std clears the mask), so Ctrl-C
-//! ends what runs in the foreground, that step fails, and everything is undone.
+//! Signals only set a mark that is looked at between two steps. Programs that run in the foreground
+//! get Ctrl-C too and end by it, so the step fails and everything is undone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cmd::say;
 
@@ -24,21 +23,13 @@ impl Undo {
     /// Nothing yet. From now on signals do not end us.
     ///
     /// # Errors
-    /// Signals cannot be blocked.
+    /// Signals cannot be caught.
     pub fn new() -> Result<Self> {
-        let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            signals.add(signal);
-        }
-        signals.thread_block().context("block signals")?;
         let interrupted = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&interrupted);
-        std::thread::spawn(move || {
-            while let Ok(signal) = signals.wait() {
-                say(&format!("\n{signal}: will stop and clear away"));
-                seen.store(true, Ordering::SeqCst);
-            }
-        });
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))
+                .context("catch signals")?;
+        }
         Ok(Self { actions: Vec::new(), interrupted })
     }
 
@@ -59,12 +50,21 @@ impl Undo {
     }
 
     /// Does it. One failure does not keep the others from being done.
-    pub fn run(&mut self) {
+    ///
+    /// # Errors
+    /// Something is left; says what.
+    pub fn run(&mut self) -> Result<()> {
+        let mut left = Vec::new();
         while let Some((what, action)) = self.actions.pop() {
             if let Err(error) = action() {
                 say(&format!("could not {what}: {error:#}"));
+                left.push(what);
             }
         }
+        if !left.is_empty() {
+            bail!("could not {}", left.join(", "));
+        }
+        Ok(())
     }
 
     /// Leaves everything as it is.
@@ -75,7 +75,8 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        self.run();
+        // Only a panic gets here with something left, and failures were told one by one.
+        let _ = self.run();
     }
 }
 

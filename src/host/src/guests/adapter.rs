@@ -395,7 +395,9 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 fn files(run: &VmRun) -> Vec<PathBuf> {
     let lasting = [run.shim_facts(), run.shim_socket(), run.exit_record()];
     let half_written = lasting.iter().map(|path| suffixed(path, ".new"));
-    half_written.chain(lasting.iter().cloned()).collect()
+    // Where the runtime, if it was killed, waited for the terminal.
+    let console = run.dir().join("console.sock");
+    half_written.chain(lasting.iter().cloned()).chain([console]).collect()
 }
 
 fn dirs(run: &VmRun) -> [PathBuf; 3] {

@@ -30,10 +30,13 @@ pub mod bundle;
 mod adapter;
 mod adopt;
 mod client;
+mod exec;
 mod spawn;
 mod sys;
 #[cfg(test)]
 mod tests;
+
+pub use exec::{ExecRequest, ExecSession};
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

@@ -46,7 +46,7 @@ impl HostGuests {
         command.arg("--bundle").arg(run.bundle()).arg("--root").arg(run.runtime());
         command.arg("--shim").arg(&settings.shim_bin);
         self.add_shim_options(&mut command, id);
-        self.spawn(id, &settings.runtime_bin, command, None)
+        self.spawn(id, &settings.runtime_bin, command, &[], parse_ready)
     }
 
     /// Runs a shim for a guest whose own is gone.
@@ -61,7 +61,8 @@ impl HostGuests {
         command.args(["--adopt", "--init", &init.pid.to_string(), "--start", start]);
         command.args(["--start-ticks", &init.start_ticks.to_string()]);
         self.add_shim_options(&mut command, id);
-        self.spawn(id, &self.settings.shim_bin, command, master)
+        let master: Vec<_> = master.into_iter().map(|fd| ("--console-fd", fd)).collect();
+        self.spawn(id, &self.settings.shim_bin, command, &master, parse_ready)
     }
 
     /// Options that runtime and shim share.
@@ -78,13 +79,16 @@ impl HostGuests {
         }
     }
 
-    fn spawn(
+    /// Starts `program` with descriptors named by options, and waits for its word that it is set
+    /// up, which `parse` reads.
+    pub(super) fn spawn<T>(
         &self,
         id: &VmId,
         program: &Path,
         mut command: Command,
-        master: Option<BorrowedFd<'_>>,
-    ) -> Result<Ready> {
+        descriptors: &[(&str, BorrowedFd<'_>)],
+        parse: fn(&str, u32) -> Option<T>,
+    ) -> Result<T> {
         let name = program.display();
         let failed = |what: &str, e: io::Error| {
             Error::new(ErrorKind::Host, format!("{what} {name} for guest {id}: {e}"))
@@ -96,10 +100,10 @@ impl HostGuests {
         let mut passed = vec![pass(theirs.as_fd())?];
         drop(theirs);
         command.args(["--status-fd", &passed[0].number()]);
-        if let Some(master) = master {
-            let master = pass(master)?;
-            command.args(["--console-fd", &master.number()]);
-            passed.push(master);
+        for (option, fd) in descriptors {
+            let fd = pass(*fd)?;
+            command.args([option, fd.number().as_str()]);
+            passed.push(fd);
         }
         tracing::debug!(vm = %id, ?command, "starting");
         let spawned = spawn_detached(&mut command, passed);
@@ -113,7 +117,7 @@ impl HostGuests {
             }
             Err(e) => return Err(failed("start", e)),
         };
-        match wait_ready(&status, &mut child, DEADLINE) {
+        match wait_ready(&status, &mut child, DEADLINE, parse) {
             Ok(ready) => {
                 super::adapter::lock(&self.children).push(child);
                 Ok(ready)
@@ -128,7 +132,7 @@ impl HostGuests {
     }
 }
 
-fn quiet(program: &Path) -> Command {
+pub(super) fn quiet(program: &Path) -> Command {
     #[expect(clippy::disallowed_methods, reason = "see the module's comment")]
     let mut command = Command::new(program);
     command
@@ -142,8 +146,13 @@ fn quiet(program: &Path) -> Command {
     command
 }
 
-/// Reads the status line: `ready INIT INITTICKS SHIMTICKS` or `error KIND MESSAGE`.
-fn wait_ready(status: &OwnedFd, child: &mut Child, patience: Duration) -> Result<Ready> {
+/// Reads the status line: `ready …` or `error KIND MESSAGE`.
+fn wait_ready<T>(
+    status: &OwnedFd,
+    child: &mut Child,
+    patience: Duration,
+    parse: fn(&str, u32) -> Option<T>,
+) -> Result<T> {
     let deadline = Instant::now() + patience;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
     // Not reaped before the end of this function, so the number is its own.
@@ -175,7 +184,7 @@ fn wait_ready(status: &OwnedFd, child: &mut Child, patience: Duration) -> Result
             Err(e) => return Err(Error::new(ErrorKind::Host, format!("hear its shim: {e}"))),
         }
         if let Some(end) = line.iter().position(|&c| c == b'\n') {
-            return parse_status(&String::from_utf8_lossy(&line[..end]), child.id());
+            return parse_status(&String::from_utf8_lossy(&line[..end]), child.id(), parse);
         }
         if line.len() > MAX_LINE {
             return Err(Error::new(ErrorKind::Host, "its runtime talks without end"));
@@ -204,21 +213,22 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn parse_status(line: &str, shim: u32) -> Result<Ready> {
+fn parse_status<T>(line: &str, child: u32, parse: fn(&str, u32) -> Option<T>) -> Result<T> {
     let strange = || Error::new(ErrorKind::Host, format!("its runtime says {line:?}"));
     if let Some(rest) = line.strip_prefix("error ") {
         let (kind, message) = rest.split_once(' ').ok_or_else(strange)?;
         return Err(Error::new(ErrorKind::from_name(kind).ok_or_else(strange)?, message));
     }
-    let mut words = line.strip_prefix("ready ").ok_or_else(strange)?.split(' ');
-    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or_else(strange);
-    let pid = u32::try_from(number()?).map_err(|_| strange())?;
-    let init = ProcessRef { pid, start_ticks: number()? };
-    let shim = ProcessRef { pid: shim, start_ticks: number()? };
-    if words.next().is_some() {
-        return Err(strange());
-    }
-    Ok(Ready { init, shim })
+    parse(line, child).ok_or_else(strange)
+}
+
+/// `ready INIT INITTICKS SHIMTICKS`; the shim is the very child.
+fn parse_ready(line: &str, child: u32) -> Option<Ready> {
+    let mut words = line.strip_prefix("ready ")?.split(' ');
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let init = ProcessRef { pid: u32::try_from(number()?).ok()?, start_ticks: number()? };
+    let shim = ProcessRef { pid: child, start_ticks: number()? };
+    words.next().is_none().then_some(Ready { init, shim })
 }
 
 #[cfg(test)]
@@ -229,13 +239,13 @@ mod tests {
     fn status_lines_are_read_strictly() {
         let init = ProcessRef { pid: 7, start_ticks: 8 };
         let shim = ProcessRef { pid: 5, start_ticks: 9 };
-        assert_eq!(parse_status("ready 7 8 9", 5).unwrap(), Ready { init, shim });
-        let image = parse_status("error image no such user: x", 5).unwrap_err();
+        assert_eq!(parse_status("ready 7 8 9", 5, parse_ready).unwrap(), Ready { init, shim });
+        let image = parse_status("error image no such user: x", 5, parse_ready).unwrap_err();
         assert_eq!((image.kind, image.message.as_str()), (ErrorKind::Image, "no such user: x"));
         for bad in
             ["", "ready", "ready 7 8", "ready 7 8 9 10", "ready -1 8 9", "error", "error x y"]
         {
-            let error = parse_status(bad, 5).unwrap_err();
+            let error = parse_status(bad, 5, parse_ready).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Host, "{bad}");
             assert!(error.message.starts_with("its runtime says"), "{error}");
         }

@@ -1,5 +1,406 @@
-//! x
+//! `exec`: one session in a running guest.
+//!
+//! Our own, because libcontainer's leaves the process in the host's user namespace: with the host's
+//! root inside the guest's files, and the guest's programs as the host's root.
+//!
+//! The session listens on a Unix socket until the right client came: one that knows the token. Only
+//! then does the program run; it and the session end together. The socket is removed as soon as its
+//! client is there.
+//!
+//! ```text
+//! exec --vm-dir D --init PID --start-ticks T --socket S [--group GID] [--cgroup-procs F]…
+//!      --request-fd N --status-fd M
+//! ```
+//!
+//! `S` gets a neighbour `S` with `.json` for its ending, which names this process while it lives.
+//! On the status descriptor comes `ready` or `error KIND MESSAGE`.
+
+mod enter;
+mod frame;
+mod relay;
+mod request;
+#[path = "../../../host/src/guests/bundle/user.rs"]
+mod user;
+
 use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::ExitCode;
-/// x
-pub fn main(_: &[OsString]) -> ExitCode { ExitCode::FAILURE }
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::Spec;
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+
+use crate::args::Options;
+use crate::cgroup::{self, Groups};
+use crate::create::{load_config, start_ticks};
+use crate::{embedded, hygiene, status, sys};
+use enter::{Entry, Refusal};
+use relay::{Session, Streams};
+use request::Request;
+
+/// How long the client may take to come.
+const CLIENT: Duration = Duration::from_secs(30);
+/// How long one connection may take to send its token.
+const TOKEN: Duration = Duration::from_secs(5);
+/// How long the way into the guest may take; a guest can make its own files slow.
+const ENTRY: Duration = Duration::from_secs(30);
+
+/// The command line.
+#[derive(Debug)]
+struct Place {
+    vm_dir: PathBuf,
+    init: u32,
+    start_ticks: u64,
+    socket: PathBuf,
+    group: Option<u32>,
+    cgroup_procs: Vec<PathBuf>,
+    request: RawFd,
+    status: RawFd,
+}
+
+impl Place {
+    fn parse(words: &[OsString]) -> Result<Self> {
+        let mut options = Options::parse(words)?;
+        let place = Self {
+            vm_dir: options.path("vm-dir")?,
+            init: options.parsed("init")?,
+            start_ticks: options.parsed("start-ticks")?,
+            socket: options.path("socket")?,
+            group: options.optional_number("group")?,
+            cgroup_procs: options.all("cgroup-procs").into_iter().map(PathBuf::from).collect(),
+            request: options.parsed("request-fd")?,
+            status: options.parsed("status-fd")?,
+        };
+        options.done()?;
+        Ok(place)
+    }
+}
+
+/// Runs the command to the end of the session.
+pub fn main(words: &[OsString]) -> ExitCode {
+    let place = match Place::parse(words) {
+        Ok(place) => place,
+        Err(e) => {
+            status::complain(&status::line(&e));
+            return ExitCode::from(2);
+        }
+    };
+    let settled = hygiene::settle(&[place.request, place.status]);
+    let (told, asked) = match (sys::inherited(place.status), sys::inherited(place.request)) {
+        (Ok(told), Ok(asked)) => (told, asked),
+        (Err(e), _) | (_, Err(e)) => {
+            status::complain(&format!("--status-fd or --request-fd: {e}"));
+            return ExitCode::from(2);
+        }
+    };
+    let prepared = settled.and_then(|()| prepare(&place, asked));
+    let (guest, door) = match prepared {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            status::report(told, &e);
+            return ExitCode::FAILURE;
+        }
+    };
+    // The caller, if it is gone, gave up on the session; nobody will come.
+    let told = File::from(told).write_all(b"ready\n");
+    let served = told.and_then(|()| serve(&guest, door));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            status::complain(&format!("session in {}: {e}", place.vm_dir.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The guest as a session needs it.
+struct Guest {
+    request: Request,
+    config: Spec,
+    init: OwnedFd,
+    groups: Groups,
+    beside: PathBuf,
+}
+
+fn prepare(place: &Place, asked: OwnedFd) -> Result<(Guest, Door)> {
+    let incomplete = || Error::new(ErrorKind::Host, "configuration lacks linux.cgroupsPath");
+    let request = request::read(asked)?;
+    for procs in &place.cgroup_procs {
+        cgroup::join(procs)?;
+    }
+    // EPERM: leads a session already, as the daemon's spawner sees to.
+    let _ = rustix::process::setsid();
+    // The filter is loaded by libcontainer.
+    let config = embedded::with_swapped_masks(&load_config(&place.vm_dir.join("bundle"))?)?;
+    let linux = config.linux().as_ref().ok_or_else(incomplete)?;
+    let groups = Groups::find(linux.cgroups_path().as_deref().ok_or_else(incomplete)?)?;
+    let init = open_init(place.init, place.start_ticks)?;
+    let beside = unified_group(place.init)?;
+    let door = Door::open(place)?;
+    Ok((Guest { request, config, init, groups, beside }, door))
+}
+
+/// A descriptor of that very process: the pid was looked up by number, only a start time that still
+/// matches afterwards proves identity.
+fn open_init(pid: u32, ticks: u64) -> Result<OwnedFd> {
+    let gone = || Error::new(ErrorKind::GuestExited, format!("process {pid} of the guest ended"));
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let fd = pidfd_open(raw, PidfdFlags::empty()).map_err(|_| gone())?;
+    if start_ticks(pid) == Some(ticks) { Ok(fd) } else { Err(gone()) }
+}
+
+/// The group of the first process in the unified hierarchy.
+fn unified_group(init: u32) -> Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
+    let below = cgroup::unified_path(&text).unwrap_or("/").trim_start_matches('/').to_owned();
+    Ok(cgroup::unified_mount()?.unwrap_or_default().join(below))
+}
+
+/// The listening socket and what names this process; both are removed when dropped.
+struct Door {
+    listener: UnixListener,
+    socket: PathBuf,
+    card: PathBuf,
+}
+
+impl Door {
+    fn open(place: &Place) -> Result<Self> {
+        let (socket, card) = (place.socket.clone(), place.socket.with_extension("json"));
+        let failed = |e: io::Error| {
+            Error::new(ErrorKind::Host, format!("session socket {}: {e}", socket.display()))
+        };
+        let own = std::process::id();
+        let ticks = start_ticks(own).unwrap_or_default();
+        let mut file = File::create(&card).map_err(failed)?;
+        file.write_all(format!("{{\"pid\":{own},\"start_ticks\":{ticks}}}\n").as_bytes())
+            .map_err(failed)?;
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        let door = Self { listener, socket: socket.clone(), card };
+        // Closed until it has its group.
+        let mode = |mode| fs::set_permissions(&socket, fs::Permissions::from_mode(mode));
+        mode(0o600)
+            .and_then(|()| place.group.map_or(Ok(()), |group| chown(&socket, None, Some(group))))
+            .and_then(|()| mode(0o660))
+            .map_err(failed)?;
+        Ok(door)
+    }
+
+    /// The first connection with the right token, and what came behind the token.
+    fn admit(&self, token: &str) -> io::Result<(UnixStream, Vec<u8>)> {
+        let deadline = Instant::now() + CLIENT;
+        loop {
+            if !ready(self.listener.as_fd(), deadline)? {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no client came"));
+            }
+            let (mut client, _) = self.listener.accept()?;
+            client.set_nonblocking(true)?;
+            let until = deadline.min(Instant::now() + TOKEN);
+            if let Ok(rest) = check_token(&mut client, token, until) {
+                return Ok((client, rest));
+            }
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Best effort: the directory is removed with the guest.
+        let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(&self.card);
+    }
+}
+
+/// Waits until something can be read; false if the deadline passed.
+fn ready(fd: std::os::fd::BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&wait)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+            Ok(n) => return Ok(n > 0),
+        }
+    }
+}
+
+fn check_token(client: &mut UnixStream, token: &str, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while bytes.len() <= token.len() {
+        if !ready(client.as_fd(), deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut chunk = [0_u8; 1024];
+        match client.read(&mut chunk)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => bytes.extend_from_slice(&chunk[..n]),
+        }
+    }
+    let rest = bytes.split_off(token.len() + 1);
+    let wanted = token.bytes().chain([b'\n']);
+    // All bytes are looked at, so the time tells nothing of how many were right.
+    let difference = bytes.iter().zip(wanted).fold(0, |sum, (got, want)| sum | (got ^ want));
+    if difference == 0 { Ok(rest) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+fn serve(guest: &Guest, door: Door) -> io::Result<()> {
+    let (mut client, early) = door.admit(&guest.request.token)?;
+    // Nobody else needs the socket; the card stays, because this process does.
+    fs::remove_file(&door.socket)?;
+    match begin(guest, &client)? {
+        Ok((program, streams)) => Session::new(client, streams, early)?.run(program),
+        Err(refusal) => {
+            let mut last = Vec::new();
+            let line = format!("ocivisor: {}\n", refusal.message);
+            frame::put_output(&mut last, frame::Stream::Error, line.as_bytes());
+            frame::put_exit(&mut last, refusal.code);
+            relay::send_all(&mut client, &last, Instant::now() + TOKEN)
+        }
+    }
+}
+
+type Begun = std::result::Result<(Pid, Streams), Refusal>;
+
+/// Makes the program. It is a child of this process, in the guest.
+fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let entry = Entry {
+        request: &guest.request,
+        config: &guest.config,
+        init: &guest.init,
+        groups: &guest.groups,
+        beside: &guest.beside,
+        streams: &theirs,
+    };
+    let first = match sys::fork()? {
+        sys::Fork::Child => {
+            let mut report = File::from(writer);
+            match enter::join(&entry) {
+                Ok(Some(pid)) => {
+                    let _ = writeln!(report, "pid {pid}");
+                }
+                Ok(None) => enter::refuse(&mut report, &enter::run(&entry)),
+                Err(refusal) => enter::refuse(&mut report, &refusal),
+            }
+            sys::exit_now(0);
+        }
+        sys::Fork::Parent(first) => first,
+    };
+    drop(writer);
+    let said = listen_to(reader, client)?;
+    waitpid(Some(first), WaitOptions::empty())?;
+    let program = said.lines().find_map(|line| line.strip_prefix("pid ")?.parse().ok());
+    let program = program.and_then(Pid::from_raw);
+    let refused = said.lines().find_map(|line| {
+        let (code, message) = line.strip_prefix("fail ")?.split_once(' ')?;
+        Some(Refusal { code: code.parse().ok()?, message: message.to_owned() })
+    });
+    let give_up = |refusal: Refusal| {
+        if let Some(program) = program {
+            // It may hang on a file of the guest; ESRCH: it does not.
+            let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
+            let _ = waitpid(Some(program), WaitOptions::empty());
+        }
+        Ok(Err(refusal))
+    };
+    if let Some(refusal) = refused {
+        return give_up(refusal);
+    }
+    match (program, receive_streams(&ours, guest.request.tty)) {
+        (Some(program), Ok(streams)) => Ok(Ok((program, streams))),
+        (_, Err(e)) => give_up(Refusal { code: 125, message: format!("enter the guest: {e}") }),
+        (None, Ok(_)) => give_up(Refusal { code: 125, message: "enter the guest: no process".into() }),
+    }
+}
+
+/// All that the two processes report, until both closed the pipe: one by its end, one by execve.
+/// Stops early if the client hangs up or nothing comes in time.
+fn listen_to(reader: OwnedFd, client: &UnixStream) -> io::Result<String> {
+    let deadline = Instant::now() + ENTRY;
+    let mut reader = File::from(reader);
+    let mut said = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        let mut fds = [
+            PollFd::from_borrowed_fd(reader.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(client.as_fd(), PollFlags::empty()),
+        ];
+        let came = match poll(&mut fds, Some(&wait)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(came) => came,
+        };
+        let [report, hangup] = fds.map(|fd| !fd.revents().is_empty());
+        if report {
+            let mut chunk = [0_u8; 4096];
+            match reader.read(&mut chunk)? {
+                0 => return Ok(String::from_utf8_lossy(&said).into_owned()),
+                n => said.extend_from_slice(&chunk[..n]),
+            }
+        } else if came == 0 || hangup {
+            let why = if hangup { "the client left" } else { "the guest is too slow" };
+            said.extend_from_slice(format!("\nfail 125 {why}\n").as_bytes());
+            return Ok(String::from_utf8_lossy(&said).into_owned());
+        }
+    }
+}
+
+fn receive_streams(from: &OwnedFd, terminal: bool) -> io::Result<Streams> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0_u8; 1];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    recvmsg(from, &mut [io::IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            fds.extend(more);
+        }
+    }
+    let mut fds = fds.into_iter();
+    let odd = || io::Error::other("not the streams that were expected");
+    let streams = match (terminal, fds.next(), fds.next(), fds.next()) {
+        (true, Some(master), None, None) => Streams::Terminal(master),
+        (false, Some(stdin), Some(stdout), Some(stderr)) => Streams::Pipes { stdin, stdout, stderr },
+        _ => return Err(odd()),
+    };
+    Ok(streams)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_compared_whole_and_the_rest_is_kept() {
+        let try_token = |bytes: &[u8]| {
+            let (mut client, mut session) = UnixStream::pair().unwrap();
+            client.write_all(bytes).unwrap();
+            drop(client);
+            check_token(&mut session, "0123456789abcdef", Instant::now() + TOKEN)
+        };
+        assert_eq!(try_token(b"0123456789abcdef\n\x02\0\0").unwrap(), b"\x02\0\0");
+        for bad in [&b""[..], b"0123456789abcdef", b"0123456789abcdeX\n", b"0123456789abcdefg\n"] {
+            assert!(try_token(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_reused_pid_is_no_guest() {
+        let own = std::process::id();
+        let ticks = start_ticks(own).unwrap();
+        assert!(open_init(own, ticks).is_ok());
+        assert_eq!(open_init(own, ticks + 1).unwrap_err().kind, ErrorKind::GuestExited);
+    }
+}

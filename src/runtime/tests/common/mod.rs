@@ -113,7 +113,7 @@ impl Guest {
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
         for tool in [
             "sh", "cat", "ls", "id", "hostname", "sleep", "readlink", "mount", "stty", "tty", "grep",
-            "unshare", "mknod", "head", "wc", "env", "kill", "ps", "echo", "pwd", "touch", "find",
+            "unshare", "mknod", "head", "wc", "env", "kill", "ps", "echo", "pwd", "touch", "find", "true",
         ] {
             symlink("busybox", root.join("bin").join(tool)).unwrap();
         }
@@ -378,7 +378,7 @@ pub fn field<'a>(line: &'a str, name: &str) -> &'a str {
 /// The runtime with its standard output as descriptor 3 and nothing else, as the daemon calls it.
 pub fn runtime(words: &[&str]) -> Command {
     let mut command = Command::new("/bin/busybox");
-    command.args(["sh", "-c", r#"exec "$@" 3>&1 1>/dev/null"#, "sh"]);
+    command.args(["sh", "-c", r#"exec "$@" 3>&1 1>/dev/null 4<&0 0</dev/null"#, "sh"]);
     command.arg(env!("CARGO_BIN_EXE_ocivisor-runtime")).args(words).stdin(Stdio::null());
     command
 }
