@@ -13,14 +13,20 @@ use crate::cmd::{cargo, output, run, step, target};
 
 /// Programs of the workspace that are linked dynamically.
 const DYNAMIC: [&str; 3] = ["ocivisord", "ocivisor", "ocivisor-runtime"];
-/// The static one.
+/// The package of the static ones.
 const SHIM: &str = "ocivisor-shim";
+/// The static ones: one is resident once per guest, the other runs inside of guests.
+const STATIC: [&str; 2] = ["ocivisor-shim", "ocivisor-init"];
 
 /// What is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// The programs, as users get them.
+    /// The programs, quickly.
     Programs,
+    /// The programs, as users get them, and those of the benchmarks.
+    Optimised,
+    /// The same, quickly, to try the bench itself.
+    Tried,
     /// The programs with fault points, and all tests.
     ProgramsAndTests,
 }
@@ -56,29 +62,41 @@ pub fn build(what: What) -> Result<PathBuf> {
         What::Programs => {
             let packages = DYNAMIC.iter().flat_map(|name| ["-p", name]);
             run(cargo(&["build"]).args(packages))?;
-            shim(&[])?;
+            fixed(SHIM, &STATIC, &[])?;
+        }
+        What::Optimised | What::Tried => {
+            let release: &[&str] = if what == What::Optimised { &["--release"] } else { &[] };
+            let packages = DYNAMIC.iter().flat_map(|name| ["-p", name]);
+            run(cargo(&["build"]).args(release).args(packages))?;
+            run(cargo(&["build", "-p", "xtask", "--bin", "floor"]).args(release))?;
+            fixed(SHIM, &STATIC, release)?;
+            fixed("xtask", &["first"], release)?;
         }
         What::ProgramsAndTests => {
             let faults = fault_features()?;
             let features = faults.iter().flat_map(|f| ["--features", f.as_str()]);
             let all = ["build", "--workspace", "--all-targets"];
             run(cargo(&all).args(features))?;
-            let of_shim: Vec<&str> =
-                faults.iter().map(String::as_str).filter(|f| f.starts_with(SHIM)).collect();
-            shim(&of_shim)?;
+            let of_shim = faults.iter().filter(|f| f.starts_with(SHIM));
+            let of_shim: Vec<&str> = of_shim.flat_map(|f| ["--features", f.as_str()]).collect();
+            fixed(SHIM, &STATIC, &of_shim)?;
         }
     }
-    gather(match what {
-        What::Programs => "programs",
-        What::ProgramsAndTests => "programs-for-tests",
-    })
+    match what {
+        What::Programs => gather("programs", "debug", &[]),
+        What::Optimised => gather("programs-optimised", "release", &["first", "floor"]),
+        What::Tried => gather("programs-tried", "debug", &["first", "floor"]),
+        What::ProgramsAndTests => gather("programs-for-tests", "debug", &[]),
+    }
 }
 
-/// `--target` keeps the flags from build scripts, and its output apart from that of the others.
-fn shim(features: &[&str]) -> Result<()> {
-    let mut command = cargo(&["build", "-p", SHIM, "--bin", SHIM, "--target", &triple()?]);
+/// Links statically. `--target` keeps the flags from build scripts, and its output apart.
+fn fixed(package: &str, programs: &[&str], more: &[&str]) -> Result<()> {
+    let triple = triple()?;
+    let mut command = cargo(&["build", "-p", package, "--target", &triple]);
+    command.args(programs.iter().flat_map(|name| ["--bin", name]));
     command.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    run(command.args(features.iter().flat_map(|f| ["--features", f])))
+    run(command.args(more))
 }
 
 /// The host's own target.
@@ -90,14 +108,16 @@ fn triple() -> Result<String> {
 
 /// Links all programs into one directory. A daemon that still runs keeps the file it was started
 /// from: names are replaced, not contents.
-fn gather(name: &str) -> Result<PathBuf> {
+fn gather(name: &str, profile: &str, more: &[&str]) -> Result<PathBuf> {
     let dir = target().join(name);
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    for program in DYNAMIC {
-        place(&target().join("debug").join(program), &dir.join(program))?;
+    let fixed = target().join(triple()?).join(profile);
+    for program in DYNAMIC.iter().chain(&STATIC).chain(more) {
+        let is_fixed = STATIC.contains(program) || *program == "first";
+        let from =
+            if is_fixed { fixed.join(program) } else { target().join(profile).join(program) };
+        place(&from, &dir.join(program))?;
     }
-    let from = target().join(triple()?).join("debug").join(SHIM);
-    place(&from, &dir.join(SHIM))?;
     Ok(dir)
 }
 

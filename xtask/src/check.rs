@@ -34,7 +34,7 @@ pub fn lints() -> Result<()> {
 /// It does not.
 pub fn documentation() -> Result<()> {
     step("documentation");
-    let mut command = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let mut command = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     run(command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 

@@ -1,10 +1,11 @@
-//! What developers and CI run: `cargo xtask test`, `cargo xtask quickstart`, `cargo xtask ci`.
+//! What developers and CI run: `cargo xtask test`, `quickstart`, `bench`, `ci`.
 //!
 //! Each installs what it misses (Debian and Ubuntu: apt), says what it does while it does it, and
 //! ends with one clear line. A check that cannot run is a failure, never a skip.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod binaries;
 mod check;
 mod cmd;
@@ -30,6 +31,8 @@ enum Task {
     Test(test::Options),
     /// The same, and the checks that need tools which take long to install
     Ci,
+    /// Measure ours beside the floor, runc, crun and docker
+    Bench(bench::Options),
     /// Build, start a daemon of its own, deploy a guest as OpenNebula does, show it, stop it
     Quickstart(quickstart::Options),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let done = match Line::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Ci => test::run(&test::Options::default()).and_then(|()| check::deny()),
+        Task::Bench(options) => bench::run(&options),
         Task::Quickstart(options) => quickstart::run(&options),
     };
     match done {

@@ -194,7 +194,7 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
     let grace = millis(Duration::from_secs(config.shutdown_timeout));
     match call {
         VmmCall::Deploy { spec, .. } => {
-            clear(call, &client, context).await?;
+            // What an earlier try left is cleared within the operation, unless it is this very guest.
             let spec = VmSpecV1::from(spec.as_ref());
             let send = async |c: &Client, id| c.vm_deploy(id, spec.clone()).await;
             context.run_operation(&client, &send).await?;
@@ -236,20 +236,6 @@ async fn reach(call: &VmmCall, context: &Context, away: Duration) -> Result<Clie
             result => return result,
         }
     }
-}
-
-/// Removes what an earlier try left: oned deploys only VMs that it takes for stopped, and boots
-/// them from their disks.
-async fn clear(call: &VmmCall, client: &Client, context: &Context) -> Result<(), Failure> {
-    let context = Context { request_id: fresh_request_id(), ..context.clone() };
-    let send = async |c: &Client, id| c.vm_destroy(id, Text(call.vm_id()), true).await;
-    match gone_is_fine(context.run_operation(client, &send).await)? {
-        Some(Ended::Done(_)) => {
-            complain(&progress(call.vm(), "removed what an earlier deploy left"));
-        }
-        Some(Ended::AlreadyTrue(_) | Ended::NotAwaited(_)) | None => {}
-    }
-    Ok(())
 }
 
 /// Who wants a VM gone has his wish if it is not known.

@@ -35,7 +35,7 @@ pub struct Output {
 
 impl Output {
     /// Prints `value` as JSON or what `table` makes as text. Quiet suppresses neither JSON nor
-    /// what [`Output::ids`] prints.
+    /// what [`Output::list`] prints.
     ///
     /// # Errors
     /// Standard output cannot be written.
@@ -82,7 +82,7 @@ impl Output {
 }
 
 /// Writes to standard output at once. A reader that went away is no failure: it has had enough,
-/// and [`Closed`] tells streams to stop.
+/// and [`write_bytes`] tells streams to stop.
 ///
 /// # Errors
 /// Standard output cannot be written (disk full).
@@ -99,7 +99,7 @@ pub enum Reader {
     Gone,
 }
 
-/// As [`print`], for bytes that go out as they are, telling whether somebody reads them.
+/// As [`print()`], for bytes that go out as they are, telling whether somebody reads them.
 ///
 /// # Errors
 /// Standard output cannot be written (disk full).

@@ -1,18 +1,21 @@
 //! The ports of this host, put together.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ocivisor_core::engine::Engine;
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{
     Cgroups, Clock, Guests as _, IdRanges, Loaded, Network, Ports, Records, Storage,
 };
 use ocivisor_core::state::{GuestFacts, ProcessRef, Timestamp};
 use ocivisor_host::cgroup::HostCgroups;
-use ocivisor_host::fs::io_error;
+use ocivisor_host::fs::{ensure_dir, io_error, read_bounded, replace};
 use ocivisor_host::guests::HostGuests;
 use ocivisor_host::layout::Layout;
 use ocivisor_host::network::HostNetwork;
@@ -58,6 +61,7 @@ impl Host {
     /// The host lacks something, or the store cannot be opened.
     pub fn new(config: &Config) -> Result<Self> {
         let layout = config.layout();
+        install_init(config, &layout)?;
         let images = Images::open(&layout)?;
         let cgroups = HostCgroups::new(&layout)?;
         let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
@@ -139,6 +143,29 @@ impl Host {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.remove(&(id.clone(), facts.init, facts.shim));
     }
+}
+
+/// Puts the small init of application guests where they can see it. They pass through the state
+/// directory by its path, and through nothing else in it: all other directories there are closed.
+fn install_init(config: &Config, layout: &Layout) -> Result<()> {
+    const MAX: u64 = 64 << 20;
+    let (from, to) = (config.libexec().join("ocivisor-init"), layout.init_program());
+    let wanted = read_bounded(&from, MAX)?.ok_or_else(|| {
+        let what = format!("{} is not installed", from.display());
+        Error::new(ErrorKind::Unsupported, what).hint("see libexec_dir in the configuration")
+    })?;
+    let open = |path: &Path, mode: u32| {
+        let set = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        set.map_err(|e| io_error("change the mode of", path, &e))
+    };
+    ensure_dir(&layout.state.join("libexec"), true)?;
+    open(&layout.state, 0o711)?;
+    open(&layout.state.join("libexec"), 0o711)?;
+    if read_bounded(&to, MAX)?.as_deref() != Some(&wanted[..]) {
+        // A new file under the old name: guests that run keep the old one.
+        replace(&to, &wanted)?;
+    }
+    open(&to, 0o755)
 }
 
 impl IdRanges for Host {

@@ -52,6 +52,13 @@ impl Layout {
         self.state.join("datastore")
     }
 
+    /// The small init of application guests. Below the state directory, because a run directory is
+    /// often mounted noexec, and guests see it where it is.
+    #[must_use]
+    pub fn init_program(&self) -> PathBuf {
+        self.state.join("libexec/ocivisor-init")
+    }
+
     /// Parent of the VMs' durable directories.
     #[must_use]
     pub fn vms(&self) -> PathBuf {

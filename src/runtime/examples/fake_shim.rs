@@ -1,5 +1,6 @@
 //! Stands in for `ocivisor-shim` in this crate's tests: says `ready`, logs the console, reaps the
 //! guest, writes how it ended.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test program")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,8 +15,9 @@ fn main() {
     };
     let fds = |what: &str| {
         let all = std::fs::read_dir("/proc/self/fd").unwrap();
-        let mut fds: Vec<i32> =
-            all.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        let mut fds: Vec<i32> = all
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
         fds.sort_unstable();
         format!("{what}={fds:?}")
     };
@@ -35,15 +37,33 @@ fn main() {
     status.write_all(facts.as_bytes()).unwrap();
     drop(status);
     let mut log = OpenOptions::new().create(true).append(true).open(option("--log")).unwrap();
+    // Held open: else each close of the last slave, as by an init that opens its console anew for
+    // each line, would look like the end.
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    let _slave = rustix::pty::ioctl_tiocgptpeer(&console, flags).unwrap();
+    rustix::io::ioctl_fionbio(&console, true).unwrap();
     let mut console = console;
-    let mut chunk = [0; 4096];
-    // EIO: the last of the guest closed its side.
-    while let Ok(n) = console.read(&mut chunk) {
-        log.write_all(&chunk[..n]).unwrap();
+    let init = rustix::process::Pid::from_raw(option("--init").parse().unwrap()).unwrap();
+    let pidfd = rustix::process::pidfd_open(init, rustix::process::PidfdFlags::empty()).unwrap();
+    loop {
+        let input = rustix::event::PollFlags::IN;
+        let mut fds = [
+            rustix::event::PollFd::new(&console, input),
+            rustix::event::PollFd::new(&pidfd, input),
+        ];
+        rustix::event::poll(&mut fds, None).unwrap();
+        let ended = !fds[1].revents().is_empty();
+        let mut chunk = [0; 4096];
+        while let Ok(n) = console.read(&mut chunk) {
+            log.write_all(&chunk[..n]).unwrap();
+        }
+        if ended {
+            break;
+        }
     }
-    let init = rustix::process::Pid::from_raw(option("--init").parse().unwrap());
-    let (_, ended) =
-        rustix::process::waitpid(init, rustix::process::WaitOptions::empty()).unwrap().unwrap();
+    let (_, ended) = rustix::process::waitpid(Some(init), rustix::process::WaitOptions::empty())
+        .unwrap()
+        .unwrap();
     let how = match (ended.exit_status(), ended.terminating_signal()) {
         (Some(code), _) => format!("code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),

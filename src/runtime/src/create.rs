@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::Spec;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait, waitpid};
@@ -229,7 +229,8 @@ fn supervise(reader: OwnedFd, console: &ConsoleSocket) -> Result<(String, Option
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(failed(e.into())),
             Ok(0) => {
-                let what = format!("the OCI runtime did not finish within {} s", DEADLINE.as_secs());
+                let what =
+                    format!("the OCI runtime did not finish within {} s", DEADLINE.as_secs());
                 return Err(Error::new(ErrorKind::Timeout, what));
             }
             Ok(_) => {}
@@ -345,8 +346,24 @@ mod tests {
 
     fn words(more: &[&str]) -> Vec<OsString> {
         let all = [
-            "--id", "one-7", "--bundle", "/b", "--root", "/r", "--vm-dir", "/d", "--log", "/l",
-            "--log-max", "5", "--engine", "embedded", "--shim", "/s", "--status-fd", "3",
+            "--id",
+            "one-7",
+            "--bundle",
+            "/b",
+            "--root",
+            "/r",
+            "--vm-dir",
+            "/d",
+            "--log",
+            "/l",
+            "--log-max",
+            "5",
+            "--engine",
+            "embedded",
+            "--shim",
+            "/s",
+            "--status-fd",
+            "3",
         ];
         all.iter().chain(more).map(OsString::from).collect()
     }
@@ -354,7 +371,12 @@ mod tests {
     #[test]
     fn command_lines_are_read() {
         let request = Request::parse(&words(&[
-            "--cgroup-procs", "/a", "--cgroup-procs", "/b", "--group", "44",
+            "--cgroup-procs",
+            "/a",
+            "--cgroup-procs",
+            "/b",
+            "--group",
+            "44",
         ]))
         .unwrap();
         assert_eq!(request.cgroup_procs, [Path::new("/a"), Path::new("/b")]);

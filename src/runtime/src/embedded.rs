@@ -25,6 +25,9 @@ use serde_json::Value;
 
 use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
 
+/// Where bundles have the small init of applications, followed by `--` and the image's command.
+const INIT: &str = "/dev/.ocivisor-init";
+
 /// See the module.
 #[derive(Debug)]
 pub struct Embedded;
@@ -125,7 +128,14 @@ impl Executor for Payload {
         if !here.is_some_and(|here| here.is_absolute()) {
             return Err(bad("working directory is outside of the guest".into()));
         }
-        program(spec).map(|_| ()).map_err(bad)
+        program(spec).map_err(bad)?;
+        // A small init of ours in front would be found, and what it shall run might not.
+        match argv(spec) {
+            [init, dashes, name, ..] if init == INIT && dashes == "--" => {
+                find_program(name, search_path(spec)).map(|_| ()).map_err(bad)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
@@ -152,9 +162,13 @@ fn argv(spec: &Spec) -> &[String] {
 /// The file to run, looked for as execvp(3) does, with the ids the guest's process has.
 fn program(spec: &Spec) -> std::result::Result<PathBuf, String> {
     let name = argv(spec).first().ok_or("nothing to run")?;
+    find_program(name, search_path(spec))
+}
+
+fn search_path(spec: &Spec) -> &str {
     let env = spec.process().as_ref().and_then(|process| process.env().as_deref());
     let path = env.unwrap_or_default().iter().find_map(|entry| entry.strip_prefix("PATH="));
-    find_program(name, path.unwrap_or_default())
+    path.unwrap_or_default()
 }
 
 /// The file that a command names: itself if it holds a slash, else the first in `path`.
@@ -178,7 +192,9 @@ pub fn find_program(name: &str, path: &str) -> std::result::Result<PathBuf, Stri
     let found: Vec<PathBuf> = places.map(|dir| Path::new(dir).join(name)).collect();
     match found.iter().find(|path| usable(path)) {
         Some(path) => Ok(path.clone()),
-        None if found.iter().any(|path| path.exists()) => Err(format!("{name:?} is not executable")),
+        None if found.iter().any(|path| path.exists()) => {
+            Err(format!("{name:?} is not executable"))
+        }
         None => Err(format!("{name:?} not found in $PATH")),
     }
 }
@@ -210,7 +226,10 @@ mod tests {
         assert_eq!(find_program("/bin/sh", "").unwrap(), sh);
         assert_eq!(find_program("nope", "/bin").unwrap_err(), "\"nope\" not found in $PATH");
         assert_eq!(find_program("/nope", "/bin").unwrap_err(), "no such executable \"/nope\"");
-        assert_eq!(find_program("/etc/passwd", "").unwrap_err(), "\"/etc/passwd\" is not executable");
+        assert_eq!(
+            find_program("/etc/passwd", "").unwrap_err(),
+            "\"/etc/passwd\" is not executable"
+        );
         assert_eq!(find_program("/bin", "").unwrap_err(), "\"/bin\" is not executable");
     }
 }

@@ -64,7 +64,8 @@ impl External {
         let status = match status {
             Ok(status) => status,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let missing = Error::new(ErrorKind::Unsupported, format!("{name} is not installed"));
+                let missing =
+                    Error::new(ErrorKind::Unsupported, format!("{name} is not installed"));
                 return Err(missing.hint("install it, or use the embedded runtime"));
             }
             Err(e) => return Err(Error::new(ErrorKind::Host, format!("start {name}: {e}"))),

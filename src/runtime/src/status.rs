@@ -47,7 +47,10 @@ mod tests {
         let line = line(&error);
         assert_eq!(line, "error image no such\\nprogram (look)");
         let back = parse(&line);
-        assert_eq!((back.kind, back.message.as_str()), (ErrorKind::Image, "no such\\nprogram (look)"));
+        assert_eq!(
+            (back.kind, back.message.as_str()),
+            (ErrorKind::Image, "no such\\nprogram (look)")
+        );
         assert_eq!(parse("").kind, ErrorKind::Host);
         assert_eq!(parse("error nope x").kind, ErrorKind::Host);
     }

@@ -40,7 +40,9 @@ pub fn fork_sibling() -> io::Result<Fork> {
 fn forked(result: libc::c_long) -> io::Result<Fork> {
     match i32::try_from(result) {
         Ok(0) => Ok(Fork::Child),
-        Ok(pid) if pid > 0 => Pid::from_raw(pid).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
+        Ok(pid) if pid > 0 => {
+            Pid::from_raw(pid).map(Fork::Parent).ok_or_else(io::Error::last_os_error)
+        }
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -108,7 +110,11 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
 pub fn install_fd(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
     // SAFETY: numbers only. dup2 on itself would keep the flag, so it is cleared in both cases.
     let result = unsafe {
-        if libc::dup2(fd.as_raw_fd(), number) < 0 { -1 } else { libc::fcntl(number, libc::F_SETFD, 0) }
+        if libc::dup2(fd.as_raw_fd(), number) < 0 {
+            -1
+        } else {
+            libc::fcntl(number, libc::F_SETFD, 0)
+        }
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -142,7 +148,8 @@ pub fn default_signals() {
 /// The kernel refuses.
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     // SAFETY: numbers only.
-    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) };
+    let result =
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -152,7 +159,8 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
 /// Not allowed.
 pub fn drop_bounding(capability: u8) -> io::Result<bool> {
     // SAFETY: numbers only.
-    let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+    let result =
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
     match io::Error::last_os_error() {
         _ if result == 0 => Ok(true),
         e if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
@@ -180,7 +188,8 @@ pub fn set_capabilities(set: u64) -> io::Result<()> {
 /// The kernel refuses.
 pub fn clear_ambient() -> io::Result<()> {
     // SAFETY: numbers only.
-    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let result =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -235,7 +244,8 @@ pub fn attach_device_program(instructions: &[u64], cgroup: impl AsFd) -> io::Res
     };
     // SAFETY: the structure is a prefix of the union with its size given, so the kernel takes the
     // rest as zero; its pointers lead to live memory of the stated lengths.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel just returned it.
     let program = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -247,8 +257,9 @@ pub fn attach_device_program(instructions: &[u64], cgroup: impl AsFd) -> io::Res
         replace: 0,
     };
     // SAFETY: as above.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>())
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

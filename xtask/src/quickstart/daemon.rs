@@ -26,20 +26,23 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it and waits until it answers; ends one that an earlier run left.
+    /// Starts it and waits until it answers; ends one that an earlier run left. `more` is added to
+    /// its configuration.
     ///
     /// # Errors
     /// It does not come up.
-    pub fn start(places: &Places, undo: &mut Undo) -> Result<Self> {
+    pub fn start(places: &Places, more: &str, undo: &mut Undo) -> Result<Self> {
         end_old(places)?;
         let daemon = Self { places: places.clone() };
         let config = places.cache.join("ocivisor.toml");
         write(
             &config,
             &format!(
-                "state_dir = {:?}\nrun_dir = {:?}\ncgroup_base = \"ocivisor-quickstart\"\n\
-                 libexec_dir = {:?}\n",
-                places.state, places.run, places.programs
+                "state_dir = {:?}\nrun_dir = {:?}\ncgroup_base = {:?}\nlibexec_dir = {:?}\n{more}",
+                places.state,
+                places.run,
+                places.run.file_name().unwrap_or_default(),
+                places.programs
             ),
         )?;
         // What OpenNebula's scripts shall do here: not wait two minutes for a guest.
@@ -134,9 +137,14 @@ fn end(child: &mut Child, places: &Places) -> Result<()> {
         child.wait()?;
     }
     let _absent_is_fine = std::fs::remove_file(pid_file(places));
-    // Empty by now; if not, the next run says what is in the way.
-    let _not_ours_if_full = std::fs::remove_dir(&places.run);
-    ended
+    ended?;
+    // Nothing of a guest may be mounted there any more; never remove through a mount.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let run = places.run.to_string_lossy();
+    if mounts.contains(run.as_ref()) {
+        bail!("something is still mounted below {run}");
+    }
+    std::fs::remove_dir_all(&places.run).with_context(|| format!("remove {run}"))
 }
 
 /// Ends the daemon of a run with --keep, if it is still the program that we started.

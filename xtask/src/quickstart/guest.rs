@@ -37,10 +37,9 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// It cannot be removed.
     pub fn clear_leftovers(&self) -> Result<()> {
-        let known = self.daemon.cli_output(&["list", "--quiet"])?;
-        if known.lines().any(|line| line == VM) {
-            say(&format!("removing {VM} of an earlier run"));
-            self.daemon.cli(&["destroy", "--forget", VM])?;
+        for vm in self.daemon.cli_output(&["list", "--quiet"])?.lines() {
+            say(&format!("removing {vm} of an earlier run"));
+            self.daemon.cli(&["destroy", "--forget", vm])?;
         }
         let dir = &self.daemon.places.datastores;
         if dir.exists() {
@@ -131,8 +130,8 @@ impl<'a> Guest<'a> {
         let call = net.replace.apply(&self.recording.shutdown);
         self.script("shutdown", &call)?;
         let known = self.daemon.cli_output(&["list", "--quiet"])?;
-        if !known.is_empty() {
-            bail!("after the shutdown there is still {known}");
+        if known.lines().any(|vm| vm == VM) {
+            bail!("after the shutdown there is still {VM}");
         }
         say("the guest is gone");
         Ok(())
@@ -172,6 +171,13 @@ impl<'a> Guest<'a> {
     pub fn show(&self) -> Result<()> {
         self.daemon.cli(&["list"])?;
         self.daemon.cli(&["info", VM])
+    }
+
+    /// What it wrote to its console.
+    pub fn show_log(&self) {
+        if let Err(error) = self.daemon.cli(&["logs", "--lines", "30", VM]) {
+            say(&format!("({error:#})"));
+        }
     }
 
     /// Runs commands in it. An image of one's own may lack any of them.

@@ -10,12 +10,12 @@
 //! site is replaced, and that is told: the directory of the datastores, the bridge, and the network
 //! if this host uses it already. Whatever goes wrong, Ctrl-C included, is cleared away ([`undo`]).
 
-mod daemon;
+pub mod daemon;
 mod guest;
 mod image;
 mod network;
 mod recording;
-mod undo;
+pub mod undo;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -63,6 +63,25 @@ pub struct Places {
     pub programs: PathBuf,
 }
 
+impl Places {
+    /// The places of a daemon of that name.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn new(name: &str, programs: PathBuf) -> Result<Self> {
+        let cache = root().join(".cache").join(name);
+        std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
+        Ok(Self {
+            state: cache.join("state"),
+            run: format!("/run/ocivisor-{name}").into(),
+            log: cache.join("ocivisord.log"),
+            datastores: cache.join("datastores"),
+            programs,
+            cache,
+        })
+    }
+}
+
 /// Runs it.
 ///
 /// # Errors
@@ -74,17 +93,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     ensure(&[&TO_BUILD, &FOR_QUICKSTART])?;
     let programs = build(What::Programs)?;
-    let cache = root().join(".cache/quickstart");
-    let places = Places {
-        state: cache.join("state"),
-        run: "/run/ocivisor-quickstart".into(),
-        log: cache.join("ocivisord.log"),
-        datastores: cache.join("datastores"),
-        programs,
-        cache,
-    };
-    std::fs::create_dir_all(&places.cache)
-        .with_context(|| format!("make {}", places.cache.display()))?;
+    let places = Places::new("quickstart", programs)?;
     let mut undo = Undo::new()?;
     let result = story(options, &places, &mut undo);
     if result.is_ok() && options.keep {
@@ -111,7 +120,7 @@ fn story(options: &Options, places: &Places, undo: &mut Undo) -> Result<()> {
     };
     undo.check()?;
     step("starting ocivisord");
-    let daemon = Daemon::start(places, undo)?;
+    let daemon = Daemon::start(places, "", undo)?;
     let guest = Guest::new(&daemon, Recording::load()?);
     guest.clear_leftovers()?;
     undo.check()?;
@@ -127,7 +136,7 @@ fn story(options: &Options, places: &Places, undo: &mut Undo) -> Result<()> {
     step("the guest, as the host sees it");
     guest.show()?;
     step("the guest, as it sees itself");
-    guest.look_inside()?;
+    guest.look_inside().inspect_err(|_| guest.show_log())?;
     step("the guest, over the bridge");
     network::ping(&net)?;
     undo.check()?;

@@ -87,7 +87,7 @@ impl Groups {
             Kind::Named => true,
             Kind::Controllers => false,
         });
-        unmanaged.map(|(dir, _)| join(&dir.join("cgroup.procs"))).collect()
+        unmanaged.map(|(dir, _)| dir.join("cgroup.procs")).try_for_each(|procs| join(&procs))
     }
 
     /// Moves this process into all groups. In the unified hierarchy a guest's own init may have

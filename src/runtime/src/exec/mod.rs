@@ -35,7 +35,10 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::Spec;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
@@ -112,7 +115,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
     };
     // The caller, if it is gone, gave up on the session; nobody will come.
     let told = File::from(told).write_all(b"ready\n");
-    let served = told.and_then(|()| serve(&guest, door));
+    let served = told.and_then(|()| serve(&guest, &door));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -251,7 +254,7 @@ fn check_token(client: &mut UnixStream, token: &str, deadline: Instant) -> io::R
     if difference == 0 { Ok(rest) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn serve(guest: &Guest, door: Door) -> io::Result<()> {
+fn serve(guest: &Guest, door: &Door) -> io::Result<()> {
     let (mut client, early) = door.admit(&guest.request.token)?;
     // Nobody else needs the socket; the card stays, because this process does.
     fs::remove_file(&door.socket)?;
@@ -286,9 +289,7 @@ fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
         sys::Fork::Child => {
             let mut report = File::from(writer);
             match enter::join(&entry) {
-                Ok(Some(pid)) => {
-                    let _ = writeln!(report, "pid {pid}");
-                }
+                Ok(Some(pid)) => enter::tell(&mut report, &format!("pid {pid}")),
                 Ok(None) => enter::refuse(&mut report, &enter::run(&entry)),
                 Err(refusal) => enter::refuse(&mut report, &refusal),
             }
@@ -319,7 +320,9 @@ fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
     match (program, receive_streams(&ours, guest.request.tty)) {
         (Some(program), Ok(streams)) => Ok(Ok((program, streams))),
         (_, Err(e)) => give_up(Refusal { code: 125, message: format!("enter the guest: {e}") }),
-        (None, Ok(_)) => give_up(Refusal { code: 125, message: "enter the guest: no process".into() }),
+        (None, Ok(_)) => {
+            give_up(Refusal { code: 125, message: "enter the guest: no process".into() })
+        }
     }
 }
 
@@ -372,7 +375,9 @@ fn receive_streams(from: &OwnedFd, terminal: bool) -> io::Result<Streams> {
     let odd = || io::Error::other("not the streams that were expected");
     let streams = match (terminal, fds.next(), fds.next(), fds.next()) {
         (true, Some(master), None, None) => Streams::Terminal(master),
-        (false, Some(stdin), Some(stdout), Some(stderr)) => Streams::Pipes { stdin, stdout, stderr },
+        (false, Some(stdin), Some(stdout), Some(stderr)) => {
+            Streams::Pipes { stdin, stdout, stderr }
+        }
         _ => return Err(odd()),
     };
     Ok(streams)

@@ -1,11 +1,13 @@
 //! A guest on the real kernel: a tiny root filesystem, pinned namespaces, control groups; all of it
 //! cleared on drop, whatever happened. Needs root.
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::disallowed_methods, reason = "tests")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+pub mod session;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -13,9 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::{
-    Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec,
-};
+use ocivisor_core::spec::{Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec};
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_host::guests::bundle::{self, Facts};
 use ocivisor_host::layout::Layout;
@@ -112,13 +112,17 @@ impl Guest {
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
         for tool in [
-            "sh", "cat", "ls", "id", "hostname", "sleep", "readlink", "mount", "stty", "tty", "grep",
-            "unshare", "mknod", "head", "wc", "env", "kill", "ps", "echo", "pwd", "touch", "find", "true",
+            "sh", "cat", "ls", "id", "hostname", "sleep", "readlink", "mount", "stty", "tty",
+            "grep", "unshare", "mknod", "head", "wc", "env", "kill", "ps", "echo", "pwd", "touch",
+            "find", "true",
         ] {
             symlink("busybox", root.join("bin").join(tool)).unwrap();
         }
-        fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n")
-            .unwrap();
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n",
+        )
+        .unwrap();
         fs::write(root.join("etc/group"), "root:x:0:\nweb:x:34:\nlog:x:35:web\n").unwrap();
         self.shift(&root);
     }
@@ -133,12 +137,53 @@ impl Guest {
         }
     }
 
+    /// Replaces the root filesystem by a tar archive's content, ids shifted into the guest's range.
+    pub fn unpack(&self, archive: &Path) {
+        let root = self.root();
+        fs::remove_dir_all(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        let mut tar = Command::new("tar");
+        tar.arg("--numeric-owner").arg("-xpf").arg(archive).arg("-C").arg(&root);
+        assert!(tar.status().unwrap().success());
+        self.shift_by(&root);
+    }
+
+    fn shift_by(&self, path: &Path) {
+        let found = fs::symlink_metadata(path).unwrap();
+        let (uid, gid) = (self.ids.base + found.uid(), self.ids.base + found.gid());
+        lchown(path, Some(uid), Some(gid)).unwrap();
+        if !found.is_symlink() {
+            // chown(2) took the set-id bits away.
+            fs::set_permissions(path, found.permissions()).unwrap();
+        }
+        if found.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                self.shift_by(&entry.unwrap().path());
+            }
+        }
+    }
+
     /// Puts an executable file into the root filesystem.
     pub fn file(&self, path: &str, text: &str) {
         let path = self.root().join(path);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         self.shift(&path);
+    }
+
+    /// Puts an example of this crate into the root filesystem, with the libraries it needs.
+    pub fn program(&self, name: &str) {
+        let program = example(name);
+        let ldd = Command::new("ldd").arg(&program).output().unwrap();
+        let text = String::from_utf8(ldd.stdout).unwrap();
+        let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
+        for library in libraries.map(Path::new) {
+            let to = self.root().join(library.strip_prefix("/").unwrap());
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(library, to).unwrap();
+        }
+        fs::copy(&program, self.root().join("bin").join(name)).unwrap();
+        self.shift(&self.root());
     }
 
     fn pin_namespaces(&self) {
@@ -326,7 +371,8 @@ impl Drop for Guest {
                 if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
                     let _ = kill_process(pid, Signal::KILL);
                     // Shims are children of this process.
-                    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+                    let _ =
+                        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
                 }
             }
             std::thread::yield_now();
@@ -384,10 +430,14 @@ pub fn runtime(words: &[&str]) -> Command {
 }
 
 fn fake_shim() -> PathBuf {
+    example("fake_shim")
+}
+
+fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    let shim = tests.parent().unwrap().parent().unwrap().join("examples/fake_shim");
-    assert!(shim.is_file(), "{} is built by cargo test without a filter", shim.display());
-    shim
+    let program = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(program.is_file(), "{} is built by cargo test without a filter", program.display());
+    program
 }
 
 /// Reads one line of a child's output.

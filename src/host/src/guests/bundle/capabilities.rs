@@ -14,39 +14,18 @@ use Capability as C;
 ///
 /// Absent against Docker's list: `MKNOD`, which cannot make devices in a user namespace anyway.
 pub const APPLICATION: [(Capability, &str); 13] = [
-    (
-        C::Chown,
-        "entrypoints hand their data directory to a service user",
-    ),
-    (
-        C::DacOverride,
-        "root reads and writes what other users of the guest own",
-    ),
-    (
-        C::Fowner,
-        "chmod, utime and sticky directories of other users' files",
-    ),
-    (
-        C::Fsetid,
-        "keep set-id bits when an installer rewrites a file",
-    ),
+    (C::Chown, "entrypoints hand their data directory to a service user"),
+    (C::DacOverride, "root reads and writes what other users of the guest own"),
+    (C::Fowner, "chmod, utime and sticky directories of other users' files"),
+    (C::Fsetid, "keep set-id bits when an installer rewrites a file"),
     (C::Kill, "supervisors signal workers of other users"),
     (C::Setgid, "become a service group"),
     (C::Setuid, "become a service user"),
-    (
-        C::Setpcap,
-        "supervisors shrink the bounding set of their children",
-    ),
+    (C::Setpcap, "supervisors shrink the bounding set of their children"),
     (C::NetBindService, "ports below 1024"),
-    (
-        C::NetRaw,
-        "ping; packet sockets are closed by the system call filter",
-    ),
+    (C::NetRaw, "ping; packet sockets are closed by the system call filter"),
     (C::SysChroot, "servers that confine their workers"),
-    (
-        C::AuditWrite,
-        "PAM gives up a login if the attempt itself is refused",
-    ),
+    (C::AuditWrite, "PAM gives up a login if the attempt itself is refused"),
     (C::Setfcap, "package managers store file capabilities"),
 ];
 
@@ -59,36 +38,15 @@ pub const APPLICATION: [(Capability, &str); 13] = [
 /// namespace). Units with `ConditionCapability=` on these are skipped, not failed.
 pub const SYSTEM_EXTRA: [(Capability, &str); 12] = [
     (C::DacReadSearch, "backup tools, systemd-tmpfiles"),
-    (
-        C::NetBroadcast,
-        "listed by units of network daemons as ambient",
-    ),
-    (
-        C::NetAdmin,
-        "addresses, routes, firewall of its own network namespace",
-    ),
-    (
-        C::IpcLock,
-        "listed by units of databases and key agents as ambient",
-    ),
+    (C::NetBroadcast, "listed by units of network daemons as ambient"),
+    (C::NetAdmin, "addresses, routes, firewall of its own network namespace"),
+    (C::IpcLock, "listed by units of databases and key agents as ambient"),
     (C::IpcOwner, "administer System V IPC of its own namespace"),
-    (
-        C::SysPtrace,
-        "debuggers, /proc/PID of other users, systemd's own bookkeeping",
-    ),
-    (
-        C::SysAdmin,
-        "mounts and namespaces of units: PrivateTmp=, ProtectSystem=, cgroups",
-    ),
-    (
-        C::SysBoot,
-        "reboot and poweroff end its own pid namespace (reboot(2))",
-    ),
+    (C::SysPtrace, "debuggers, /proc/PID of other users, systemd's own bookkeeping"),
+    (C::SysAdmin, "mounts and namespaces of units: PrivateTmp=, ProtectSystem=, cgroups"),
+    (C::SysBoot, "reboot and poweroff end its own pid namespace (reboot(2))"),
     (C::SysNice, "Nice= and CPUSchedulingPolicy= of units"),
-    (
-        C::SysResource,
-        "listed by units as ambient; cannot lift limits of the host",
-    ),
+    (C::SysResource, "listed by units as ambient; cannot lift limits of the host"),
     (C::SysTtyConfig, "getty hangs up its terminal"),
     (C::Lease, "file servers"),
 ];
@@ -145,13 +103,7 @@ mod tests {
             assert!(sets.ambient().as_ref().unwrap().is_empty());
         }
         let application = sets(GuestKind::Application).unwrap();
-        for denied in [
-            C::SysAdmin,
-            C::SysPtrace,
-            C::NetAdmin,
-            C::SysBoot,
-            C::DacReadSearch,
-        ] {
+        for denied in [C::SysAdmin, C::SysPtrace, C::NetAdmin, C::SysBoot, C::DacReadSearch] {
             assert!(!application.bounding().as_ref().unwrap().contains(&denied));
         }
     }

@@ -1,12 +1,12 @@
 //! Puts the OCI configuration together. Pure: all that it needs was looked up before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType as Ns, LinuxResourcesBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxNamespaceType as Ns, LinuxResourcesBuilder, Mount, PosixRlimitBuilder, PosixRlimitType,
+    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
@@ -38,6 +38,8 @@ pub struct Inputs<'a> {
     pub cgroup_path: &'a str,
     /// Which profile.
     pub kind: GuestKind,
+    /// The host's small init, to be mounted at [`mounts::INIT`].
+    pub init: Option<&'a Path>,
     /// The first process.
     pub process: GuestProcess,
     /// Most open files that this host can grant.
@@ -71,19 +73,24 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
         .readonly_paths(readonly.map(ToString::to_string).collect::<Vec<_>>())
         .build()
         .map_err(bad)?;
-    let root = RootBuilder::default()
-        .path(inputs.run.root())
-        .readonly(false)
-        .build();
+    let root = RootBuilder::default().path(inputs.run.root()).readonly(false).build();
     SpecBuilder::default()
         .version("1.0.2")
         .root(root.map_err(bad)?)
         .hostname(inputs.spec.hostname.as_str())
-        .mounts(mounts::mounts(inputs.kind, inputs.spec.resources.memory).map_err(bad)?)
+        .mounts(all_mounts(inputs).map_err(bad)?)
         .process(process(inputs)?)
         .linux(linux)
         .build()
         .map_err(bad)
+}
+
+fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecError> {
+    let mut all = mounts::mounts(inputs.kind, inputs.spec.resources.memory)?;
+    if let Some(init) = inputs.init {
+        all.push(mounts::init(init)?);
+    }
+    Ok(all)
 }
 
 fn process(inputs: &Inputs<'_>) -> Result<Process> {
@@ -110,13 +117,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         .terminal(true)
         .user(user)
         .args(wanted.argv.clone())
-        .env(
-            wanted
-                .env
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect::<Vec<_>>(),
-        )
+        .env(wanted.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>())
         .cwd(wanted.cwd.clone())
         .capabilities(capabilities::sets(inputs.kind)?)
         .rlimits(vec![nofile])

@@ -68,10 +68,7 @@ pub fn load(disk: &Path) -> Result<ImageConfig> {
     path.push(".manifest.json");
     let path = Path::new(&path);
     let bytes = fs::read_bounded(path, MAX_MANIFEST)?.ok_or_else(|| {
-        Error::new(
-            ErrorKind::NotFound,
-            format!("root disk has no manifest {}", path.display()),
-        )
+        Error::new(ErrorKind::NotFound, format!("root disk has no manifest {}", path.display()))
     })?;
     parse(&bytes).map_err(|e| e.context(path.display()))
 }
@@ -88,45 +85,23 @@ pub fn parse(bytes: &[u8]) -> Result<ImageConfig> {
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
     let (user, working_dir) = (filled(raw.user), filled(raw.working_dir));
     let stop_signal = filled(raw.stop_signal);
-    let (entrypoint, cmd) = (
-        raw.entrypoint.unwrap_or_default(),
-        raw.cmd.unwrap_or_default(),
-    );
+    let (entrypoint, cmd) = (raw.entrypoint.unwrap_or_default(), raw.cmd.unwrap_or_default());
     let env = raw.env.unwrap_or_default();
 
     let texts = [&user, &working_dir, &stop_signal].into_iter().flatten();
-    let all: Vec<&String> = entrypoint
-        .iter()
-        .chain(&cmd)
-        .chain(&env)
-        .chain(texts)
-        .collect();
+    let all: Vec<&String> = entrypoint.iter().chain(&cmd).chain(&env).chain(texts).collect();
     if all.len() > MAX_STRINGS || all.iter().map(|text| text.len()).sum::<usize>() > MAX_BYTES {
         return Err(bad(format!(
             "image wants more than {MAX_STRINGS} strings or {MAX_BYTES} bytes"
         )));
     }
-    if all
-        .iter()
-        .any(|text| text.len() > MAX_STRING || text.contains('\0'))
-    {
-        return Err(bad(
-            "image has an argument or variable with NUL or over 128 KiB".into(),
-        ));
+    if all.iter().any(|text| text.len() > MAX_STRING || text.contains('\0')) {
+        return Err(bad("image has an argument or variable with NUL or over 128 KiB".into()));
     }
     let env = env.iter().filter_map(|entry| entry.split_once('='));
     let env = env.filter(|(name, _)| !name.is_empty());
-    let env = env
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    Ok(ImageConfig {
-        entrypoint,
-        cmd,
-        env,
-        user,
-        working_dir,
-        stop_signal,
-    })
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Ok(ImageConfig { entrypoint, cmd, env, user, working_dir, stop_signal })
 }
 
 /// Number of a signal by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, 1 to 64.
@@ -174,25 +149,14 @@ pub fn signal_number(text: &str) -> Option<u8> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(rest) = name.strip_prefix("RTMIN") {
-        let plus = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('+')?.parse().ok()?
-        };
+        let plus = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
         return RTMIN.checked_add(plus).filter(|number| *number <= RTMAX);
     }
     if let Some(rest) = name.strip_prefix("RTMAX") {
-        let minus = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('-')?.parse().ok()?
-        };
+        let minus = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
         return RTMAX.checked_sub(minus).filter(|number| *number >= RTMIN);
     }
-    NAMES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, number)| *number)
+    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
 #[cfg(test)]
@@ -223,14 +187,8 @@ mod tests {
     fn absurd_configurations_are_refused() {
         let long = format!(r#"{{"config":{{"env":["PATH={}"]}}}}"#, "x".repeat(1 << 18));
         let many = format!(r#"{{"config":{{"cmd":[{}"x"]}}}}"#, r#""x","#.repeat(5000));
-        for bad in [
-            "",
-            "[]",
-            r#"{"config":7}"#,
-            r#"{"config":{"cmd":["a\u0000b"]}}"#,
-            &long,
-            &many,
-        ] {
+        for bad in ["", "[]", r#"{"config":7}"#, r#"{"config":{"cmd":["a\u0000b"]}}"#, &long, &many]
+        {
             assert_eq!(parse(bad.as_bytes()).unwrap_err().kind, ErrorKind::Image);
         }
     }

@@ -79,10 +79,7 @@ pub fn detect(root: &GuestRoot) -> Result<Option<Init>> {
         if flavour == Flavour::Busybox && !has_boot_scripts(root)? {
             continue;
         }
-        return Ok(Some(Init {
-            path: path.to_owned(),
-            flavour,
-        }));
+        return Ok(Some(Init { path: path.to_owned(), flavour }));
     }
     Ok(None)
 }
@@ -115,12 +112,7 @@ pub fn decide_kind(boot: &Boot, image: &ImageConfig, has_init: Option<&Path>) ->
     if boot.entrypoint.is_some() || boot.cmd.is_some() || has_init.is_none() {
         return GuestKind::Application;
     }
-    let argv: Vec<&str> = image
-        .entrypoint
-        .iter()
-        .chain(&image.cmd)
-        .map(String::as_str)
-        .collect();
+    let argv: Vec<&str> = image.entrypoint.iter().chain(&image.cmd).map(String::as_str).collect();
     match argv.as_slice() {
         [] => GuestKind::System,
         [command] if is_shell(command) => GuestKind::System,
@@ -152,11 +144,7 @@ mod tests {
 
     fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageConfig {
         let own = |words: &[&str]| words.iter().map(ToString::to_string).collect();
-        ImageConfig {
-            entrypoint: own(entrypoint),
-            cmd: own(cmd),
-            ..ImageConfig::default()
-        }
+        ImageConfig { entrypoint: own(entrypoint), cmd: own(cmd), ..ImageConfig::default() }
     }
 
     #[test]
@@ -181,32 +169,16 @@ mod tests {
             (&[], &["init"], init, A),
         ] {
             let image = image(entrypoint, cmd);
-            assert_eq!(
-                decide_kind(&auto, &image, has_init),
-                want,
-                "{entrypoint:?} {cmd:?}"
-            );
+            assert_eq!(decide_kind(&auto, &image, has_init), want, "{entrypoint:?} {cmd:?}");
         }
         let system = image(&[], &[]);
-        let entrypoint = Boot {
-            entrypoint: Some(vec!["a".into()]),
-            ..Boot::default()
-        };
+        let entrypoint = Boot { entrypoint: Some(vec!["a".into()]), ..Boot::default() };
         assert_eq!(decide_kind(&entrypoint, &system, init), A);
-        let cmd = Boot {
-            cmd: Some(vec!["a".into()]),
-            ..Boot::default()
-        };
+        let cmd = Boot { cmd: Some(vec!["a".into()]), ..Boot::default() };
         assert_eq!(decide_kind(&cmd, &system, init), A);
-        let forced = Boot {
-            init: InitKind::System,
-            ..cmd
-        };
+        let forced = Boot { init: InitKind::System, ..cmd };
         assert_eq!(decide_kind(&forced, &image(&["x"], &[]), None), S);
-        let forced = Boot {
-            init: InitKind::Application,
-            ..Boot::default()
-        };
+        let forced = Boot { init: InitKind::Application, ..Boot::default() };
         assert_eq!(decide_kind(&forced, &system, init), A);
     }
 }

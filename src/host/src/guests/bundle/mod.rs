@@ -78,12 +78,18 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
     let mut process = process.map_err(in_vm)?;
     process.cwd = root.ensure_workdir(&process.cwd, ids).map_err(in_vm)?;
     let stop_signal = process.stop_signal;
+    let init = layout.init_program();
+    let init = (kind == GuestKind::Application && init.is_file()).then_some(init);
+    if init.is_some() {
+        process.argv.splice(0..0, [mounts::INIT.to_owned(), "--".to_owned()]);
+    }
     let inputs = Inputs {
         run: &run,
         spec,
         ids,
         cgroup_path,
         kind,
+        init: init.as_deref(),
         process,
         nofile_limit: host_nofile_limit(),
     };
@@ -99,9 +105,7 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
 /// Hard limit of open files here; a guest cannot be given more, because raising it takes
 /// `CAP_SYS_RESOURCE` in the first user namespace (setrlimit(2)).
 fn host_nofile_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile)
-        .maximum
-        .unwrap_or(u64::MAX)
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -10,12 +10,24 @@
 //! nothing else. An application sees what the host has, read-only, because language runtimes look up
 //! their memory limit there.
 
+use std::path::Path;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder,
 };
 use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::Bytes;
+
+/// Where applications find our small init. In `/dev`, which is ours, not the image's.
+pub const INIT: &str = "/dev/.ocivisor-init";
+
+/// The init, read-only. The guest's root cannot write the host's file either way: it belongs to an
+/// id that the guest does not have (CVE-2019-5736 needs the host's root).
+pub(super) fn init(program: &Path) -> Result<Mount, OciSpecError> {
+    let options = ["bind", "ro", "nosuid", "nodev"].map(str::to_owned).to_vec();
+    MountBuilder::default().destination(INIT).source(program).typ("bind").options(options).build()
+}
 
 /// Files that show or steer the host; they read as empty.
 pub const MASKED_PATHS: [&str; 13] = [
@@ -68,10 +80,7 @@ pub const DEVICES: [(i64, Option<i64>, &str); 9] = [
 
 /// Device rules: nothing, then [`DEVICES`]. Order matters on cgroup v1.
 pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let none = LinuxDeviceCgroupBuilder::default()
-        .allow(false)
-        .access("rwm")
-        .build();
+    let none = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build();
     let some = DEVICES.iter().map(|(major, minor, _)| {
         let rule = LinuxDeviceCgroupBuilder::default()
             .allow(true)
@@ -93,43 +102,16 @@ pub(super) fn mounts(kind: GuestKind, memory: Bytes) -> Result<Vec<Mount>, OciSp
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         // Our own /dev before any device node is touched, so that the image's cannot interfere.
-        mount(
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        )?,
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", &half],
-        )?,
-        mount(
-            "/dev/mqueue",
-            "mqueue",
-            "mqueue",
-            &["nosuid", "noexec", "nodev"],
-        )?,
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", "ro"],
-        )?,
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &half])?,
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
     ];
     let cgroup = ["nosuid", "noexec", "nodev", "relatime"];
     match kind {
@@ -139,18 +121,8 @@ pub(super) fn mounts(kind: GuestKind, memory: Bytes) -> Result<Vec<Mount>, OciSp
         }
         GuestKind::System => {
             all.push(mount("/sys/fs/cgroup", "cgroup2", "cgroup2", &cgroup)?);
-            all.push(mount(
-                "/run",
-                "tmpfs",
-                "tmpfs",
-                &["nosuid", "nodev", "mode=755", &half],
-            )?);
-            all.push(mount(
-                "/tmp",
-                "tmpfs",
-                "tmpfs",
-                &["nosuid", "nodev", "mode=1777", &half],
-            )?);
+            all.push(mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", &half])?);
+            all.push(mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777", &half])?);
         }
     }
     Ok(all)

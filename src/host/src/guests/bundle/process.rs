@@ -40,10 +40,7 @@ pub struct GuestProcess {
 /// # Errors
 /// `Image`: there is no init. `Invalid`: the caller asks for another user than root.
 pub fn system(boot: &Boot, image: &ImageConfig, found: Option<&Init>) -> Result<GuestProcess> {
-    if boot
-        .user
-        .as_deref()
-        .is_some_and(|user| !matches!(user, "0" | "root" | "0:0" | "root:root"))
+    if boot.user.as_deref().is_some_and(|user| !matches!(user, "0" | "root" | "0:0" | "root:root"))
     {
         let what = "the init of a system runs as root, but boot.user names another user";
         return Err(Error::new(ErrorKind::Invalid, what));
@@ -54,19 +51,13 @@ pub fn system(boot: &Boot, image: &ImageConfig, found: Option<&Init>) -> Result<
         (None, Some(command)) if is_init(command) => own.into_iter().cloned().collect(),
         (None, _) => {
             let path = found.and_then(|init| init.path.to_str()).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Image,
-                    "image has no init, but a system was asked for",
-                )
-                .hint("use init=application, or an image with systemd or another init")
+                Error::new(ErrorKind::Image, "image has no init, but a system was asked for")
+                    .hint("use init=application, or an image with systemd or another init")
             })?;
             vec![path.to_owned()]
         }
     };
-    let argv = first
-        .into_iter()
-        .chain(boot.cmd.iter().flatten().cloned())
-        .collect();
+    let argv = first.into_iter().chain(boot.cmd.iter().flatten().cloned()).collect();
     let mut env = Environment::default();
     env.set("PATH", DEFAULT_PATH);
     env.set("HOME", "/root");
@@ -75,19 +66,12 @@ pub fn system(boot: &Boot, image: &ImageConfig, found: Option<&Init>) -> Result<
     env.extend(&boot.env);
     // How an init learns that it is in a container, systemd.io/CONTAINER_INTERFACE.
     env.set("container", "oci");
-    let fallback = found
-        .map_or(super::init::Flavour::Other, |init| init.flavour)
-        .stop_signal();
+    let fallback = found.map_or(super::init::Flavour::Other, |init| init.flavour).stop_signal();
     Ok(GuestProcess {
         argv,
         env: env.0,
         cwd: PathBuf::from("/"),
-        user: User {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            home: Some("/root".into()),
-        },
+        user: User { uid: 0, gid: 0, groups: Vec::new(), home: Some("/root".into()) },
         stop_signal: stop_signal(boot, image)?.unwrap_or(fallback),
     })
 }
@@ -104,11 +88,7 @@ pub fn application(
     hostname: &Hostname,
 ) -> Result<GuestProcess> {
     let argv: Vec<String> = match (&boot.entrypoint, &boot.cmd) {
-        (Some(entrypoint), cmd) => entrypoint
-            .iter()
-            .chain(cmd.iter().flatten())
-            .cloned()
-            .collect(),
+        (Some(entrypoint), cmd) => entrypoint.iter().chain(cmd.iter().flatten()).cloned().collect(),
         (None, Some(cmd)) => image.entrypoint.iter().chain(cmd).cloned().collect(),
         (None, None) => image.entrypoint.iter().chain(&image.cmd).cloned().collect(),
     };
@@ -124,11 +104,7 @@ pub fn application(
     env.set("HOME", user.home.as_deref().unwrap_or("/"));
     env.extend(&image.env);
     env.extend(&boot.env);
-    let cwd = boot
-        .workdir
-        .as_deref()
-        .or(image.working_dir.as_deref())
-        .unwrap_or("/");
+    let cwd = boot.workdir.as_deref().or(image.working_dir.as_deref()).unwrap_or("/");
     Ok(GuestProcess {
         argv,
         env: env.0,
@@ -145,12 +121,8 @@ fn lookup_user(boot: &Boot, image: &ImageConfig, root: &GuestRoot) -> Result<Use
         (None, Some(text)) => (text.as_str(), ErrorKind::Image),
         (None, None) => ("0", ErrorKind::Image),
     };
-    let passwd = root
-        .read(Path::new("/etc/passwd"), user::MAX_FILE)?
-        .unwrap_or_default();
-    let group = root
-        .read(Path::new("/etc/group"), user::MAX_FILE)?
-        .unwrap_or_default();
+    let passwd = root.read(Path::new("/etc/passwd"), user::MAX_FILE)?.unwrap_or_default();
+    let group = root.read(Path::new("/etc/group"), user::MAX_FILE)?.unwrap_or_default();
     user::resolve(text, &passwd, &group).map_err(|e| Error::new(kind, e))
 }
 
@@ -162,9 +134,7 @@ fn stop_signal(boot: &Boot, image: &ImageConfig) -> Result<Option<u8>> {
         return Ok(None);
     };
     let what = || format!("image names the unknown stop signal {text:?}");
-    signal_number(text)
-        .map(Some)
-        .ok_or_else(|| Error::new(ErrorKind::Image, what()))
+    signal_number(text).map(Some).ok_or_else(|| Error::new(ErrorKind::Image, what()))
 }
 
 /// Variables in order, each name once, the last value.

@@ -84,10 +84,7 @@ impl GuestRoot {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         let file = openat(CWD, again, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         let mut bytes = Vec::new();
-        File::from(file)
-            .take(max + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        File::from(file).take(max + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > max {
             let what = format!("guest's {} is larger than {max} bytes", path.display());
             return Err(Error::new(ErrorKind::Image, what));
@@ -130,9 +127,7 @@ impl GuestRoot {
                     return Err(refuse("must not hold .."));
                 }
             }
-            let found = self
-                .resolve(&sofar)?
-                .ok_or_else(|| refuse("leads nowhere"))?;
+            let found = self.resolve(&sofar)?.ok_or_else(|| refuse("leads nowhere"))?;
             if found.file_type != FileType::Directory {
                 return Err(refuse("is not a directory"));
             }
@@ -152,10 +147,8 @@ impl GuestRoot {
         match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let what = format!(
-                    "working directory {} is a link that leads nowhere",
-                    whole.display()
-                );
+                let what =
+                    format!("working directory {} is a link that leads nowhere", whole.display());
                 return Err(Error::new(ErrorKind::Image, what));
             }
             Err(e) => return Err(failed(e)),
@@ -195,7 +188,5 @@ impl GuestRoot {
 fn real_path(fd: &OwnedFd) -> std::result::Result<PathBuf, Errno> {
     let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let bytes = readlinkat(CWD, link, Vec::new())?.into_bytes();
-    Ok(PathBuf::from(
-        <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&bytes),
-    ))
+    Ok(PathBuf::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&bytes)))
 }

@@ -36,18 +36,8 @@ pub fn filter(kind: GuestKind) -> Result<LinuxSeccomp> {
         GuestKind::Application => (&[], SYSTEM_ONLY),
     };
     let mut rules = vec![
-        rule(
-            &names(&[ALLOWED, extra_allowed]),
-            Action::ScmpActAllow,
-            None,
-            Vec::new(),
-        )?,
-        rule(
-            &names(&[DENIED, extra_denied]),
-            Action::ScmpActErrno,
-            Some(EPERM),
-            Vec::new(),
-        )?,
+        rule(&names(&[ALLOWED, extra_allowed]), Action::ScmpActAllow, None, Vec::new())?,
+        rule(&names(&[DENIED, extra_denied]), Action::ScmpActErrno, Some(EPERM), Vec::new())?,
         rule(&["clone3"], Action::ScmpActErrno, Some(ENOSYS), Vec::new())?,
     ];
     for name in ["clone", "unshare"] {
@@ -63,21 +53,11 @@ pub fn filter(kind: GuestKind) -> Result<LinuxSeccomp> {
 }
 
 const fn native() -> Arch {
-    if cfg!(target_arch = "aarch64") {
-        Arch::ScmpArchAarch64
-    } else {
-        Arch::ScmpArchX86_64
-    }
+    if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 }
 }
 
 fn names(lists: &[&[Group]]) -> Vec<&'static str> {
-    lists
-        .iter()
-        .copied()
-        .flatten()
-        .flat_map(|group| group.names)
-        .copied()
-        .collect()
+    lists.iter().copied().flatten().flat_map(|group| group.names).copied().collect()
 }
 
 fn rule(
@@ -114,32 +94,16 @@ fn without_flag(name: &str, flag: u64) -> Result<Vec<LinuxSyscall>> {
 /// The known families; those above get the errno of a kernel without them, those between ENOSYS.
 fn socket_rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
     let arg = |op: Op, family: u64| {
-        LinuxSeccompArgBuilder::default()
-            .index(0_usize)
-            .op(op)
-            .value(family)
-            .build()
+        LinuxSeccompArgBuilder::default().index(0_usize).op(op).value(family).build()
     };
     let allow = |family: u64| -> Result<LinuxSyscall> {
-        rule(
-            &["socket"],
-            Action::ScmpActAllow,
-            None,
-            vec![arg(Op::ScmpCmpEq, family)?],
-        )
+        rule(&["socket"], Action::ScmpActAllow, None, vec![arg(Op::ScmpCmpEq, family)?])
     };
     let refuse = |op: Op, family: u64| -> Result<LinuxSyscall> {
-        rule(
-            &["socket"],
-            Action::ScmpActErrno,
-            Some(EAFNOSUPPORT),
-            vec![arg(op, family)?],
-        )
+        rule(&["socket"], Action::ScmpActErrno, Some(EAFNOSUPPORT), vec![arg(op, family)?])
     };
-    let mut rules = FAMILIES
-        .iter()
-        .map(|(family, _)| allow(*family))
-        .collect::<Result<Vec<_>>>()?;
+    let mut rules =
+        FAMILIES.iter().map(|(family, _)| allow(*family)).collect::<Result<Vec<_>>>()?;
     rules.push(match kind {
         GuestKind::System => allow(FAMILY_PACKET)?,
         GuestKind::Application => refuse(Op::ScmpCmpEq, FAMILY_PACKET)?,
@@ -200,11 +164,7 @@ mod tests {
             }
             let allow = Some((Action::ScmpActAllow, None));
             for name in ["mount", "setns", "reboot", "pivot_root"] {
-                let want = if kind == GuestKind::System {
-                    allow
-                } else {
-                    eperm
-                };
+                let want = if kind == GuestKind::System { allow } else { eperm };
                 assert_eq!(fate(name), want, "{name} for {kind:?}");
             }
             assert_eq!(fate("clone3"), Some((Action::ScmpActErrno, Some(ENOSYS))));

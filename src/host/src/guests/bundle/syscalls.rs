@@ -8,10 +8,7 @@
 #[derive(Debug)]
 pub(super) struct Group {
     /// Why; read by people and by the tests.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "documentation that tests insist on")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "documentation that tests insist on"))]
     pub(super) reason: &'static str,
     /// System calls.
     pub(super) names: &'static [&'static str],
@@ -427,10 +424,7 @@ pub(super) const ALLOWED: &[Group] = &[
             "socketpair",
         ],
     },
-    Group {
-        reason: "randomness",
-        names: &["getrandom"],
-    },
+    Group { reason: "randomness", names: &["getrandom"] },
 ];
 
 /// Allowed for systems, refused to applications.
@@ -454,22 +448,13 @@ pub(super) const SYSTEM_ONLY: &[Group] = &[
             "umount2",
         ],
     },
-    Group {
-        reason: "an init enters the namespaces of its services",
-        names: &["setns"],
-    },
+    Group { reason: "an init enters the namespaces of its services", names: &["setns"] },
     Group {
         reason: "ends the guest's pid namespace, which is how a guest powers off or reboots",
         names: &["reboot"],
     },
-    Group {
-        reason: "names of its own UTS namespace",
-        names: &["setdomainname", "sethostname"],
-    },
-    Group {
-        reason: "getty hangs up its terminal",
-        names: &["vhangup"],
-    },
+    Group { reason: "names of its own UTS namespace", names: &["setdomainname", "sethostname"] },
+    Group { reason: "getty hangs up its terminal", names: &["vhangup"] },
     Group {
         reason: "file watchers of a system; unprivileged kinds only in a user namespace",
         names: &["fanotify_init", "fanotify_mark"],
@@ -515,24 +500,11 @@ pub(super) const DENIED: &[Group] = &[
     },
     Group {
         reason: "swap, accounting, quotas and the kernel's log are the host's",
-        names: &[
-            "acct",
-            "quotactl",
-            "quotactl_fd",
-            "swapoff",
-            "swapon",
-            "syslog",
-        ],
+        names: &["acct", "quotactl", "quotactl_fd", "swapoff", "swapon", "syslog"],
     },
     Group {
         reason: "hardware is the host's",
-        names: &[
-            "ioperm",
-            "iopl",
-            "pciconfig_iobase",
-            "pciconfig_read",
-            "pciconfig_write",
-        ],
+        names: &["ioperm", "iopl", "pciconfig_iobase", "pciconfig_read", "pciconfig_write"],
     },
     Group {
         reason: "moves memory of other processes between nodes",
@@ -542,12 +514,8 @@ pub(super) const DENIED: &[Group] = &[
 
 /// Address families of sockets that everybody may use: local, internet, and netlink of one's own
 /// network namespace. The rest are seldom used protocols with a record of holes.
-pub(super) const FAMILIES: [(u64, &str); 4] = [
-    (1, "AF_UNIX"),
-    (2, "AF_INET"),
-    (10, "AF_INET6"),
-    (16, "AF_NETLINK"),
-];
+pub(super) const FAMILIES: [(u64, &str); 4] =
+    [(1, "AF_UNIX"), (2, "AF_INET"), (10, "AF_INET6"), (16, "AF_NETLINK")];
 
 /// For systems on top: DHCP clients and packet sniffers, on interfaces of one's own.
 pub(super) const FAMILY_PACKET: u64 = 17;

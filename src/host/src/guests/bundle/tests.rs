@@ -40,9 +40,7 @@ fn spec(disk: &Path) -> VmSpec {
             pids: 1024,
         },
         boot: Boot::default(),
-        root: RootDisk {
-            path: disk.to_owned(),
-        },
+        root: RootDisk { path: disk.to_owned() },
         nics: Vec::new(),
         isolation: Isolation::Default,
     }
@@ -53,6 +51,7 @@ fn composed(kind: GuestKind, process: GuestProcess) -> Spec {
     let spec = spec(Path::new("/disk"));
     let run = layout.run_vm(&spec.id);
     compose(&Inputs {
+        init: None,
         run: &run,
         spec: &spec,
         ids: IDS,
@@ -67,37 +66,25 @@ fn composed(kind: GuestKind, process: GuestProcess) -> Spec {
 /// Sets have no order in memory, so they are sorted before comparison.
 fn sorted(spec: &Spec) -> String {
     let mut value = serde_json::to_value(spec).unwrap();
-    for set in value["process"]["capabilities"]
-        .as_object_mut()
-        .unwrap()
-        .values_mut()
-    {
+    for set in value["process"]["capabilities"].as_object_mut().unwrap().values_mut() {
         set.as_array_mut().unwrap().sort_by_key(ToString::to_string);
     }
     serde_json::to_string_pretty(&value).unwrap() + "\n"
 }
 
 fn check_golden(name: &str, spec: &Spec) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("src/guests/bundle/golden")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guests/bundle/golden").join(name);
     let got = sorted(spec);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::replace(&path, got.as_bytes()).unwrap();
     }
     let want = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        got == want,
-        "{name} differs; run with UPDATE_GOLDEN=1 and read the difference"
-    );
+    assert!(got == want, "{name} differs; run with UPDATE_GOLDEN=1 and read the difference");
 }
 
 #[test]
 fn configuration_of_a_system_is_the_golden_one() {
-    let found = Init {
-        path: "/sbin/init".into(),
-        flavour: Flavour::Systemd,
-    };
+    let found = Init { path: "/sbin/init".into(), flavour: Flavour::Systemd };
     let process = process::system(&Boot::default(), &ImageConfig::default(), Some(&found)).unwrap();
     assert_eq!(process.stop_signal, 37);
     check_golden("system.json", &composed(GuestKind::System, process));
@@ -109,18 +96,10 @@ fn configuration_of_an_application_is_the_golden_one() {
         argv: vec!["/docker-entrypoint.sh".into(), "nginx".into()],
         env: vec![("PATH".into(), "/bin".into()), ("A".into(), "b=c\n".into())],
         cwd: "/srv".into(),
-        user: User {
-            uid: 33,
-            gid: 33,
-            groups: vec![34, 40],
-            home: Some("/var/www".into()),
-        },
+        user: User { uid: 33, gid: 33, groups: vec![34, 40], home: Some("/var/www".into()) },
         stop_signal: 3,
     };
-    check_golden(
-        "application.json",
-        &composed(GuestKind::Application, process),
-    );
+    check_golden("application.json", &composed(GuestKind::Application, process));
 }
 
 /// A host with a mounted root (a plain directory here) and a manifest.
@@ -147,17 +126,8 @@ impl Host {
         fs::ensure_dir(&root, false).unwrap();
         fs::ensure_dir(layout.run_vm(&spec.id).user_ns().parent().unwrap(), false).unwrap();
         let manifest = format!(r#"{{"config":{config}}}"#);
-        fs::replace(
-            &dir.path().join("disk.img.manifest.json"),
-            manifest.as_bytes(),
-        )
-        .unwrap();
-        Self {
-            _dir: dir,
-            layout,
-            spec,
-            root,
-        }
+        fs::replace(&dir.path().join("disk.img.manifest.json"), manifest.as_bytes()).unwrap();
+        Self { _dir: dir, layout, spec, root }
     }
 
     fn file(&self, path: &str, mode: u32, text: &str) {
@@ -175,11 +145,7 @@ impl Host {
 
     fn write(&self) -> Result<(super::Facts, Spec), ocivisor_core::error::Error> {
         let facts = write(&self.layout, &self.spec, IDS, "/ocivisor/one-7/guest")?;
-        let config = self
-            .layout
-            .run_vm(&self.spec.id)
-            .bundle()
-            .join("config.json");
+        let config = self.layout.run_vm(&self.spec.id).bundle().join("config.json");
         Ok((facts, Spec::load(config).unwrap()))
     }
 }
@@ -194,20 +160,11 @@ fn a_root_with_systemd_makes_a_system() {
     assert_eq!((facts.kind, facts.stop_signal), (GuestKind::System, 37));
     let process = spec.process().as_ref().unwrap();
     assert_eq!(process.args().as_ref().unwrap(), &["/sbin/init"]);
-    assert!(
-        process
-            .env()
-            .as_ref()
-            .unwrap()
-            .contains(&"container=oci".to_owned())
-    );
+    assert!(process.env().as_ref().unwrap().contains(&"container=oci".to_owned()));
     // Again is fine, and the way is open to the guest's group alone.
     host.write().unwrap();
     let run = std::fs::metadata(host.layout.run_vm(&host.spec.id).dir()).unwrap();
-    assert_eq!(
-        (run.mode() & 0o7777, run.uid(), run.gid()),
-        (0o710, 0, IDS.base)
-    );
+    assert_eq!((run.mode() & 0o7777, run.uid(), run.gid()), (0o710, 0, IDS.base));
 }
 
 #[test]
@@ -227,10 +184,7 @@ fn links_in_the_image_never_leave_the_root() {
     // On the host these lead to real files; inside they lead nowhere.
     host.link("sbin/init", "/bin/busybox");
     host.link("etc", "/../../../../../../etc");
-    assert_eq!(
-        init::detect(&GuestRoot::open(&host.root).unwrap()).unwrap(),
-        None
-    );
+    assert_eq!(init::detect(&GuestRoot::open(&host.root).unwrap()).unwrap(), None);
     assert_eq!(host.write().unwrap_err().kind, ErrorKind::Image);
 }
 
@@ -246,10 +200,7 @@ fn user_files_that_are_no_files_are_empty_ones() {
         };
         match make {
             "fifo" => node(rustix::fs::FileType::Fifo, 0),
-            "device" => node(
-                rustix::fs::FileType::CharacterDevice,
-                rustix::fs::makedev(1, 5),
-            ),
+            "device" => node(rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 5)),
             "directory" => std::fs::create_dir(&path).unwrap(),
             _ => {
                 host.file("etc/real", 0o644, "web:x:33:33::/:/\n");
@@ -258,10 +209,7 @@ fn user_files_that_are_no_files_are_empty_ones() {
         }
         let error = host.write().unwrap_err();
         assert_eq!(error.kind, ErrorKind::Image, "{make}: {error}");
-        assert!(
-            error.message.contains("the guest has no user \"web\""),
-            "{make}: {error}"
-        );
+        assert!(error.message.contains("the guest has no user \"web\""), "{make}: {error}");
     }
 }
 
@@ -281,10 +229,7 @@ fn the_callers_user_is_the_callers_fault() {
 fn working_directories_are_made_inside_and_never_lead_to_kernel_filesystems() {
     let mut host = Host::new(r#"{"cmd":["x"],"working_dir":"srv/app"}"#);
     let (_, spec) = host.write().unwrap();
-    assert_eq!(
-        spec.process().as_ref().unwrap().cwd(),
-        Path::new("/srv/app")
-    );
+    assert_eq!(spec.process().as_ref().unwrap().cwd(), Path::new("/srv/app"));
     let made = std::fs::metadata(host.root.join("srv/app")).unwrap();
     assert_eq!((made.uid(), made.gid()), (IDS.base, IDS.base));
     host.write().unwrap();
@@ -313,10 +258,7 @@ fn working_directories_are_made_inside_and_never_lead_to_kernel_filesystems() {
     }
     host.spec.boot.workdir = Some("/fine/app".into());
     let (_, spec) = host.write().unwrap();
-    assert_eq!(
-        spec.process().as_ref().unwrap().cwd(),
-        Path::new("/srv/app")
-    );
+    assert_eq!(spec.process().as_ref().unwrap().cwd(), Path::new("/srv/app"));
 }
 
 #[test]

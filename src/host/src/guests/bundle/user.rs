@@ -64,9 +64,9 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, BadUser>
     });
     let uid = match (number, &line) {
         (Some(id), _) => id,
-        (None, Some(line)) => field(line, 2)
-            .and_then(parse_id)
-            .ok_or_else(|| BadUser::NoUser(user.into()))?,
+        (None, Some(line)) => {
+            field(line, 2).and_then(parse_id).ok_or_else(|| BadUser::NoUser(user.into()))?
+        }
         (None, None) => return Err(BadUser::NoUser(user.into())),
     };
     let home = line.as_ref().and_then(|line| field(line, 5));
@@ -80,18 +80,9 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, BadUser>
                 .and_then(|fields| field(&fields, 2).and_then(parse_id))
                 .ok_or_else(|| BadUser::NoGroup(group_text.into()))?,
         };
-        return Ok(User {
-            uid,
-            gid,
-            groups: Vec::new(),
-            home,
-        });
+        return Ok(User { uid, gid, groups: Vec::new(), home });
     }
-    let gid = line
-        .as_ref()
-        .and_then(|line| field(line, 3))
-        .and_then(parse_id)
-        .unwrap_or(0);
+    let gid = line.as_ref().and_then(|line| field(line, 3)).and_then(parse_id).unwrap_or(0);
     let mut groups = Vec::new();
     if let Some(name) = line.as_ref().and_then(|line| field(line, 0)) {
         let named = lines(group).filter(|fields| {
@@ -102,12 +93,7 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, BadUser>
         groups.sort_unstable();
         groups.dedup();
     }
-    Ok(User {
-        uid,
-        gid,
-        groups,
-        home,
-    })
+    Ok(User { uid, gid, groups, home })
 }
 
 /// A number if the text is one; digits that do not fit are an error, not a name.
@@ -116,9 +102,7 @@ fn numeric(part: &str, whole: &str) -> Result<Option<u32>, BadUser> {
     if signed.is_empty() || !signed.bytes().all(|c| c.is_ascii_digit()) {
         return Ok(None);
     }
-    parse_id(part)
-        .map(Some)
-        .ok_or_else(|| BadUser::TooLarge(whole.to_owned()))
+    parse_id(part).map(Some).ok_or_else(|| BadUser::TooLarge(whole.to_owned()))
 }
 
 fn parse_id(text: &str) -> Option<u32> {
@@ -128,11 +112,8 @@ fn parse_id(text: &str) -> Option<u32> {
 
 /// Lines that are text and no comment, split at colons.
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
-    let text = file
-        .split(|c| *c == b'\n')
-        .filter_map(|line| std::str::from_utf8(line).ok());
-    text.filter(|line| !line.starts_with('#'))
-        .map(|line| line.split(':').collect())
+    let text = file.split(|c| *c == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    text.filter(|line| !line.starts_with('#')).map(|line| line.split(':').collect())
 }
 
 fn field<'a>(fields: &[&'a str], at: usize) -> Option<&'a str> {

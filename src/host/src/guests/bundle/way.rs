@@ -25,10 +25,8 @@ pub fn open(layout: &Layout, id: &VmId, ids: IdRange) -> Result<()> {
     for above in layout.run.ancestors().skip(1) {
         if mode(above)? & 0o001 == 0 {
             let what = format!("{} cannot be passed through by guests", above.display());
-            return Err(Error::new(ErrorKind::Host, what).hint(format!(
-                "chmod o+x {}, or set another run directory",
-                above.display()
-            )));
+            return Err(Error::new(ErrorKind::Host, what)
+                .hint(format!("chmod o+x {}, or set another run directory", above.display())));
         }
     }
     for shared in [layout.run.as_path(), layout.run_vms().as_path()] {
@@ -38,14 +36,8 @@ pub fn open(layout: &Layout, id: &VmId, ids: IdRange) -> Result<()> {
         }
     }
     let run = layout.run_vm(id);
-    chownat(
-        CWD,
-        run.dir(),
-        None,
-        Some(Gid::from_raw(ids.base)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .map_err(|e| io_error("give to the guest's group", run.dir(), &e.into()))?;
+    chownat(CWD, run.dir(), None, Some(Gid::from_raw(ids.base)), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|e| io_error("give to the guest's group", run.dir(), &e.into()))?;
     set_mode(run.dir(), 0o710)?;
     match run.user_ns().parent() {
         Some(namespaces) => set_mode(namespaces, 0o711),

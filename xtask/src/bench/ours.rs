@@ -1,0 +1,199 @@
+//! Ours: a daemon of its own, asked over its socket; every guest with a disk, an interface on a
+//! bridge, limits, user namespace and the default profile.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Contender, Life, stamp, tarball, wall};
+use crate::cmd::{program, root, run, wait_until};
+use crate::quickstart::Places;
+use crate::quickstart::daemon::Daemon;
+use crate::quickstart::undo::Undo;
+
+const BRIDGE: &str = "ocvbench2";
+const VM: &str = "bench";
+
+/// Our daemon.
+#[derive(Debug)]
+pub struct Ours {
+    daemon: Daemon,
+    disks: PathBuf,
+}
+
+impl Ours {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(places: &Places, rootfs: &Path, undo: &mut Undo) -> Result<Self> {
+        run(program("ip").args(["link", "add", BRIDGE, "type", "bridge"]))?;
+        undo.add(
+            format!("remove {BRIDGE}"),
+            || run(program("ip").args(["link", "delete", BRIDGE])),
+        );
+        run(program("ip").args(["link", "set", BRIDGE, "up"]))?;
+        // Whether a guest lives on for a while is no part of its start, here or elsewhere.
+        let daemon = Daemon::start(places, "[guests]\nsettle_ms = 0\n", undo)?;
+        for vm in daemon.cli_output(&["list", "--quiet"])?.lines() {
+            daemon.cli(&["destroy", "--forget", vm])?;
+        }
+        let tar = tarball(rootfs);
+        daemon.cli(&["image", "import", &tar.to_string_lossy(), VM])?;
+        let disks = places.cache.join("datastores/101/0");
+        let left = places.cache.join("datastores");
+        if left.exists() {
+            std::fs::remove_dir_all(&left)?;
+        }
+        std::fs::create_dir_all(&disks)?;
+        undo.add("remove the disks", move || Ok(std::fs::remove_dir_all(left)?));
+        let path = disks.join("disk.0");
+        let path = path.to_string_lossy();
+        daemon.cli(&["disk", "create", "--image", VM, "--size", "64MiB", &path])?;
+        Ok(Self { daemon, disks })
+    }
+
+    fn spec(&self) -> Value {
+        json!({
+            "id": VM,
+            "resources": {"memory": 256_u64 << 20, "vcpus": 1, "cpu_share": 100},
+            "boot": {"init": "application", "entrypoint": ["/first"]},
+            "root": {"path": self.disks.join("disk.0")},
+            "nics": [{
+                "index": 0, "host_name": "ocvbench-0", "mac": "02:00:00:00:77:02",
+                "bridge": {"kind": "linux", "name": BRIDGE}, "addresses": ["198.18.78.2/24"],
+            }],
+        })
+    }
+
+    /// A call of the API: HTTP on the socket, as the command line does it.
+    fn call(&self, method: &str, params: &Value) -> Result<Value> {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let body = body.to_string();
+        let mut stream = UnixStream::connect(self.daemon.socket())?;
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        let mut value: Value = serde_json::from_str(body).context("read the answer")?;
+        if let Some(error) = value.get("error") {
+            bail!("{method}: {error}");
+        }
+        Ok(value["result"].take())
+    }
+
+    /// A call and the end of its operation.
+    fn operate(&self, method: &str, mut params: Value, id: &str) -> Result<()> {
+        params["request_id"] = json!(id);
+        let reply = self.call(method, &params)?;
+        if reply["op"].is_null() {
+            return Ok(());
+        }
+        let wait = json!({"op": reply["op"], "timeout_ms": 60_000});
+        let status = self.call("op.wait", &wait)?;
+        if status["result"] != "ok" {
+            bail!("{method}: {}", status["result"]);
+        }
+        Ok(())
+    }
+
+    fn said(&self, vm: &str) -> String {
+        let log = self.daemon.places.state.join("vms").join(vm).join("console.log");
+        std::fs::read_to_string(log).unwrap_or_default()
+    }
+
+    /// A whole call of OpenNebula's `deploy`, from the start of the script to its end.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn script(&self, _round: u32) -> Result<Duration> {
+        let recorded = root().join("tests/fixtures/opennebula/0079-vmm-deploy/stdin");
+        let xml = std::fs::read_to_string(recorded).context("read the recording")?;
+        let xml = xml
+            .replace("<BRIDGE><![CDATA[br0]]>", &format!("<BRIDGE><![CDATA[{BRIDGE}]]>"))
+            .replace("<![CDATA[/bin/sh -c]]>", "<![CDATA[/first]]>");
+        let file = self.disks.join("deployment.0");
+        let script = root().join("driver-scripts/opennebula/remotes/vmm/ocivisor/deploy");
+        let began = Instant::now();
+        let mut child = program(script)
+            .arg(file)
+            .args(["host02", "0", "host02"])
+            .env("OCIVISOR_BIN", self.daemon.places.programs.join("ocivisor"))
+            .env("OCIVISOR_SOCKET", self.daemon.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("no input")?.write_all(xml.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let took = began.elapsed();
+        if !output.status.success() {
+            bail!("deploy: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        self.operate("vm.destroy", json!({"vm": "one-0", "forget": true}), &unique("script"))?;
+        Ok(took)
+    }
+}
+
+/// An id that no other request has.
+fn unique(what: &str) -> String {
+    format!("bench-{what}-{}", wall().as_nanos())
+}
+
+impl Contender for Ours {
+    fn name(&self) -> &'static str {
+        "ours"
+    }
+
+    fn live(&mut self, _round: u32) -> Result<Life> {
+        let spec = self.spec();
+        let id = unique("deploy");
+        let began = Instant::now();
+        let start = wall();
+        self.operate("vm.deploy", json!({"spec": spec}), &id)?;
+        let made = began.elapsed();
+        let mut at = None;
+        wait_until("the guest's first word", Duration::from_secs(20), || {
+            at = stamp(&self.said(VM));
+            Ok(at.is_some())
+        })?;
+        let id = unique("destroy");
+        let ending = Instant::now();
+        self.operate("vm.destroy", json!({"vm": VM, "forget": true}), &id)?;
+        let gone = ending.elapsed();
+        let first = at.unwrap_or_default().saturating_sub(start);
+        Ok(Life { first, made, gone })
+    }
+
+    /// The shim.
+    fn memory(&mut self) -> Result<Option<u64>> {
+        self.operate("vm.deploy", json!({"spec": self.spec()}), &unique("memory"))?;
+        let info = self.call("vm.get", &json!({"vm": VM}))?;
+        let shim = info["guest"]["shim"]["pid"].as_u64().context("no shim")?;
+        let bytes = pss(shim);
+        self.operate("vm.destroy", json!({"vm": VM, "forget": true}), &unique("forget"))?;
+        bytes.map(Some)
+    }
+}
+
+/// Proportional set size of a process (proc(5), smaps_rollup), in bytes.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn pss(pid: u64) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).context("no Pss")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    Ok(kib * 1024)
+}
