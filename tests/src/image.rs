@@ -8,7 +8,9 @@ use crate::tool;
 pub fn busybox(tar: &Path) {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);
-    for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var", "etc/init.d"] {
+    for dir in
+        ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var", "etc/init.d"]
+    {
         std::fs::create_dir(path(dir)).unwrap();
     }
     std::fs::copy("/bin/busybox", path("bin/busybox")).expect("busybox-static is installed");

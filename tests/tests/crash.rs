@@ -20,7 +20,8 @@ fn name(value: &Value) -> &str {
 
 /// The fault points of a plan, in order.
 fn points(steps: &[Step]) -> Vec<String> {
-    let around = |step: &Step| [format!("before-{}", step.name()), format!("after-{}", step.name())];
+    let around =
+        |step: &Step| [format!("before-{}", step.name()), format!("after-{}", step.name())];
     let mut points = vec!["intended".to_owned()];
     points.extend(steps.iter().flat_map(around));
     points.push("committed".to_owned());
@@ -255,7 +256,11 @@ fn two_hundred_deploys_and_cancels_under_kills_at_random_times_leave_nothing() {
     };
     for round in 0..200_u32 {
         let vm = u32::try_from(random(3)).unwrap();
-        let call = if round % 2 == 0 { deploy.clone().for_vm(0, vm) } else { cancel.clone().for_vm(2, vm) };
+        let call = if round % 2 == 0 {
+            deploy.clone().for_vm(0, vm)
+        } else {
+            cancel.clone().for_vm(2, vm)
+        };
         let mut driver = host.driver_command(&call).spawn().unwrap();
         std::io::Write::write_all(&mut driver.stdin.take().unwrap(), &call.stdin).unwrap();
         if random(2) == 0 {

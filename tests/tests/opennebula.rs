@@ -7,7 +7,11 @@ use ocivisor_tests::{Answer, Call, Host, wait_for};
 use serde_json::Value;
 
 fn deployed(answer: &Answer, vm: u32) {
-    assert_eq!((answer.code, answer.out.as_str()), (0, format!("one-{vm}\n").as_str()), "{answer:?}");
+    assert_eq!(
+        (answer.code, answer.out.as_str()),
+        (0, format!("one-{vm}\n").as_str()),
+        "{answer:?}"
+    );
     assert!(answer.err.lines().all(|line| line.starts_with("INFO: ")), "{answer:?}");
 }
 
@@ -16,8 +20,7 @@ fn deployed(answer: &Answer, vm: u32) {
 fn refused(answer: &Answer) -> String {
     assert_ne!(answer.code, 0, "{answer:?}");
     assert_eq!(answer.out, "");
-    let plain: Vec<&str> =
-        answer.err.lines().filter(|line| !line.starts_with("INFO: ")).collect();
+    let plain: Vec<&str> = answer.err.lines().filter(|line| !line.starts_with("INFO: ")).collect();
     assert_eq!(plain.len(), 1, "{answer:?}");
     assert!(plain[0].ends_with('.'), "{answer:?}");
     plain[0].to_owned()

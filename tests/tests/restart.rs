@@ -1,6 +1,11 @@
 //! The daemon is replaceable at any instant; guests do not notice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "tests start the programs under test and damage their files"
+)]
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -118,8 +123,7 @@ fn events_are_numbered_without_gaps_and_replayed() {
     host.driver(&Call::recorded(&host, "0079-vmm-deploy")).ok();
     host.driver(&Call::recorded(&host, "0083-vmm-shutdown")).ok();
     let text = host.cli(&["events", "--since", "1", "-o", "json"]).ok();
-    let events: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let numbers: Vec<u64> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
     let kinds: Vec<&str> = events

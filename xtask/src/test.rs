@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::binaries::{What, build, fault_features};
@@ -31,6 +31,9 @@ fn everything(options: &Options) -> Result<()> {
         check::shell()?;
     }
     let programs = build(What::ProgramsAndTests)?;
+    let cache = cmd::root().join(".cache/quickstart");
+    std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
+    let debian = crate::quickstart::image::debian(&cache)?;
     let faults = fault_features()?;
     let features: Vec<&str> = faults.iter().flat_map(|f| ["--features", f.as_str()]).collect();
     step("tests");
@@ -42,6 +45,7 @@ fn everything(options: &Options) -> Result<()> {
         cargo(&["test", "--workspace", "--all-targets", "--no-fail-fast"])
     };
     tests.args(&features).env("OCIVISOR_BIN_DIR", &programs);
+    tests.env("OCIVISOR_TEST_SYSTEMD_TAR", &debian);
     // A snapshot that differs is a failure, not a question.
     tests.env("INSTA_UPDATE", "no");
     cmd::run(tests.args(&options.filter))?;

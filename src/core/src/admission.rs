@@ -94,10 +94,7 @@ fn admit_beside(
         return Admission::Preempt(op.id, Plan::of(request, Some(record)));
     }
     let (id, doing) = (record.id(), op.request.kind().progress());
-    let busy = Error::new(
-        ErrorKind::Conflict,
-        format!("vm {id} is {doing} ({})", op.id),
-    );
+    let busy = Error::new(ErrorKind::Conflict, format!("vm {id} is {doing} ({})", op.id));
     Admission::Deny(busy.hint(format!("wait for {}, or destroy the vm", op.id)))
 }
 
@@ -140,10 +137,9 @@ fn admit_settled(record: &Record, request: &Request) -> Admission {
         (Request::Deploy(_), _) => run(),
 
         (Request::Shutdown { forget: false, .. }, VmState::Stopped) => Admission::AlreadyTrue,
-        (Request::Shutdown { .. }, VmState::Paused | VmState::Suspended) => deny(
-            "it cannot be asked to shut down",
-            "resume it, or destroy it",
-        ),
+        (Request::Shutdown { .. }, VmState::Paused | VmState::Suspended) => {
+            deny("it cannot be asked to shut down", "resume it, or destroy it")
+        }
         (Request::Shutdown { .. }, _) => run(),
 
         (Request::Destroy { forget: false }, VmState::Stopped) => Admission::AlreadyTrue,

@@ -16,7 +16,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::{self, Failure, Plan, Step, Target};
 use crate::ports::{GuestView, Ports};
-use crate::reconcile::{self, Decision, Observed};
 use crate::spec::NicSpec;
 use crate::state::{Finished, GuestExit, Operation, Phase, Record, Request, Timestamp, VmState};
 
@@ -100,23 +99,13 @@ impl Engine<'_> {
                 preempted.request.kind(),
                 request.kind()
             );
-            finish(
-                &mut record,
-                &preempted,
-                now,
-                Err(Error::new(ErrorKind::Cancelled, what)),
-            );
+            finish(&mut record, &preempted, now, Err(Error::new(ErrorKind::Cancelled, what)));
         }
         if matches!(request, Request::Start | Request::Deploy(_)) {
             record.ids = Some(self.ports.ids.take_ids(id)?);
         }
-        record.op = Some(Operation {
-            id: op,
-            request_id,
-            request,
-            phase: Phase::Doing,
-            started: now,
-        });
+        record.op =
+            Some(Operation { id: op, request_id, request, phase: Phase::Doing, started: now });
         if let Err(error) = self.save(&mut record) {
             if !known {
                 self.ports.ids.free_ids(id);
@@ -149,105 +138,6 @@ impl Engine<'_> {
                 }
             }
         }
-    }
-
-    /// Clears what is left of a VM that nobody knows: no record, no NIC names.
-    ///
-    /// # Errors
-    /// The first thing that could not be cleared; the rest was.
-    pub fn clear_orphan(&self, id: &VmId) -> Result<()> {
-        let ports = &self.ports;
-        let mut result = ports.guests.drop_guest(id);
-        result = result.and(ports.cgroups.drop_cgroup(id));
-        result = result.and(ports.storage.drop_root(id));
-        result.and(ports.network.drop_namespaces(id))
-    }
-
-    /// Releases what a settled VM must not hold, without an operation. The record is not touched.
-    ///
-    /// # Errors
-    /// The first thing that could not be released; the rest was.
-    pub fn clear(&self, record: &Record) -> Result<()> {
-        let nics = nics_of(record);
-        let dropped = nics
-            .iter()
-            .map(|nic| self.ports.network.drop_nic(record.id(), nic));
-        let nics = dropped.fold(Ok(()), Result::and);
-        nics.and(self.clear_orphan(record.id()))
-    }
-
-    /// Looks at the host for [`reconcile::decide`]; `remains` says whether anything of the VM was
-    /// seen by the ports' `observe_*`.
-    ///
-    /// # Errors
-    /// The guest cannot be observed.
-    pub fn observe(&self, record: &Record, remains: bool) -> Result<Observed> {
-        let facts = record.guest.as_ref();
-        let guest = self.ports.guests.observe_guest(record.id(), facts)?;
-        let boot = self.ports.clock.host_boot();
-        Ok(Observed {
-            guest,
-            remains: remains || guest != GuestView::Absent,
-            rebooted: facts.is_some_and(|facts| facts.host_boot != boot),
-        })
-    }
-
-    /// Brings record and host together after a crash, a reboot of the host, or the end of a guest
-    /// or its shim. A [`Decision::Collect`] becomes the operation `op`.
-    pub fn reconcile(
-        &self,
-        mut record: Record,
-        observed: Observed,
-        op: OpId,
-        hooks: &dyn Hooks,
-    ) -> Outcome {
-        match reconcile::decide(&record, observed) {
-            Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
-            Decision::Adopt => {
-                let adopted = self
-                    .adopt(&mut record)
-                    .and_then(|()| self.save(&mut record));
-                Outcome::Settled(Box::new(record), adopted)
-            }
-            Decision::Clear => {
-                let cleared = self.clear(&record);
-                Outcome::Settled(Box::new(record), cleared)
-            }
-            Decision::Collect => {
-                let before = record.clone();
-                let id = record.id().clone();
-                match self.begin(Some(record), &id, Request::Collect, collect_id(op), op) {
-                    Ok(record) => self.carry_out(record, hooks),
-                    Err(error) => Outcome::Settled(Box::new(before), Err(error)),
-                }
-            }
-            Decision::Resume => self.carry_out(record, hooks),
-            Decision::FinishBoot => {
-                let Some(op) = record.op.clone() else {
-                    return Outcome::Settled(Box::new(record), Ok(()));
-                };
-                match self.adopt(&mut record) {
-                    Ok(()) => self.commit(record, &op, Target::Running, hooks),
-                    Err(error) => self.undo(record, &op, error, hooks),
-                }
-            }
-            Decision::Undo(error) => match record.op.clone() {
-                Some(op) => self.undo(record, &op, error, hooks),
-                None => Outcome::Settled(Box::new(record), Ok(())),
-            },
-        }
-    }
-
-    fn adopt(&self, record: &mut Record) -> Result<()> {
-        let Some(facts) = record.guest.clone() else {
-            return Ok(());
-        };
-        let adoption = self.ports.guests.adopt_guest(&record.spec, &facts)?;
-        record.guest = Some(adoption.facts);
-        for loss in adoption.losses {
-            record.note_loss(loss);
-        }
-        Ok(())
     }
 
     /// Writes a settled change of the record (an adoption, a loss).
@@ -283,22 +173,12 @@ impl Engine<'_> {
 
     /// One step; false if it was given up while waiting.
     fn run(&self, step: Step, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {
-        let Ports {
-            network,
-            storage,
-            cgroups,
-            guests,
-            ..
-        } = self.ports;
+        let Ports { network, storage, cgroups, guests, .. } = self.ports;
         let id = record.id().clone();
         match step {
             Step::Namespaces => {
                 // The first effect of a boot: from here on the spec is that of the operation.
-                if let Some(Operation {
-                    request: Request::Deploy(spec),
-                    ..
-                }) = &record.op
-                {
+                if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
                     record.spec = (**spec).clone();
                 }
                 network.ensure_namespaces(&id, ids_of(record)?)?;
@@ -361,9 +241,7 @@ impl Engine<'_> {
         let Some(exit) = exit else {
             return Ok(!hooks.given_up());
         };
-        let words = guests
-            .last_words(id)
-            .map_or(String::new(), |words| format!(": {words}"));
+        let words = guests.last_words(id).map_or(String::new(), |words| format!(": {words}"));
         let what = format!("the guest ended at once with {exit}{words}");
         let hint = "see the image's entrypoint and command, and the vm's memory limit";
         record.last_exit = Some(exit);
@@ -381,10 +259,7 @@ impl Engine<'_> {
             return Ok(true);
         };
         let (id, guests) = (record.id().clone(), self.ports.guests);
-        if !matches!(
-            guests.observe_guest(&id, Some(&facts))?,
-            GuestView::Running { .. }
-        ) {
+        if !matches!(guests.observe_guest(&id, Some(&facts))?, GuestView::Running { .. }) {
             // Ended, or created and never started (a crash): there is nobody to ask.
             return Ok(true);
         }
@@ -407,7 +282,13 @@ impl Engine<'_> {
         }
     }
 
-    fn undo(&self, mut record: Record, op: &Operation, error: Error, hooks: &dyn Hooks) -> Outcome {
+    pub(crate) fn undo(
+        &self,
+        mut record: Record,
+        op: &Operation,
+        error: Error,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
         if let Some(op) = &mut record.op {
             op.phase = Phase::Undoing(error.clone());
         }
@@ -469,10 +350,7 @@ impl Engine<'_> {
         let error = if error == *stuck {
             error
         } else {
-            Error {
-                message: format!("{}; and then: {}", error.message, stuck.message),
-                ..error
-            }
+            Error { message: format!("{}; and then: {}", error.message, stuck.message), ..error }
         };
         finish(&mut record, op, now, Err(error.clone()));
         // Not durable is fine: the disk still has the operation, and the next start of the daemon
@@ -496,7 +374,7 @@ impl Engine<'_> {
         Outcome::Settled(Box::new(record), Err(error))
     }
 
-    fn commit(
+    pub(crate) fn commit(
         &self,
         mut record: Record,
         op: &Operation,
@@ -543,16 +421,6 @@ impl Engine<'_> {
     }
 }
 
-/// Request id of the daemon's own operation.
-fn collect_id(op: OpId) -> RequestId {
-    // `collect-op-7` is within the rules of request ids, whatever the number.
-    #[expect(
-        clippy::expect_used,
-        reason = "printable ASCII without blanks by construction"
-    )]
-    format!("collect-{op}").parse().expect("a valid request id")
-}
-
 fn ids_of(record: &Record) -> Result<crate::ids::IdRange> {
     let missing = || {
         let what = format!("vm {} has no id range", record.id());
@@ -562,19 +430,10 @@ fn ids_of(record: &Record) -> Result<crate::ids::IdRange> {
 }
 
 /// NICs that may exist: of the spec in force and of the one being deployed.
-fn nics_of(record: &Record) -> Vec<NicSpec> {
+pub(crate) fn nics_of(record: &Record) -> Vec<NicSpec> {
     let mut nics = record.spec.nics.clone();
-    if let Some(Operation {
-        request: Request::Deploy(spec),
-        ..
-    }) = &record.op
-    {
-        nics.extend(
-            spec.nics
-                .iter()
-                .filter(|nic| !record.spec.nics.contains(nic))
-                .cloned(),
-        );
+    if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
+        nics.extend(spec.nics.iter().filter(|nic| !record.spec.nics.contains(nic)).cloned());
     }
     nics
 }

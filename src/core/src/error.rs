@@ -91,11 +91,7 @@ impl Error {
     /// An error of `kind` that says `message`; control characters of foreign text are escaped.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            message: one_line(&message.to_string()),
-            hint: None,
-        }
+        Self { kind, message: one_line(&message.to_string()), hint: None }
     }
 
     /// The same with advice.
@@ -115,10 +111,7 @@ impl Error {
     /// Whether the same request may work a moment later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self.kind,
-            ErrorKind::Conflict | ErrorKind::Timeout | ErrorKind::Exhausted
-        )
+        matches!(self.kind, ErrorKind::Conflict | ErrorKind::Timeout | ErrorKind::Exhausted)
     }
 }
 
@@ -168,10 +161,7 @@ mod tests {
     fn foreign_text_stays_on_one_line() {
         let error =
             Error::new(ErrorKind::Host, "mount x\n\x1b[31mfake: root").context("start one-1");
-        assert_eq!(
-            error.to_string(),
-            "start one-1: mount x\\n\\u{1b}[31mfake: root"
-        );
+        assert_eq!(error.to_string(), "start one-1: mount x\\n\\u{1b}[31mfake: root");
         assert!(one_line(&"x".repeat(5000)).len() < 1010);
     }
 }

@@ -17,11 +17,7 @@ pub struct BadId {
 
 impl BadId {
     fn new(what: &'static str, text: &str, rule: &'static str) -> Self {
-        Self {
-            what,
-            text: text.chars().take(80).collect(),
-            rule,
-        }
+        Self { what, text: text.chars().take(80).collect(), rule }
     }
 }
 
@@ -170,16 +166,8 @@ impl Hostname {
             mapped.trim_matches('-').to_owned()
         };
         let kept = clean(text);
-        let name = if kept.is_empty() {
-            clean(fallback.as_str())
-        } else {
-            kept
-        };
-        Self(if name.is_empty() {
-            "guest".to_owned()
-        } else {
-            name
-        })
+        let name = if kept.is_empty() { clean(fallback.as_str()) } else { kept };
+        Self(if name.is_empty() { "guest".to_owned() } else { name })
     }
 }
 
@@ -219,12 +207,7 @@ impl IdRange {
 
 impl fmt::Display for IdRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}-{}",
-            self.base,
-            u64::from(self.base) + u64::from(Self::LEN) - 1
-        )
+        write!(f, "{}-{}", self.base, u64::from(self.base) + u64::from(Self::LEN) - 1)
     }
 }
 
@@ -272,26 +255,10 @@ mod tests {
 
     #[test]
     fn vm_ids_are_safe_as_path_cgroup_and_unit_names() {
-        for good in [
-            "one-42",
-            "0",
-            "a.b_c-d",
-            "6f1c2f6e-7c1d-4a52-9a3c-3a2b8a7f1c11",
-        ] {
+        for good in ["one-42", "0", "a.b_c-d", "6f1c2f6e-7c1d-4a52-9a3c-3a2b8a7f1c11"] {
             assert_eq!(good.parse::<VmId>().unwrap().as_str(), good);
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "-a",
-            "A",
-            "a/b",
-            "a b",
-            "a\n",
-            "ä",
-            &"a".repeat(64),
-        ] {
+        for bad in ["", ".", "..", "-a", "A", "a/b", "a b", "a\n", "ä", &"a".repeat(64)] {
             assert!(bad.parse::<VmId>().is_err(), "{bad:?}");
         }
     }
@@ -299,17 +266,7 @@ mod tests {
     #[test]
     fn interface_names_follow_the_kernel() {
         assert_eq!("one-42-0".parse::<IfName>().unwrap().as_str(), "one-42-0");
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "sixteen-letters-",
-            "a\0",
-            "a%d",
-            "-o",
-        ] {
+        for bad in ["", ".", "..", "a/b", "a b", "sixteen-letters-", "a\0", "a%d", "-o"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
     }
@@ -320,13 +277,9 @@ mod tests {
             "02:00:C0:a8:64:0a".parse::<MacAddr>().unwrap().to_string(),
             "02:00:c0:a8:64:0a"
         );
-        for bad in [
-            "",
-            "02:00:c0:a8:64",
-            "02:00:c0:a8:64:0a:00",
-            "01:00:5e:00:00:01",
-            "2:0:c0:a8:64:a",
-        ] {
+        for bad in
+            ["", "02:00:c0:a8:64", "02:00:c0:a8:64:0a:00", "01:00:5e:00:00:01", "2:0:c0:a8:64:a"]
+        {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad:?}");
         }
     }
@@ -334,12 +287,9 @@ mod tests {
     #[test]
     fn host_names_are_made_of_any_text() {
         let id: VmId = "one-7".parse().unwrap();
-        for (text, want) in [
-            ("web1", "web1"),
-            ("my server", "my-server"),
-            ("ü", "one-7"),
-            ("--", "one-7"),
-        ] {
+        for (text, want) in
+            [("web1", "web1"), ("my server", "my-server"), ("ü", "one-7"), ("--", "one-7")]
+        {
             let made = Hostname::from_display(text, &id);
             assert_eq!(made.as_str(), want);
             assert_eq!(made.as_str().parse::<Hostname>().unwrap(), made);

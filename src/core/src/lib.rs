@@ -18,6 +18,7 @@ pub mod ids;
 pub mod plan;
 pub mod ports;
 pub mod reconcile;
+mod recover;
 pub mod spec;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]

@@ -126,13 +126,8 @@ const BOOT: [Step; 7] = [
 ];
 
 /// From anything to nothing: processes first, then what they held, namespaces last.
-const RELEASE: [Step; 5] = [
-    Step::DropGuest,
-    Step::DropCgroup,
-    Step::DropNics,
-    Step::DropRoot,
-    Step::DropNamespaces,
-];
+const RELEASE: [Step; 5] =
+    [Step::DropGuest, Step::DropCgroup, Step::DropNics, Step::DropRoot, Step::DropNamespaces];
 
 /// A new first process on the same disk, NICs and namespaces.
 const REBOOT: [Step; 7] = [
@@ -158,57 +153,28 @@ impl Plan {
         let fresh = record.is_none_or(|r| r.state == VmState::Stopped && r.op.is_none());
         let absence = |forget: bool| Self {
             steps: RELEASE.to_vec(),
-            target: if forget {
-                Target::Forgotten
-            } else {
-                Target::Stopped
-            },
+            target: if forget { Target::Forgotten } else { Target::Stopped },
         };
         match request {
-            Request::Define(_) => Self {
-                steps: Vec::new(),
-                target: Target::Stopped,
-            },
-            Request::Start => Self {
-                steps: BOOT.to_vec(),
-                target: Target::Running,
-            },
+            Request::Define(_) => Self { steps: Vec::new(), target: Target::Stopped },
+            Request::Start => Self { steps: BOOT.to_vec(), target: Target::Running },
             Request::Deploy(_) => {
                 // A platform deploys what it believes not to run: leftovers are cleared first.
                 let clear: &[Step] = if fresh { &[] } else { &RELEASE };
-                Self {
-                    steps: [clear, &BOOT].concat(),
-                    target: Target::Running,
-                }
+                Self { steps: [clear, &BOOT].concat(), target: Target::Running }
             }
-            Request::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            } => {
+            Request::Shutdown { timeout_ms, force, forget } => {
                 let mut plan = absence(*forget);
-                let ask = Step::AskToEnd {
-                    timeout_ms: *timeout_ms,
-                    force: *force,
-                };
+                let ask = Step::AskToEnd { timeout_ms: *timeout_ms, force: *force };
                 plan.steps.insert(0, ask);
                 plan
             }
             Request::Destroy { forget } => absence(*forget),
             Request::Reboot { timeout_ms } => {
-                let ask = Step::AskToEnd {
-                    timeout_ms: *timeout_ms,
-                    force: true,
-                };
-                Self {
-                    steps: [&[ask], &REBOOT[..]].concat(),
-                    target: Target::Running,
-                }
+                let ask = Step::AskToEnd { timeout_ms: *timeout_ms, force: true };
+                Self { steps: [&[ask], &REBOOT[..]].concat(), target: Target::Running }
             }
-            Request::Reset => Self {
-                steps: REBOOT.to_vec(),
-                target: Target::Running,
-            },
+            Request::Reset => Self { steps: REBOOT.to_vec(), target: Target::Running },
             Request::Undefine => absence(true),
             Request::Collect => absence(false),
         }

@@ -193,10 +193,7 @@ impl VmSpec {
             return bad(format!("vcpus is {}, must be 1 to 4096", r.vcpus));
         }
         if r.cpu_share.0 == 0 || r.cpu_share.0 > 409_600 {
-            return bad(format!(
-                "cpu share is {}, must be 0.01 to 4096 cores",
-                r.cpu_share
-            ));
+            return bad(format!("cpu share is {}, must be 0.01 to 4096 cores", r.cpu_share));
         }
         if r.cpu_quota.is_some_and(|quota| quota.0 == 0) {
             return bad("cpu quota is 0, must be at least 0.01 cores".into());
@@ -215,10 +212,7 @@ impl VmSpec {
             return bad(format!("pids limit is {}, must be at least 16", r.pids));
         }
         if normal_path(&self.root.path).as_deref() != Some(self.root.path.as_path()) {
-            return bad(format!(
-                "root disk path {:?} is not absolute and normal",
-                self.root.path
-            ));
+            return bad(format!("root disk path {:?} is not absolute and normal", self.root.path));
         }
         self.check_boot().or_else(&bad)?;
         self.check_nics().or_else(bad)
@@ -228,17 +222,9 @@ impl VmSpec {
         const MAX_STRINGS: usize = 4096;
         const MAX_BYTES: usize = 128 * 1024;
         let boot = &self.boot;
-        let argv = boot
-            .entrypoint
-            .iter()
-            .chain(&boot.cmd)
-            .flatten()
-            .map(String::as_str);
+        let argv = boot.entrypoint.iter().chain(&boot.cmd).flatten().map(String::as_str);
         let env = boot.env.iter().flat_map(|(k, v)| [k.as_str(), v.as_str()]);
-        let rest = [&boot.user, &boot.workdir]
-            .into_iter()
-            .flatten()
-            .map(String::as_str);
+        let rest = [&boot.user, &boot.workdir].into_iter().flatten().map(String::as_str);
         let all: Vec<&str> = argv.chain(env).chain(rest).collect();
         if all.iter().any(|text| text.contains('\0')) {
             return Err("boot settings must not hold NUL bytes".into());
@@ -246,29 +232,16 @@ impl VmSpec {
         if all.len() > MAX_STRINGS || all.iter().map(|t| t.len()).sum::<usize>() > MAX_BYTES {
             return Err("boot settings must be at most 4096 strings and 128 KiB".into());
         }
-        if let Some((name, _)) = boot
-            .env
-            .iter()
-            .find(|(k, _)| k.is_empty() || k.contains('='))
-        {
-            return Err(format!(
-                "environment variable name {name:?} is empty or holds ="
-            ));
+        if let Some((name, _)) = boot.env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
+            return Err(format!("environment variable name {name:?} is empty or holds ="));
         }
         if boot.entrypoint.as_ref().is_some_and(Vec::is_empty) {
             return Err("entrypoint is given but empty".into());
         }
-        if boot
-            .workdir
-            .as_ref()
-            .is_some_and(|dir| !dir.starts_with('/'))
-        {
+        if boot.workdir.as_ref().is_some_and(|dir| !dir.starts_with('/')) {
             return Err("working directory is not absolute".into());
         }
-        if boot
-            .stop_signal
-            .is_some_and(|signal| signal == 0 || signal > 64)
-        {
+        if boot.stop_signal.is_some_and(|signal| signal == 0 || signal > 64) {
             return Err("stop signal must be 1 to 64".into());
         }
         Ok(())
@@ -276,10 +249,7 @@ impl VmSpec {
 
     fn check_nics(&self) -> std::result::Result<(), String> {
         if self.nics.len() > 64 {
-            return Err(format!(
-                "{} network interfaces, at most 64",
-                self.nics.len()
-            ));
+            return Err(format!("{} network interfaces, at most 64", self.nics.len()));
         }
         for (at, nic) in self.nics.iter().enumerate() {
             let name = &nic.host_name;
@@ -291,10 +261,7 @@ impl VmSpec {
             }
             for other in &self.nics[..at] {
                 if other.index == nic.index {
-                    return Err(format!(
-                        "two network interfaces have the index {}",
-                        nic.index
-                    ));
+                    return Err(format!("two network interfaces have the index {}", nic.index));
                 }
                 if other.host_name == *name {
                     return Err(format!("two network interfaces have the host name {name}"));
@@ -309,20 +276,14 @@ impl VmSpec {
             let prefixes = nic.routes.iter().filter_map(|r| r.destination);
             for (addr, len) in nic.addresses.iter().copied().chain(prefixes) {
                 if len > if addr.is_ipv4() { 32 } else { 128 } {
-                    return Err(format!(
-                        "nic {name}: {addr}/{len} has no such prefix length"
-                    ));
+                    return Err(format!("nic {name}: {addr}/{len} has no such prefix length"));
                 }
             }
             let crossed = |r: &Route| {
-                r.destination
-                    .is_some_and(|(addr, _)| addr.is_ipv4() != r.gateway.is_ipv4())
+                r.destination.is_some_and(|(addr, _)| addr.is_ipv4() != r.gateway.is_ipv4())
             };
             if let Some(route) = nic.routes.iter().find(|r| crossed(r)) {
-                return Err(format!(
-                    "nic {name}: route via {} mixes IPv4 and IPv6",
-                    route.gateway
-                ));
+                return Err(format!("nic {name}: route via {} mixes IPv4 and IPv6", route.gateway));
             }
         }
         Ok(())

@@ -335,18 +335,13 @@ impl Record {
     /// How the operation of this request ended, if it is among those kept.
     #[must_use]
     pub fn outcome_of(&self, request_id: &RequestId) -> Option<&Finished> {
-        self.finished
-            .iter()
-            .rev()
-            .find(|done| done.request_id == *request_id)
+        self.finished.iter().rev().find(|done| done.request_id == *request_id)
     }
 
     /// What to show: the operation under way, else the settled state.
     #[must_use]
     pub fn display_state(&self) -> &'static str {
-        self.op
-            .as_ref()
-            .map_or(self.state.name(), |op| op.request.kind().progress())
+        self.op.as_ref().map_or(self.state.name(), |op| op.request.kind().progress())
     }
 
     /// Keeps a loss, forgetting the oldest beyond the bound.

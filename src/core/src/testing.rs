@@ -136,9 +136,7 @@ impl FakeHost {
 
     /// The guest's shim dies; the guest runs on.
     pub fn kill_shim(&self, id: &VmId) {
-        self.state()
-            .guests
-            .insert(id.clone(), Guest::Running { shim: false });
+        self.state().guests.insert(id.clone(), Guest::Running { shim: false });
     }
 
     /// The host reboots: only records stay.
@@ -152,11 +150,7 @@ impl FakeHost {
     /// What is left of a VM on the host.
     #[must_use]
     pub fn things(&self, id: &VmId) -> Vec<Thing> {
-        self.state()
-            .things
-            .get(id)
-            .map(|t| t.keys().cloned().collect())
-            .unwrap_or_default()
+        self.state().things.get(id).map(|t| t.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// VMs of which anything is left.
@@ -188,19 +182,16 @@ impl FakeHost {
         let n = state.calls;
         state.calls += 1;
         state.trace.push(name.to_owned());
-        let fault = state
-            .fault
-            .and_then(|(at, fault)| (at == n).then_some(fault));
+        let fault = state.fault.and_then(|(at, fault)| (at == n).then_some(fault));
         let crash = |state: MutexGuard<'_, State>| -> ! {
             drop(state);
             std::panic::panic_any(Crash)
         };
         match fault {
             None => whole(&mut state),
-            Some(Fault::Fail) => Err(Error::new(
-                ErrorKind::Host,
-                format!("{name}: injected failure"),
-            )),
+            Some(Fault::Fail) => {
+                Err(Error::new(ErrorKind::Host, format!("{name}: injected failure")))
+            }
             Some(Fault::CrashBefore) => crash(state),
             Some(Fault::CrashHalfway) => {
                 half(&mut state);
@@ -222,10 +213,7 @@ impl FakeHost {
                 let have = state.things.get(id);
                 let whole = |t: &Thing| have.and_then(|h| h.get(t)) == Some(&true);
                 if let Some(missing) = needs.iter().find(|t| !whole(t)) {
-                    return Err(Error::new(
-                        ErrorKind::Host,
-                        format!("{name} without {missing:?}"),
-                    ));
+                    return Err(Error::new(ErrorKind::Host, format!("{name} without {missing:?}")));
                 }
                 put(state, id, thing, true);
                 Ok(())
@@ -246,10 +234,7 @@ impl FakeHost {
                     return Ok(());
                 };
                 if let Some(user) = users.iter().find(|t| things.contains_key(t)) {
-                    return Err(Error::new(
-                        ErrorKind::Host,
-                        format!("{name} under {user:?}"),
-                    ));
+                    return Err(Error::new(ErrorKind::Host, format!("{name} under {user:?}")));
                 }
                 things.remove(thing);
                 if *thing == Thing::Guest {
@@ -271,20 +256,13 @@ fn put(state: &mut State, id: &VmId, thing: &Thing, whole: bool) {
     if *thing == Thing::Guest {
         state.guests.insert(id.clone(), Guest::Created);
     }
-    state
-        .things
-        .entry(id.clone())
-        .or_default()
-        .insert(thing.clone(), whole);
+    state.things.entry(id.clone()).or_default().insert(thing.clone(), whole);
 }
 
 impl Records for FakeHost {
     fn load_all(&self) -> Result<Vec<Loaded>> {
         let records = self.state().records.values().cloned().collect::<Vec<_>>();
-        Ok(records
-            .into_iter()
-            .map(|r| Loaded::Record(Box::new(r)))
-            .collect())
+        Ok(records.into_iter().map(|r| Loaded::Record(Box::new(r))).collect())
     }
 
     fn save(&self, record: &Record) -> Result<()> {
@@ -365,20 +343,14 @@ impl Guests for FakeHost {
     fn create_guest(&self, spec: &VmSpec, _: IdRange) -> Result<GuestFacts> {
         let id = &spec.id;
         let needs = [Thing::Namespaces, Thing::Root, Thing::Cgroup];
-        let nics = spec
-            .nics
-            .iter()
-            .map(|nic| Thing::Nic(nic.host_name.to_string()));
+        let nics = spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));
         let needs: Vec<Thing> = needs.into_iter().chain(nics).collect();
         if self.state().guests.contains_key(id) {
             return Err(Error::new(ErrorKind::Host, "create_guest beside a guest"));
         }
         self.ensure("create_guest", id, &Thing::Guest, &needs)?;
         let state = self.state();
-        let process = |pid| ProcessRef {
-            pid,
-            start_ticks: 1,
-        };
+        let process = |pid| ProcessRef { pid, start_ticks: 1 };
         Ok(GuestFacts {
             init: process(100),
             shim: process(99),
@@ -410,9 +382,7 @@ impl Guests for FakeHost {
             |_| {},
             |state| {
                 if !state.stubborn && matches!(state.guests.get(id), Some(Guest::Running { .. })) {
-                    state
-                        .guests
-                        .insert(id.clone(), Guest::Exited(GuestExit::Signal(signal)));
+                    state.guests.insert(id.clone(), Guest::Exited(GuestExit::Signal(signal)));
                 }
                 Ok(())
             },
@@ -455,18 +425,9 @@ impl Guests for FakeHost {
     fn adopt_guest(&self, spec: &VmSpec, facts: &GuestFacts) -> Result<Adoption> {
         let mut state = self.state();
         let lost = state.guests.get(&spec.id) == Some(&Guest::Running { shim: false });
-        state
-            .guests
-            .insert(spec.id.clone(), Guest::Running { shim: true });
-        let losses = if lost {
-            vec!["console".to_owned()]
-        } else {
-            Vec::new()
-        };
-        Ok(Adoption {
-            facts: facts.clone(),
-            losses,
-        })
+        state.guests.insert(spec.id.clone(), Guest::Running { shim: true });
+        let losses = if lost { vec!["console".to_owned()] } else { Vec::new() };
+        Ok(Adoption { facts: facts.clone(), losses })
     }
 
     fn observe_guests(&self) -> Result<BTreeSet<VmId>> {
@@ -486,10 +447,7 @@ impl IdRanges for FakeHost {
     fn take_ids(&self, id: &VmId) -> Result<IdRange> {
         let mut state = self.state();
         let next = 65_536 * (1 + state.ids.len() as u32);
-        Ok(*state
-            .ids
-            .entry(id.clone())
-            .or_insert(IdRange { base: next }))
+        Ok(*state.ids.entry(id.clone()).or_insert(IdRange { base: next }))
     }
 
     fn free_ids(&self, id: &VmId) {

@@ -28,53 +28,25 @@ fn under(request: Request) -> Record {
 }
 
 fn ask(record: &Record, request: &Request, request_id: &str) -> Admission {
-    admit(
-        &id("one-1"),
-        Some(record),
-        request,
-        &request_id.parse().unwrap(),
-    )
+    admit(&id("one-1"), Some(record), request, &request_id.parse().unwrap())
 }
 
 #[test]
 fn the_same_request_joins_the_operation_under_way() {
-    for request in [
-        deploy("one-1"),
-        Request::Start,
-        SHUTDOWN,
-        DESTROY,
-        CANCEL,
-        REBOOT,
-    ] {
+    for request in [deploy("one-1"), Request::Start, SHUTDOWN, DESTROY, CANCEL, REBOOT] {
         let record = under(request.clone());
-        assert_eq!(
-            ask(&record, &request, "second"),
-            Admission::Join(OpId(7)),
-            "{request:?}"
-        );
+        assert_eq!(ask(&record, &request, "second"), Admission::Join(OpId(7)), "{request:?}");
         // The same id joins whatever it asks for: it was asked for already.
-        assert_eq!(
-            ask(&record, &Request::Reset, "first"),
-            Admission::Join(OpId(7))
-        );
+        assert_eq!(ask(&record, &Request::Reset, "first"), Admission::Join(OpId(7)));
     }
 }
 
 #[test]
 fn only_destroy_preempts() {
-    for doing in [
-        deploy("one-1"),
-        Request::Start,
-        SHUTDOWN,
-        REBOOT,
-        Request::Collect,
-    ] {
+    for doing in [deploy("one-1"), Request::Start, SHUTDOWN, REBOOT, Request::Collect] {
         let record = under(doing.clone());
         for request in [DESTROY, CANCEL] {
-            assert!(matches!(
-                ask(&record, &request, "2"),
-                Admission::Preempt(OpId(7), _)
-            ));
+            assert!(matches!(ask(&record, &request, "2"), Admission::Preempt(OpId(7), _)));
         }
         for request in [Request::Reset, Request::Undefine, define("one-1")] {
             let Admission::Deny(error) = ask(&record, &request, "2") else {
@@ -84,14 +56,8 @@ fn only_destroy_preempts() {
             assert!(error.is_retryable());
         }
     }
-    assert!(matches!(
-        ask(&under(DESTROY), &CANCEL, "2"),
-        Admission::Preempt(OpId(7), _)
-    ));
-    assert!(matches!(
-        ask(&under(CANCEL), &DESTROY, "2"),
-        Admission::Preempt(OpId(7), _)
-    ));
+    assert!(matches!(ask(&under(DESTROY), &CANCEL, "2"), Admission::Preempt(OpId(7), _)));
+    assert!(matches!(ask(&under(CANCEL), &DESTROY, "2"), Admission::Preempt(OpId(7), _)));
 }
 
 #[test]
@@ -101,9 +67,7 @@ fn unknown_vms_are_absent_and_not_found() {
         assert_eq!(ask(&request), Admission::AlreadyTrue, "{request:?}");
     }
     for request in [Request::Start, SHUTDOWN, DESTROY, REBOOT, Request::Reset] {
-        let Admission::Deny(error) = ask(&request) else {
-            panic!("{request:?}")
-        };
+        let Admission::Deny(error) = ask(&request) else { panic!("{request:?}") };
         assert_eq!(error.kind, ErrorKind::NotFound);
     }
 }
@@ -117,10 +81,7 @@ fn a_spec_that_cannot_be_is_denied() {
         panic!()
     };
     assert_eq!(error.kind, ErrorKind::Invalid);
-    assert_eq!(
-        error.message,
-        "vm one-1: two network interfaces have the MAC 02:00:00:00:00:00"
-    );
+    assert_eq!(error.message, "vm one-1: two network interfaces have the MAC 02:00:00:00:00:00");
     let other = Request::Deploy(Box::new(spec("one-2", 0)));
     let denied = admit(&id("one-1"), None, &other, &"r".parse().unwrap());
     assert!(matches!(denied, Admission::Deny(error) if error.kind == ErrorKind::Invalid));
@@ -130,14 +91,7 @@ fn a_spec_that_cannot_be_is_denied() {
 fn the_same_request_id_is_one_effect() {
     let daemon = Daemon::new();
     assert_eq!(daemon.ask("one-1", define("one-1")), Seen::Answer(Ok(())));
-    let start = || {
-        daemon.ask_as(
-            "one-1",
-            Request::Start,
-            "r-1".parse().unwrap(),
-            daemon.next_op(),
-        )
-    };
+    let start = || daemon.ask_as("one-1", Request::Start, "r-1".parse().unwrap(), daemon.next_op());
     assert_eq!(start(), Seen::Answer(Ok(())));
     assert_eq!(daemon.ask("one-1", DESTROY), Seen::Answer(Ok(())));
     let calls = daemon.host.trace().len();
@@ -153,21 +107,14 @@ fn destroy_gives_up_a_start_at_any_step_and_leaves_nothing() {
     for n in 0..7 {
         let daemon = Daemon::new();
         daemon.hooks.give_up_after.set(Some(n));
-        assert_eq!(
-            daemon.ask("one-1", deploy("one-1")),
-            Seen::GivenUp,
-            "after {n} steps"
-        );
+        assert_eq!(daemon.ask("one-1", deploy("one-1")), Seen::GivenUp, "after {n} steps");
         daemon.hooks.give_up_after.set(None);
         let record = daemon.host.record(&id("one-1")).unwrap();
         assert_eq!(record.op.as_ref().unwrap().request.kind(), OpKind::Deploy);
         assert_eq!(daemon.ask("one-1", DESTROY), Seen::Answer(Ok(())));
         let record = daemon.host.record(&id("one-1")).unwrap();
         let deploy = &record.finished[0];
-        assert_eq!(
-            deploy.result.as_ref().unwrap_err().kind,
-            ErrorKind::Cancelled
-        );
+        assert_eq!(deploy.result.as_ref().unwrap_err().kind, ErrorKind::Cancelled);
         daemon.check();
     }
 }

@@ -56,16 +56,10 @@ fn a_failure_of_any_call_leaves_exactly_what_the_record_says() {
             // Whatever was left half recorded is brought to rest by a restart.
             assert_eq!(daemon.restart(), [], "{name}, call {n}");
             daemon.check();
-            assert!(
-                !matches!(daemon.state("one-1"), Some(VmState::Failed(_))),
-                "{name}, call {n}"
-            );
+            assert!(!matches!(daemon.state("one-1"), Some(VmState::Failed(_))), "{name}, call {n}");
             // And the next request works.
             let next = daemon.ask("one-1", deploy("one-1"));
-            assert!(
-                matches!(next, Seen::Answer(Ok(())) | Seen::Already),
-                "{name} {n}: {next:?}"
-            );
+            assert!(matches!(next, Seen::Answer(Ok(())) | Seen::Already), "{name} {n}: {next:?}");
             daemon.check();
         }
     }
@@ -102,22 +96,12 @@ fn a_crash_at_any_call_ends_in_the_old_or_the_new_state() {
                 daemon.restart();
                 daemon.check();
                 let again = daemon.restart();
-                assert_eq!(
-                    again,
-                    [],
-                    "{name} {fault:?} {n}: a second restart finds peace"
-                );
+                assert_eq!(again, [], "{name} {fault:?} {n}: a second restart finds peace");
                 daemon.check();
                 let state = daemon.state("one-1");
-                assert!(
-                    !matches!(state, Some(VmState::Failed(_))),
-                    "{name} {fault:?} {n}"
-                );
+                assert!(!matches!(state, Some(VmState::Failed(_))), "{name} {fault:?} {n}");
                 let next = daemon.ask("one-1", deploy("one-1"));
-                assert!(
-                    matches!(next, Seen::Answer(Ok(())) | Seen::Already),
-                    "{next:?}"
-                );
+                assert!(matches!(next, Seen::Answer(Ok(())) | Seen::Already), "{next:?}");
                 assert_eq!(daemon.ask("one-1", CANCEL), Seen::Answer(Ok(())));
                 daemon.check();
             }
@@ -140,10 +124,7 @@ fn a_crash_during_the_recovery_from_a_crash_is_recovered_from() {
                 daemon.host.heal();
                 daemon.restart();
                 daemon.check();
-                assert!(
-                    !matches!(daemon.state("one-1"), Some(VmState::Failed(_))),
-                    "{name}"
-                );
+                assert!(!matches!(daemon.state("one-1"), Some(VmState::Failed(_))), "{name}");
                 if whole {
                     break;
                 }
@@ -179,14 +160,9 @@ fn absence_that_cannot_be_had_is_a_failed_vm_and_destroy_leads_out() {
 fn a_guest_that_ends_at_once_is_a_failed_start() {
     let daemon = prepared(&[]);
     daemon.host.make_guests_short_lived();
-    let Seen::Answer(Err(error)) = daemon.ask("one-1", deploy("one-1")) else {
-        panic!()
-    };
+    let Seen::Answer(Err(error)) = daemon.ask("one-1", deploy("one-1")) else { panic!() };
     assert_eq!(error.kind, ErrorKind::GuestExited);
-    assert_eq!(
-        error.message,
-        "deploy vm one-1: the guest ended at once with exit code 3"
-    );
+    assert_eq!(error.message, "deploy vm one-1: the guest ended at once with exit code 3");
     assert_eq!(daemon.state("one-1"), None);
     daemon.check();
 }
@@ -195,14 +171,8 @@ fn a_guest_that_ends_at_once_is_a_failed_start() {
 fn a_guest_that_does_not_end_runs_on_unless_force_is_allowed() {
     let daemon = prepared(&[deploy("one-1")]);
     daemon.host.make_guests_stubborn();
-    let gentle = Request::Shutdown {
-        timeout_ms: 1,
-        force: false,
-        forget: true,
-    };
-    let Seen::Answer(Err(error)) = daemon.ask("one-1", gentle) else {
-        panic!()
-    };
+    let gentle = Request::Shutdown { timeout_ms: 1, force: false, forget: true };
+    let Seen::Answer(Err(error)) = daemon.ask("one-1", gentle) else { panic!() };
     assert_eq!(error.kind, ErrorKind::Timeout);
     assert_eq!(daemon.state("one-1"), Some(VmState::Running));
     daemon.check();
@@ -215,15 +185,10 @@ fn a_guest_that_does_not_end_runs_on_unless_force_is_allowed() {
 #[test]
 fn the_end_of_a_guest_is_collected_and_its_exit_kept() {
     let daemon = prepared(&[deploy("one-1")]);
-    daemon
-        .host
-        .end_guest(&common::id("one-1"), GuestExit::Code(7));
+    daemon.host.end_guest(&common::id("one-1"), GuestExit::Code(7));
     assert_eq!(daemon.restart(), []);
     let record = daemon.host.record(&common::id("one-1")).unwrap();
-    assert_eq!(
-        (record.state, record.last_exit),
-        (VmState::Stopped, Some(GuestExit::Code(7)))
-    );
+    assert_eq!((record.state, record.last_exit), (VmState::Stopped, Some(GuestExit::Code(7))));
     daemon.check();
 }
 
@@ -233,10 +198,7 @@ fn after_a_reboot_of_the_host_guests_are_stopped_never_restarted() {
     daemon.host.reboot();
     assert_eq!(daemon.restart(), []);
     let record = daemon.host.record(&common::id("one-1")).unwrap();
-    assert_eq!(
-        (record.state, record.last_exit),
-        (VmState::Stopped, Some(GuestExit::Unknown))
-    );
+    assert_eq!((record.state, record.last_exit), (VmState::Stopped, Some(GuestExit::Unknown)));
     daemon.check();
 }
 
@@ -246,10 +208,7 @@ fn a_guest_whose_shim_died_is_adopted_and_the_loss_is_kept() {
     daemon.host.kill_shim(&common::id("one-1"));
     assert_eq!(daemon.restart(), []);
     let record = daemon.host.record(&common::id("one-1")).unwrap();
-    assert_eq!(
-        (record.state, record.losses),
-        (VmState::Running, vec!["console".to_owned()])
-    );
+    assert_eq!((record.state, record.losses), (VmState::Running, vec!["console".to_owned()]));
     assert_eq!(daemon.restart(), []);
     daemon.check();
 }
@@ -257,12 +216,7 @@ fn a_guest_whose_shim_died_is_adopted_and_the_loss_is_kept() {
 #[test]
 fn a_vm_without_a_record_is_cleared() {
     let daemon = prepared(&[deploy("one-1")]);
-    daemon
-        .host
-        .ports()
-        .records
-        .remove(&common::id("one-1"))
-        .unwrap();
+    daemon.host.ports().records.remove(&common::id("one-1")).unwrap();
     assert_eq!(daemon.restart(), []);
     daemon.check();
 }

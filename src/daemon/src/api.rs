@@ -19,7 +19,9 @@ use ocivisor_schema::reply::{
 };
 use ocivisor_schema::{Text, VmSpecV1};
 
+use crate::images::Images;
 use crate::operations::Status;
+use crate::paths::PathPolicy;
 use crate::vms::{Vms, blocking};
 
 /// Version of this build.
@@ -29,14 +31,15 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug)]
 pub struct Daemon {
     vms: Arc<Vms>,
+    paths: PathPolicy,
 }
 
 type Reply<T> = std::result::Result<T, ApiError>;
 
 impl Daemon {
     /// Serves these VMs.
-    pub fn new(vms: Arc<Vms>) -> Self {
-        Self { vms }
+    pub fn new(vms: Arc<Vms>, paths: PathPolicy) -> Self {
+        Self { vms, paths }
     }
 
     async fn submit(&self, vm: VmId, request: Request, id: RequestId) -> Reply<OperationReply> {
@@ -45,7 +48,7 @@ impl Daemon {
     }
 
     fn spec(spec: VmSpecV1) -> Result<Box<VmSpec>> {
-        VmSpec::try_from(spec).map(Box::new).map_err(Error::from)
+        VmSpec::try_from(spec).map(Box::new)
     }
 
     fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
@@ -81,11 +84,12 @@ fn bounded(wait_ms: u64) -> Duration {
 impl ApiServer for Daemon {
     async fn vm_define(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
         let spec = Self::spec(spec)?;
+        self.paths.check(caller, &spec.root.path)?;
         self.submit(spec.id.clone(), Request::Define(spec), request_id.0).await
     }
 
@@ -100,11 +104,12 @@ impl ApiServer for Daemon {
 
     async fn vm_deploy(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
         let spec = Self::spec(spec)?;
+        self.paths.check(caller, &spec.root.path)?;
         self.submit(spec.id.clone(), Request::Deploy(spec), request_id.0).await
     }
 
@@ -225,11 +230,12 @@ impl ApiServer for Daemon {
 
     async fn image_import(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         _request_id: Text<RequestId>,
         source: String,
         name: String,
     ) -> Reply<ImageInfo> {
+        self.paths.check(caller, &Images::path_of(&source)?)?;
         // Twice is one effect by nature: what is there is not imported again.
         self.work(move |vms| vms.host.images.import(&source, &name)).await
     }
@@ -249,12 +255,13 @@ impl ApiServer for Daemon {
 
     async fn disk_create(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         image: String,
         size_bytes: u64,
         path: String,
         backend: DiskBackendV1,
     ) -> Reply<DiskInfo> {
+        self.paths.check(caller, path.as_ref())?;
         self.work(move |vms| {
             let host = &vms.host;
             host.images.create_disk(&host.storage, &image, size_bytes, path.as_ref(), backend)

@@ -40,7 +40,7 @@ pub struct Config {
 }
 
 /// Who may do what; root may everything.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
     /// Group of the socket, whose members may operate VMs: a number. Platforms' users are in it.
@@ -49,6 +49,9 @@ pub struct Access {
     pub read_gids: Vec<u32>,
     /// Users, beside root, that may do everything.
     pub admin_uids: Vec<u32>,
+    /// Directories below which those who only operate may name disks and image sources; admins may
+    /// name any. What a daemon of root opens for others must not be of their free choice.
+    pub operate_dirs: Vec<PathBuf>,
 }
 
 /// How guests are run.
@@ -89,6 +92,18 @@ impl Default for Config {
             libexec_dir: None,
             access: Access::default(),
             guests: Guests::default(),
+        }
+    }
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        let platforms = ["/var/lib/one/datastores", "/var/lib/nova/instances"];
+        Self {
+            operate_gid: None,
+            read_gids: Vec::new(),
+            admin_uids: Vec::new(),
+            operate_dirs: platforms.map(PathBuf::from).to_vec(),
         }
     }
 }
@@ -142,6 +157,10 @@ impl Config {
                 return bad(format!("{key} {} is not an absolute, normal path", dir.display()));
             }
         }
+        let dirs = &self.access.operate_dirs;
+        if let Some(dir) = dirs.iter().find(|dir| normal_path(dir).as_ref() != Some(*dir)) {
+            return bad(format!("access.operate_dirs: {} is no absolute path", dir.display()));
+        }
         // The path of a socket below the run directory must fit in sun_path (unix(7)): 108 bytes,
         // of which a VM's id and `/vms//exec/….sock` take their share.
         if self.run_dir.as_os_str().len() > 40 {
@@ -150,10 +169,12 @@ impl Config {
             return Err(Error::new(ErrorKind::Invalid, what).hint(hint));
         }
         let guests = &self.guests;
-        let end = u64::from(guests.first_id)
-            + u64::from(guests.id_ranges) * u64::from(IdRange::LEN);
+        let end =
+            u64::from(guests.first_id) + u64::from(guests.id_ranges) * u64::from(IdRange::LEN);
         if guests.id_ranges == 0 || guests.first_id < IdRange::LEN || end > u64::from(u32::MAX) {
-            return bad("guests.first_id and guests.id_ranges leave no ids from 65536 to 2^32".into());
+            return bad(
+                "guests.first_id and guests.id_ranges leave no ids from 65536 to 2^32".into()
+            );
         }
         if self.reconcile_seconds == 0 || guests.settle_ms > 60_000 {
             return bad("reconcile_seconds must be above 0, guests.settle_ms at most 60000".into());

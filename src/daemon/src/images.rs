@@ -48,6 +48,16 @@ impl Images {
         }
     }
 
+    /// The path that a source names.
+    pub fn path_of(source: &str) -> Result<PathBuf> {
+        Ok(match source.parse::<Source>().map_err(|e| ours(&e))? {
+            Source::OciLayout { dir, .. } => dir,
+            Source::OciArchive { file, .. }
+            | Source::DockerArchive { file, .. }
+            | Source::RootfsTar { file } => file,
+        })
+    }
+
     /// Brings an image in.
     pub fn import(&self, source: &str, name: &str) -> Result<ImageInfo> {
         let source: Source = source.parse().map_err(|e| ours(&e))?;
@@ -58,7 +68,8 @@ impl Images {
         tracing::info!(image = %name, digest = %image.manifest_digest, "image imported");
         let mut all = self.store.list().map_err(|e| ours(&e))?;
         let listed = all.extract_if(.., |l| l.manifest_digest == image.manifest_digest).next();
-        let missing = || Error::new(ErrorKind::NotFound, format!("image {name} was removed meanwhile"));
+        let missing =
+            || Error::new(ErrorKind::NotFound, format!("image {name} was removed meanwhile"));
         self.info(name.as_str(), &listed.ok_or_else(missing)?)
     }
 
@@ -99,7 +110,9 @@ impl Images {
         let removed = self.store.remove(&parsed).map_err(|e| ours(&e))?;
         if !removed {
             let what = format!("no image {name}");
-            return Err(Error::new(ErrorKind::NotFound, what).hint("ocivisor image list shows them"));
+            return Err(
+                Error::new(ErrorKind::NotFound, what).hint("ocivisor image list shows them")
+            );
         }
         let mut in_use = HashSet::new();
         for disk in disks.iter().cloned().chain(self.known_disks()?) {

@@ -22,6 +22,7 @@ mod images;
 mod logging;
 mod offline;
 mod operations;
+mod paths;
 mod records;
 mod serve;
 mod state_dir;
@@ -107,7 +108,7 @@ fn run(arguments: &Arguments) -> ocivisor_core::error::Result<ExitCode> {
         Some(what) => offline::run(&config, what),
         None => {
             logging::start(&config.log_level);
-            serve::run(config).map(|()| ExitCode::SUCCESS)
+            serve::run(&config).map(|()| ExitCode::SUCCESS)
         }
     }
 }

@@ -6,7 +6,9 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
 use ocivisor_core::ports::{Loaded, Records};
 use ocivisor_core::state::Record;
-use ocivisor_host::fs::{drop_dir_all, drop_file, ensure_dir, io_error, read_bounded, replace, sync_dir};
+use ocivisor_host::fs::{
+    drop_dir_all, drop_file, ensure_dir, io_error, read_bounded, replace, sync_dir,
+};
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::codec::{decode, encode};
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ports::Loaded;
 use ocivisor_rpc::{RolePolicy, Server, ServerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::Host;
 use crate::operations::Operations;
+use crate::paths::PathPolicy;
 use crate::state_dir::StateDir;
 use crate::vms::Vms;
 
@@ -25,21 +27,32 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// It could not begin.
-pub fn run(config: Config) -> Result<()> {
+pub fn run(config: &Config) -> Result<()> {
     let layout = config.layout();
     let locked = StateDir::open(&layout)?;
-    let host = Arc::new(Host::new(&config)?);
+    raise_open_files();
+    let host = Arc::new(Host::new(config)?);
     let operations = Arc::new(Operations::open(&layout)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::new(ErrorKind::Host, format!("start threads: {e}")))?;
     let vms = Vms::new(host, Arc::new(Events::new()), operations);
-    let result = runtime.block_on(serve(&config, vms));
+    let result = runtime.block_on(serve(config, vms));
     // Blocking threads may wait for guests; they end with the process.
     runtime.shutdown_background();
     drop(locked);
     result
+}
+
+/// As many open files as the host allows: a root filesystem takes one per layer while it is mounted,
+/// each guest a console and its watchers.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
@@ -71,7 +84,8 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
         Arc::clone(&vms),
         Duration::from_secs(config.reconcile_seconds),
     ));
-    server.serve(Daemon::new(Arc::clone(&vms)), told_to_stop()).await;
+    let paths = PathPolicy::new(&config.access.operate_dirs);
+    server.serve(Daemon::new(Arc::clone(&vms), paths), told_to_stop()).await;
     periodic.abort();
     tracing::info!("stopping; guests run on");
     // systemd not being there is fine.

@@ -137,7 +137,9 @@ impl Vms {
                 (Admission::Preempt(..), Some(running)) => (running.done.clone(), true),
                 // The daemon itself is at work (an adoption): short, and not to be preempted.
                 (Admission::Run(_), Some(running)) => (running.done.clone(), false),
-                _ => return self.decide(id, &slot, &mut state, decision, request, request_id).await,
+                _ => {
+                    return self.decide(id, &slot, &mut state, decision, request, request_id).await;
+                }
             };
             if let Some(running) = state.running.as_ref().filter(|_| give_up) {
                 running.give_up.store(true, Ordering::Relaxed);
@@ -176,9 +178,8 @@ impl Vms {
                 let victim = state.record.as_ref().and_then(|r| r.op.as_ref().map(|op| op.id));
                 let (host, before) = (Arc::clone(&self.host), state.record.clone());
                 let vm = id.clone();
-                let begun = blocking(move || {
-                    host.engine().begin(before, &vm, request, request_id, op)
-                });
+                let begun =
+                    blocking(move || host.engine().begin(before, &vm, request, request_id, op));
                 let record = begun.await??;
                 if let Some(victim) = victim {
                     let done = record.finished.iter().find(|done| done.id == victim);
@@ -187,7 +188,10 @@ impl Vms {
                 }
                 self.operations.begin(op, id, kind);
                 tracing::info!(vm = %id, %op, kind = kind.name(), "operation begins");
-                self.publish(id, EventDataV1::OperationStarted { op: Text(op), operation: Text(kind) });
+                self.publish(
+                    id,
+                    EventDataV1::OperationStarted { op: Text(op), operation: Text(kind) },
+                );
                 state.record = Some(record.clone());
                 *lock(&slot.shown) = Some(record.clone());
                 let reply = reply(state, Some(op), false);
@@ -213,7 +217,8 @@ impl Vms {
         state.running = Some(Running { give_up: Arc::clone(&give_up), done: receiver });
         let (vms, slot) = (Arc::clone(self), Arc::clone(slot));
         tokio::spawn(async move {
-            let (host, hooks) = (Arc::clone(&vms.host), OpHooks { vms: Arc::clone(&vms), op, kind, give_up });
+            let (host, hooks) =
+                (Arc::clone(&vms.host), OpHooks { vms: Arc::clone(&vms), op, kind, give_up });
             let outcome = blocking(move || work(&host, &hooks)).await;
             vms.conclude(&slot, op, kind, outcome).await;
             done.send_replace(true);
@@ -245,7 +250,9 @@ impl Vms {
         };
         match &result {
             Ok(()) => tracing::info!(vm = %id, %op, kind = kind.name(), "operation done"),
-            Err(error) => tracing::error!(vm = %id, %op, kind = kind.name(), %error, "operation failed"),
+            Err(error) => {
+                tracing::error!(vm = %id, %op, kind = kind.name(), %error, "operation failed");
+            }
         }
         state.record.clone_from(&record);
         lock(&slot.shown).clone_from(&record);
@@ -253,11 +260,14 @@ impl Vms {
         self.operations.finish(op, result.clone());
         let known = self.operations.get(op).is_some();
         if known {
-            self.publish(&id, EventDataV1::OperationFinished {
-                op: Text(op),
-                operation: Text(kind),
-                result: (&result).into(),
-            });
+            self.publish(
+                &id,
+                EventDataV1::OperationFinished {
+                    op: Text(op),
+                    operation: Text(kind),
+                    result: (&result).into(),
+                },
+            );
         }
         match record {
             Some(record) if record.state.is_live() => crate::watch::guest(self, &record),
@@ -291,7 +301,8 @@ impl Vms {
             self.publish(id, EventDataV1::GuestExited { exit: exit.into() });
         }
         let shim = |record: &Record| record.guest.as_ref().map(|guest| guest.shim);
-        let same_guest = before.guest.as_ref().map(|g| g.init) == after.guest.as_ref().map(|g| g.init);
+        let same_guest =
+            before.guest.as_ref().map(|g| g.init) == after.guest.as_ref().map(|g| g.init);
         if same_guest && shim(before) != shim(after) {
             let losses = after.losses.clone();
             self.publish(id, EventDataV1::ShimAdopted { losses });
@@ -344,7 +355,11 @@ impl Vms {
     /// what is not yet recorded.
     pub async fn reconcile_all(self: &Arc<Self>, orphans: bool) -> Result<()> {
         let host = Arc::clone(&self.host);
-        let seen = blocking(move || host.observe_all()).await??;
+        let seen = blocking(move || {
+            host.guests.reap();
+            host.observe_all()
+        })
+        .await??;
         let known: Vec<VmId> = lock(&self.slots).keys().cloned().collect();
         for id in &known {
             if let Err(error) = self.reconcile(id, Some(seen.contains(id))).await {

@@ -19,18 +19,13 @@ const MAX_OUTPUT: usize = 64 * 1024;
 /// `Unsupported` if the tool is not installed, `Timeout` if it was killed after `timeout`, `Host`
 /// with the last line of its standard error if it failed.
 pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
-    let (tool, args) = argv
-        .split_first()
-        .ok_or_else(|| host("empty command".into()))?;
+    let (tool, args) = argv.split_first().ok_or_else(|| host("empty command".into()))?;
     tracing::debug!(?argv, "running tool");
     #[expect(clippy::disallowed_methods, reason = "this is the one right place")]
     let spawned = Command::new(tool)
         .args(args)
         .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .current_dir("/")
         .stdin(Stdio::null())
@@ -53,18 +48,12 @@ pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
     }
     match outcome {
         Ok(Some((out, err))) => {
-            let status = child
-                .wait()
-                .map_err(|e| host(format!("wait for {tool}: {e}")))?;
+            let status = child.wait().map_err(|e| host(format!("wait for {tool}: {e}")))?;
             if status.success() {
                 return Ok(out);
             }
             let text = String::from_utf8_lossy(&err);
-            let last = text
-                .lines()
-                .rev()
-                .find(|l| !l.trim().is_empty())
-                .unwrap_or("no message");
+            let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
             Err(host(format!("{tool} failed ({status}): {last}")))
         }
         Ok(None) => {
@@ -81,7 +70,6 @@ fn host(what: String) -> Error {
 
 /// Both outputs until the process ended; `None` if the deadline passed. The process's end counts,
 /// not end-of-file: a daemon that a tool leaves behind may keep the pipe open.
-#[expect(clippy::type_complexity, reason = "the pair is named by its use")]
 fn collect(child: &mut Child, timeout: Duration) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let deadline = Instant::now() + timeout;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -91,31 +79,17 @@ fn collect(child: &mut Child, timeout: Duration) -> io::Result<Option<(Vec<u8>, 
     loop {
         let mut ended = false;
         let left = deadline.saturating_duration_since(Instant::now());
-        let wait = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        let pipes = [
-            stdout.as_ref().map(AsFd::as_fd),
-            stderr.as_ref().map(AsFd::as_fd),
-        ];
-        fds.extend(
-            pipes
-                .iter()
-                .flatten()
-                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
-        );
+        let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+        fds.extend(pipes.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         match poll(&mut fds, Some(&wait)) {
             Ok(0) => return Ok(None),
             Ok(_) => ended |= !fds[0].revents().is_empty(),
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        let mut ready = fds[1..]
-            .iter()
-            .map(|fd| !fd.revents().is_empty())
-            .collect::<Vec<_>>();
+        let mut ready = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
         drop(fds);
         let mut ready = ready.drain(..);
         if stdout.is_some() && ready.next() == Some(true) {
@@ -150,10 +124,7 @@ fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()> {
 fn drain_ready<R: Read + AsFd>(pipe: &mut Option<R>, into: &mut Vec<u8>) -> io::Result<()> {
     while let Some(reader) = pipe.as_ref() {
         let mut fds = [PollFd::new(reader, PollFlags::IN)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut fds, Some(&now))? == 0 {
             return Ok(());
         }
@@ -177,10 +148,7 @@ mod tests {
     fn failures_carry_the_last_line_of_the_tool() {
         let error = run(&["ls", "/no/such/path"], LONG).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Host);
-        assert!(
-            error.message.contains("No such file or directory"),
-            "{error}"
-        );
+        assert!(error.message.contains("No such file or directory"), "{error}");
     }
 
     #[test]

@@ -38,12 +38,8 @@ fn replace_inner(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = Path::new(&temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(temporary)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(error) = written.and_then(|()| fs::rename(temporary, path)) {
         // Best effort: the first error matters, and the next write truncates the leftover.
@@ -61,10 +57,7 @@ pub fn ensure_dir(path: &Path, durable: bool) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|e| io_error("make directory", path, &e))?;
     if durable && let Some(parent) = path.parent() {
         sync_dir(parent)?;
@@ -115,9 +108,7 @@ pub fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
         Err(e) => return Err(io_error("open", path, &e)),
     };
     let mut bytes = Vec::new();
-    file.take(max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| io_error("read", path, &e))?;
+    file.take(max + 1).read_to_end(&mut bytes).map_err(|e| io_error("read", path, &e))?;
     if bytes.len() as u64 > max {
         let what = format!("{} is larger than {max} bytes", path.display());
         return Err(Error::new(ErrorKind::Integrity, what));
@@ -147,10 +138,7 @@ mod tests {
         let path = dir.path().join("f");
         replace(&path, b"12345").unwrap();
         assert_eq!(read_bounded(&path, 5).unwrap().unwrap(), b"12345");
-        assert_eq!(
-            read_bounded(&path, 4).unwrap_err().kind,
-            ErrorKind::Integrity
-        );
+        assert_eq!(read_bounded(&path, 4).unwrap_err().kind, ErrorKind::Integrity);
         assert_eq!(read_bounded(&dir.path().join("none"), 4).unwrap(), None);
     }
 }

@@ -10,9 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// if there is no such process.
 #[must_use]
 pub fn start_ticks(pid: u32) -> Option<u64> {
-    stat_field(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)?
-        .parse()
-        .ok()
+    stat_field(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)?.parse().ok()
 }
 
 /// Whether the process exists and is no zombie.
@@ -72,10 +70,7 @@ mod tests {
         let me = process_ref(std::process::id()).unwrap();
         assert!(is_alive(me));
         assert!(pidfd(me).is_some());
-        let other = ProcessRef {
-            start_ticks: me.start_ticks + 1,
-            ..me
-        };
+        let other = ProcessRef { start_ticks: me.start_ticks + 1, ..me };
         assert!(!is_alive(other));
         assert!(pidfd(other).is_none());
     }

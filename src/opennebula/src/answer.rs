@@ -31,11 +31,7 @@ pub struct Answer {
 
 impl Answer {
     pub(crate) fn success(stdout: String) -> Self {
-        Self {
-            stdout,
-            stderr: String::new(),
-            exit: 0,
-        }
+        Self { stdout, stderr: String::new(), exit: 0 }
     }
 
     pub(crate) fn sentence(text: &str) -> Self {
@@ -146,14 +142,8 @@ mod tests {
             ("no disk", "Cannot deploy VM 7: no disk.\n"),
             ("ends.", "Cannot deploy VM 7: ends.\n"),
             ("- dash", "Cannot deploy VM 7: - dash.\n"),
-            (
-                "a\nERROR: b\r\nc",
-                "Cannot deploy VM 7: a\\nERROR: b\\r\\nc.\n",
-            ),
-            (
-                "x\u{2028}y\u{202e}z",
-                "Cannot deploy VM 7: x\\u{2028}y\\u{202e}z.\n",
-            ),
+            ("a\nERROR: b\r\nc", "Cannot deploy VM 7: a\\nERROR: b\\r\\nc.\n"),
+            ("x\u{2028}y\u{202e}z", "Cannot deploy VM 7: x\\u{2028}y\\u{202e}z.\n"),
         ] {
             assert_eq!(said(message), want);
         }
@@ -164,19 +154,13 @@ mod tests {
     fn a_hint_follows_the_message() {
         let error = Error::new(ErrorKind::Conflict, "VM is busy").hint("try again");
         let answer = failure(Action::Shutdown, None, &error);
-        assert_eq!(
-            answer.stderr,
-            "Cannot shut down the VM: VM is busy; try again.\n"
-        );
+        assert_eq!(answer.stderr, "Cannot shut down the VM: VM is busy; try again.\n");
     }
 
     #[test]
     fn progress_names_the_vm_first() {
         let vm: OneId = "42".parse().unwrap();
-        assert_eq!(
-            progress(vm, "disk 1\nis ignored"),
-            "INFO: 42 disk 1\\nis ignored\n"
-        );
+        assert_eq!(progress(vm, "disk 1\nis ignored"), "INFO: 42 disk 1\\nis ignored\n");
     }
 
     #[test]
@@ -188,9 +172,6 @@ mod tests {
         let notes = notes.into_vec();
         assert_eq!(notes.len(), Notes::MAX);
         assert_eq!(notes[Notes::MAX - 2].to_string(), "38");
-        assert_eq!(
-            notes[Notes::MAX - 1].to_string(),
-            "further remarks are left out"
-        );
+        assert_eq!(notes[Notes::MAX - 1].to_string(), "further remarks are left out");
     }
 }

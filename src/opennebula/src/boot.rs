@@ -40,10 +40,7 @@ pub(crate) fn boot(oci: Option<&Vector>, notes: &mut Notes) -> Result<Boot, Erro
             "WORKDIR" => boot.workdir = Some(workdir(value)?),
             "STOP_SIGNAL" => boot.stop_signal = Some(stop_signal(value)?),
             "INIT" => boot.init = init(value)?,
-            other => notes.add(format_args!(
-                "OCI/{} is unknown and has no effect",
-                clip(other)
-            )),
+            other => notes.add(format_args!("OCI/{} is unknown and has no effect", clip(other))),
         }
     }
     if let Some(cmd) = cmd {
@@ -55,41 +52,24 @@ pub(crate) fn boot(oci: Option<&Vector>, notes: &mut Notes) -> Result<Boot, Erro
 }
 
 fn bad(key: &str, value: &str, rule: &str) -> Error {
-    invalid(format!(
-        "the template's OCI/{key} is {:?}: {rule}",
-        clip(value)
-    ))
+    invalid(format!("the template's OCI/{key} is {:?}: {rule}", clip(value)))
 }
 
 fn argv(key: &str, value: &str) -> Result<Vec<String>, Error> {
     if !value.trim_start().starts_with('[') {
         return words::split(value).map_err(|what| bad(key, value, &format!("it has {what}")));
     }
-    serde_json::from_str::<Vec<String>>(value).map_err(|_| {
-        bad(
-            key,
-            value,
-            "it begins with [ but is no JSON array of strings",
-        )
-    })
+    serde_json::from_str::<Vec<String>>(value)
+        .map_err(|_| bad(key, value, "it begins with [ but is no JSON array of strings"))
 }
 
 fn env(value: &str) -> Result<Vec<(String, String)>, Error> {
     let pairs: Vec<(String, String)> = if value.trim_start().starts_with('{') {
-        let wrong = || {
-            bad(
-                "ENV",
-                value,
-                "it begins with { but is no JSON object of strings",
-            )
-        };
+        let wrong = || bad("ENV", value, "it begins with { but is no JSON object of strings");
         let object: Value = serde_json::from_str(value).map_err(|_| wrong())?;
         let object = object.as_object().ok_or_else(wrong)?;
         let pair = |(k, v): (&String, &Value)| Some((k.clone(), v.as_str()?.to_owned()));
-        object
-            .iter()
-            .map(|kv| pair(kv).ok_or_else(wrong))
-            .collect::<Result<_, _>>()?
+        object.iter().map(|kv| pair(kv).ok_or_else(wrong)).collect::<Result<_, _>>()?
     } else {
         let parts = value.split(',').filter(|part| !part.trim().is_empty());
         let pair = |part: &str| {
@@ -102,10 +82,7 @@ fn env(value: &str) -> Result<Vec<(String, String)>, Error> {
         parts.map(pair).collect::<Result<_, Error>>()?
     };
     let odd = |c: char| c.is_control() || c.is_whitespace() || c == '=';
-    match pairs
-        .iter()
-        .find(|(name, _)| name.is_empty() || name.contains(odd))
-    {
+    match pairs.iter().find(|(name, _)| name.is_empty() || name.contains(odd)) {
         Some((name, _)) => Err(bad("ENV", name, "it is no name of a variable")),
         None => Ok(pairs),
     }
@@ -118,17 +95,11 @@ fn user(value: &str) -> Result<String, Error> {
         let odd = |c: char| c.is_control() || c.is_whitespace() || c == ':' || c == '/';
         !part.is_empty() && !part.starts_with('-') && !part.contains(odd) && (!digits || known)
     };
-    let (name, group) = value
-        .split_once(':')
-        .map_or((value, None), |(n, g)| (n, Some(g)));
+    let (name, group) = value.split_once(':').map_or((value, None), |(n, g)| (n, Some(g)));
     if value.len() <= 256 && part(name) && group.is_none_or(part) {
         Ok(value.to_owned())
     } else {
-        Err(bad(
-            "USER",
-            value,
-            "it is not user or user:group, names or 0 to 65535",
-        ))
+        Err(bad("USER", value, "it is not user or user:group, names or 0 to 65535"))
     }
 }
 
@@ -158,16 +129,10 @@ mod tests {
     use super::*;
 
     fn of(pairs: &[(&str, &str)]) -> Result<(Boot, Vec<String>), Error> {
-        let oci = pairs
-            .iter()
-            .map(|(k, v)| ((*k).into(), (*v).into()))
-            .collect();
+        let oci = pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let mut notes = Notes::default();
         let boot = boot(Some(&oci), &mut notes)?;
-        Ok((
-            boot,
-            notes.into_vec().iter().map(ToString::to_string).collect(),
-        ))
+        Ok((boot, notes.into_vec().iter().map(ToString::to_string).collect()))
     }
 
     #[test]
@@ -214,10 +179,7 @@ mod tests {
     #[test]
     fn environment_as_an_object_keeps_commas() {
         let (made, _) = of(&[("ENV", r#"{"L": "a,b", "M": ""}"#)]).unwrap();
-        assert_eq!(
-            made.env,
-            [("L".into(), "a,b".into()), ("M".into(), String::new())]
-        );
+        assert_eq!(made.env, [("L".into(), "a,b".into()), ("M".into(), String::new())]);
     }
 
     #[test]

@@ -48,9 +48,7 @@ pub(crate) fn groups(context: &Vector) -> BTreeMap<u32, Group<'_>> {
         let Some((n, rest)) = numbered(key, "ETH") else {
             continue;
         };
-        let group = groups
-            .entry(n)
-            .or_insert_with(|| Group::new(format!("ETH{n}")));
+        let group = groups.entry(n).or_insert_with(|| Group::new(format!("ETH{n}")));
         if let Some((m, key)) = numbered(rest, "ALIAS") {
             let label = || Group::new(format!("ETH{n}_ALIAS{m}"));
             let alias = group.aliases.entry(m).or_insert_with(label);
@@ -78,11 +76,7 @@ enum Method {
 
 impl<'a> Group<'a> {
     fn new(label: String) -> Self {
-        Self {
-            label,
-            keys: BTreeMap::new(),
-            aliases: BTreeMap::new(),
-        }
+        Self { label, keys: BTreeMap::new(), aliases: BTreeMap::new() }
     }
 
     /// A value; `None` if absent or empty.
@@ -109,10 +103,7 @@ impl<'a> Group<'a> {
             made.addresses.extend(self.ipv6()?);
         }
         for alias in self.aliases.values() {
-            if alias
-                .get("EXTERNAL")
-                .is_some_and(|e| e.eq_ignore_ascii_case("yes"))
-            {
+            if alias.get("EXTERNAL").is_some_and(|e| e.eq_ignore_ascii_case("yes")) {
                 continue;
             }
             if v4 != Method::Skip && alias.method("METHOD", notes) == Method::Static {
@@ -130,14 +121,9 @@ impl<'a> Group<'a> {
         });
         made.routes = self.routes(v4, v6)?;
         // A route without an address of its family would have no source.
-        let has = |v4: bool| {
-            made.addresses
-                .iter()
-                .any(|(address, _)| address.is_ipv4() == v4)
-        };
+        let has = |v4: bool| made.addresses.iter().any(|(address, _)| address.is_ipv4() == v4);
         let (has_v4, has_v6) = (has(true), has(false));
-        made.routes
-            .retain(|r| if r.gateway.is_ipv4() { has_v4 } else { has_v6 });
+        made.routes.retain(|r| if r.gateway.is_ipv4() { has_v4 } else { has_v6 });
         Ok(made)
     }
 
@@ -161,17 +147,12 @@ impl<'a> Group<'a> {
 
     fn bad(&self, key: &str, text: &str, want: &str) -> Error {
         let label = &self.label;
-        invalid(format!(
-            "CONTEXT/{label}_{key} is {:?}, not {want}",
-            clip(text)
-        ))
+        invalid(format!("CONTEXT/{label}_{key} is {:?}, not {want}", clip(text)))
     }
 
     fn too_many(&self, what: &str) -> Error {
         let label = &self.label;
-        invalid(format!(
-            "CONTEXT/{label} has more than {MAX_PER_NIC} {what}"
-        ))
+        invalid(format!("CONTEXT/{label} has more than {MAX_PER_NIC} {what}"))
     }
 
     fn parsed<T: FromStr>(&self, key: &str, want: &str) -> Result<Option<T>, Error> {
@@ -224,11 +205,7 @@ impl<'a> Group<'a> {
 
     fn routes(&self, v4: Method, v6: Method) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
-        let default = |gateway, metric| Route {
-            destination: None,
-            gateway,
-            metric,
-        };
+        let default = |gateway, metric| Route { destination: None, gateway, metric };
         if v4 == Method::Static {
             if let Some(gateway) = self.parsed::<Ipv4Addr>("GATEWAY", "an IPv4 address")? {
                 routes.push(default(gateway.into(), self.metric("METRIC")?));
@@ -283,9 +260,8 @@ fn route(text: &str) -> Option<Route> {
     let destination = match destination {
         "default" => None,
         network => {
-            let (address, len) = network
-                .split_once('/')
-                .map_or((network, None), |(a, l)| (a, Some(l)));
+            let (address, len) =
+                network.split_once('/').map_or((network, None), |(a, l)| (a, Some(l)));
             let address: IpAddr = address.parse().ok()?;
             let most = if address.is_ipv4() { 32 } else { 128 };
             let len = len.map_or(Some(most), |len| u8::try_from(decimal(len)?).ok())?;
@@ -295,11 +271,7 @@ fn route(text: &str) -> Option<Route> {
             Some((network_of(address, len), len)).filter(|(_, len)| *len > 0)
         }
     };
-    Some(Route {
-        destination,
-        gateway,
-        metric,
-    })
+    Some(Route { destination, gateway, metric })
 }
 
 /// The address with its host bits cleared: the kernel refuses a destination that has some.

@@ -122,12 +122,7 @@ impl Invocation {
         let vm = argv[first].as_ref().to_string_lossy().parse()?;
         let mut args: Vec<OsString> = argv.iter().map(|arg| arg.as_ref().to_owned()).collect();
         args.drain(first..first + 2);
-        Ok(Self {
-            action,
-            vm,
-            host: clip(&argv[first + 1].as_ref().to_string_lossy()),
-            args,
-        })
+        Ok(Self { action, vm, host: clip(&argv[first + 1].as_ref().to_string_lossy()), args })
     }
 }
 
@@ -165,24 +160,9 @@ mod tests {
             (A::Save, &["one-7", "/d/0/7/checkpoint", "n"], &[]),
             (A::Restore, &["/d/0/7/checkpoint", "n", "one-7"], &[]),
             (A::Migrate, &["one-7", "n2", "n1"], &[]),
-            (
-                A::AttachDisk,
-                &["one-7", "/d/0/7/disk.3", "sdd", "3", "PFZN"],
-                &[],
-            ),
+            (A::AttachDisk, &["one-7", "/d/0/7/disk.3", "sdd", "3", "PFZN"], &[]),
             (A::DetachDisk, &["one-7", "/d/0/7/disk.3", "sdd", "3"], &[]),
-            (
-                A::AttachNic,
-                &[
-                    "one-7",
-                    "02:00:00:00:00:01",
-                    "br0",
-                    "-",
-                    "bridge",
-                    "one-7-1",
-                ],
-                &[],
-            ),
+            (A::AttachNic, &["one-7", "02:00:00:00:00:01", "br0", "-", "bridge", "one-7-1"], &[]),
             (A::DetachNic, &["one-7", "02:00:00:00:00:01"], &[]),
             (A::SnapshotCreate, &["one-7", "0"], &[]),
             (A::Resize, &["one-7"], &[]),
@@ -206,15 +186,11 @@ mod tests {
         assert!(Invocation::parse(Action::Cancel, &none).is_err());
         assert!(Invocation::parse(Action::Exec, &["7"]).is_err());
         for vm in ["", "one-7", "-1", "+7", "07", "7 ", "2147483648", "٧"] {
-            assert!(
-                Invocation::parse(Action::Cancel, &["one-7", "n", vm, "n"]).is_err(),
-                "{vm:?}"
-            );
+            assert!(Invocation::parse(Action::Cancel, &["one-7", "n", vm, "n"]).is_err(), "{vm:?}");
         }
-        for argv in [
-            &["/d/0/7/deployment.0", "7", "n"][..],
-            &["/d/0/7/deployment.0", "n", "7", "n", "x"],
-        ] {
+        for argv in
+            [&["/d/0/7/deployment.0", "7", "n"][..], &["/d/0/7/deployment.0", "n", "7", "n", "x"]]
+        {
             assert!(Invocation::parse(Action::Deploy, argv).is_err());
         }
     }

@@ -74,10 +74,7 @@ pub fn deploy_id(vm: OneId) -> String {
     vm.vm_id().to_string()
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "letters, a hyphen and digits are a vm id"
-)]
+#[expect(clippy::expect_used, reason = "letters, a hyphen and digits are a vm id")]
 fn vm_id_of(number: u32) -> VmId {
     format!("one-{number}").parse().expect("a valid vm id")
 }
@@ -86,15 +83,9 @@ impl FromStr for OneId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        decimal(text)
-            .filter(|number| i32::try_from(*number).is_ok())
-            .map(Self)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Invalid,
-                    format!("{:?} is not the number of a VM", clip(text)),
-                )
-            })
+        decimal(text).filter(|number| i32::try_from(*number).is_ok()).map(Self).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("{:?} is not the number of a VM", clip(text)))
+        })
     }
 }
 

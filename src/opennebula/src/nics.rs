@@ -26,9 +26,7 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
     refuse_pci(vm)?;
     if vm.nics.len() > MAX_NICS {
         let count = vm.nics.len();
-        return Err(invalid(format!(
-            "the VM has {count} NICs, at most {MAX_NICS} are possible"
-        )));
+        return Err(invalid(format!("the VM has {count} NICs, at most {MAX_NICS} are possible")));
     }
     let none = Vector::new();
     let context = vm.context.as_ref().unwrap_or(&none);
@@ -36,11 +34,7 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
     if !network && !vm.nics.is_empty() {
         notes.add("CONTEXT has no NETWORK=YES, so the guest's interfaces get no addresses");
     }
-    let groups = if network {
-        groups(context)
-    } else {
-        BTreeMap::new()
-    };
+    let groups = if network { groups(context) } else { BTreeMap::new() };
     let mut metrics = Metrics::default();
     let mut specs = Vec::new();
     for (position, nic) in vm.nics.iter().enumerate() {
@@ -48,23 +42,14 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
         let mac: MacAddr = parsed(nic.mac.as_deref().unwrap_or_default()).map_err(named)?;
         let group = group_of(&groups, position, mac);
         if network && group.is_none() {
-            notes.add(format_args!(
-                "NIC {}: CONTEXT has no addresses for it",
-                nic.id
-            ));
+            notes.add(format_args!("NIC {}: CONTEXT has no addresses for it", nic.id));
         }
         if nic.shaped {
-            notes.add(format_args!(
-                "NIC {}: bandwidth limits are not applied yet",
-                nic.id
-            ));
+            notes.add(format_args!("NIC {}: bandwidth limits are not applied yet", nic.id));
         }
         let mask = nic.network_mask.as_deref();
         let addressing = group.map(|group| group.addressing(mask, notes)).transpose();
-        let Addressing {
-            addresses,
-            mut routes,
-        } = addressing.map_err(named)?.unwrap_or_default();
+        let Addressing { addresses, mut routes } = addressing.map_err(named)?.unwrap_or_default();
         metrics.separate(&mut routes);
         specs.push(NicSpec {
             index: nic.id,
@@ -90,10 +75,7 @@ fn refuse_pci(vm: &DriverVm) -> Result<(), Error> {
     };
     let address = pci.get("ADDRESS").or_else(|| pci.get("SHORT_ADDRESS"));
     let address = address.map_or_else(String::new, |at| format!(" ({:?})", clip(at)));
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("PCI {kind} are not supported yet{address}"),
-    ))
+    Err(Error::new(ErrorKind::Unsupported, format!("PCI {kind} are not supported yet{address}")))
 }
 
 fn parsed<T: std::str::FromStr<Err = ocivisor_core::ids::BadId>>(text: &str) -> Result<T, Error> {
@@ -123,10 +105,7 @@ fn host_name(vm: &DriverVm, nic: &Nic, notes: &mut Notes) -> Result<IfName, Erro
     if target.as_str().strip_prefix(&prefix).is_some_and(plain) {
         return Ok(target);
     }
-    notes.add(format_args!(
-        "NIC {}: TARGET {target} is not used, the host's end is {own}",
-        nic.id
-    ));
+    notes.add(format_args!("NIC {}: TARGET {target} is not used, the host's end is {own}", nic.id));
     parsed(&own)
 }
 
@@ -170,10 +149,7 @@ struct Metrics(BTreeSet<(bool, u32)>);
 
 impl Metrics {
     fn separate(&mut self, routes: &mut [ocivisor_core::spec::Route]) {
-        for route in routes
-            .iter_mut()
-            .filter(|route| route.destination.is_none())
-        {
+        for route in routes.iter_mut().filter(|route| route.destination.is_none()) {
             let v4 = route.gateway.is_ipv4();
             let least = if v4 { 0 } else { IPV6_METRIC };
             // For IPv6 the kernel reads 0 as "none given".

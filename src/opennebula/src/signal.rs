@@ -12,27 +12,17 @@ const RTMAX: u8 = 64;
 /// The number of `15`, `TERM`, `SIGTERM`, `sigterm`, `SIGRTMIN+3` or `RTMAX-1`; 1 to 64.
 pub(crate) fn number(text: &str) -> Option<u8> {
     if let Some(number) = crate::decimal(text) {
-        return u8::try_from(number)
-            .ok()
-            .filter(|n| (1..=RTMAX).contains(n));
+        return u8::try_from(number).ok().filter(|n| (1..=RTMAX).contains(n));
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let offset = |text: &str| crate::decimal(text).and_then(|n| u8::try_from(n).ok());
     if let Some(rest) = name.strip_prefix("RTMIN") {
-        let plus = if rest.is_empty() {
-            Some(0)
-        } else {
-            rest.strip_prefix('+').and_then(offset)
-        };
+        let plus = if rest.is_empty() { Some(0) } else { rest.strip_prefix('+').and_then(offset) };
         return RTMIN.checked_add(plus?).filter(|n| *n <= RTMAX);
     }
     if let Some(rest) = name.strip_prefix("RTMAX") {
-        let minus = if rest.is_empty() {
-            Some(0)
-        } else {
-            rest.strip_prefix('-').and_then(offset)
-        };
+        let minus = if rest.is_empty() { Some(0) } else { rest.strip_prefix('-').and_then(offset) };
         return RTMAX.checked_sub(minus?).filter(|n| *n >= RTMIN);
     }
     let name = match name {

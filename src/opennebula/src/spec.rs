@@ -32,9 +32,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
     let mut notes = Notes::default();
     let id = vm.id.vm_id();
     let dir = normal_path(vm_dir).ok_or_else(|| {
-        invalid(format!(
-            "the VM's directory {vm_dir:?} is not an absolute path without .."
-        ))
+        invalid(format!("the VM's directory {vm_dir:?} is not an absolute path without .."))
     })?;
     let root = root_disk(vm)?;
     let spec = VmSpec {
@@ -43,9 +41,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         platform: Platform::OpenNebula,
         resources: resources(vm)?,
         boot: boot(vm.oci.as_ref(), &mut notes)?,
-        root: RootDisk {
-            path: dir.join(format!("disk.{}", root.id)),
-        },
+        root: RootDisk { path: dir.join(format!("disk.{}", root.id)) },
         nics: nics(vm, &mut notes)?,
         isolation: Isolation::Default,
         id,
@@ -64,9 +60,7 @@ fn display_name(name: &str, id: &VmId, notes: &mut Notes) -> Result<DisplayName,
     if name.len() > MAX {
         notes.add("the VM's NAME is cut to 256 bytes");
     }
-    name[..name.floor_char_boundary(MAX)]
-        .parse()
-        .map_err(|error| invalid(error).context("NAME"))
+    name[..name.floor_char_boundary(MAX)].parse().map_err(|error| invalid(error).context("NAME"))
 }
 
 fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
@@ -86,24 +80,14 @@ fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
 }
 
 fn resources(vm: &DriverVm) -> Result<Resources, Error> {
-    let share = centi_cores(
-        vm.cpu
-            .as_deref()
-            .ok_or_else(|| invalid("the template has no CPU"))?,
-    )?;
+    let share = centi_cores(vm.cpu.as_deref().ok_or_else(|| invalid("the template has no CPU"))?)?;
     let vcpus = match vm.vcpu.as_deref() {
         None => share.0.div_ceil(100).max(1),
         Some(text) => decimal(text).ok_or_else(|| {
-            invalid(format!(
-                "VCPU is {:?}, not a number of processors",
-                clip(text)
-            ))
+            invalid(format!("VCPU is {:?}, not a number of processors", clip(text)))
         })?,
     };
-    let memory = vm
-        .memory
-        .as_deref()
-        .ok_or_else(|| invalid("the template has no MEMORY"))?;
+    let memory = vm.memory.as_deref().ok_or_else(|| invalid("the template has no MEMORY"))?;
     let mib = decimal(memory)
         .ok_or_else(|| invalid(format!("MEMORY is {:?}, not a number of MB", clip(memory))))?;
     Ok(Resources {
@@ -129,9 +113,7 @@ fn centi_cores(text: &str) -> Result<CentiCores, Error> {
     let digit = |at: usize| u32::from(fraction.as_bytes().get(at).map_or(0, |c| c - b'0'));
     let below = digit(0) * 10 + digit(1);
     let whole: u32 = whole.parse().map_err(|_| not_a_number())?;
-    let floor = whole
-        .checked_mul(100)
-        .and_then(|cores| cores.checked_add(below));
+    let floor = whole.checked_mul(100).and_then(|cores| cores.checked_add(below));
     let floor = floor.ok_or_else(not_a_number)?;
     if floor == 0 {
         return Err(wrong("it must be at least 0.01"));
@@ -149,19 +131,12 @@ fn can_be_root(disk: &Disk) -> bool {
 fn root_disk(vm: &DriverVm) -> Result<&Disk, Error> {
     let disks: BTreeMap<u32, &Disk> = vm.disks.iter().map(|disk| (disk.id, disk)).collect();
     let order = vm.os.get("BOOT").map_or("", String::as_str);
-    let named = order
-        .split(',')
-        .filter_map(|device| device.trim().strip_prefix("disk"));
+    let named = order.split(',').filter_map(|device| device.trim().strip_prefix("disk"));
     let mut first = None;
     for number in named {
-        let disk = decimal(number)
-            .and_then(|id| disks.get(&id))
-            .ok_or_else(|| {
-                invalid(format!(
-                    "OS/BOOT names disk{}, which the VM does not have",
-                    clip(number)
-                ))
-            })?;
+        let disk = decimal(number).and_then(|id| disks.get(&id)).ok_or_else(|| {
+            invalid(format!("OS/BOOT names disk{}, which the VM does not have", clip(number)))
+        })?;
         first = first.or(Some(*disk).filter(|disk| can_be_root(disk)));
     }
     let lowest = || disks.values().copied().find(|disk| can_be_root(disk));
@@ -176,11 +151,8 @@ fn root_disk(vm: &DriverVm) -> Result<&Disk, Error> {
         .hint("add a DISK with a container image to the template")
     })?;
     if root.shared_read_only {
-        return Err(invalid(format!(
-            "root disk {} is READONLY and no copy of its image",
-            root.id
-        ))
-        .hint("guests write to their root disk: use an image that is not read-only"));
+        return Err(invalid(format!("root disk {} is READONLY and no copy of its image", root.id))
+            .hint("guests write to their root disk: use an image that is not read-only"));
     }
     Ok(root)
 }
@@ -207,10 +179,7 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
     for disk in &vm.disks {
         if disk.id == root.id {
             if disk.throttled {
-                notes.add(format_args!(
-                    "disk {}: I/O limits are not applied yet",
-                    disk.id
-                ));
+                notes.add(format_args!("disk {}: I/O limits are not applied yet", disk.id));
             }
             continue;
         }
@@ -221,15 +190,10 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
             DiskKind::Cdrom => "a CD-ROM",
             DiskKind::Filesystem => "a shared directory",
         };
-        notes.add(format_args!(
-            "disk {} is {kind}, which the guest does not get yet",
-            disk.id
-        ));
+        notes.add(format_args!("disk {} is {kind}, which the guest does not get yet", disk.id));
     }
     if let Some(context) = &vm.context {
-        let unheard = CONTEXT_FOR_GUEST
-            .iter()
-            .filter(|key| context.contains_key(**key));
+        let unheard = CONTEXT_FOR_GUEST.iter().filter(|key| context.contains_key(**key));
         let mut unheard: Vec<&str> = unheard.copied().collect();
         let dns = |key: &String| key.starts_with("ETH") && key.ends_with("_DNS");
         if context.keys().any(dns) {
@@ -240,9 +204,7 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
         } else {
             format!(", so these have no effect: {}", unheard.join(", "))
         };
-        notes.add(format_args!(
-            "the guest does not get the context disk yet{effect}"
-        ));
+        notes.add(format_args!("the guest does not get the context disk yet{effect}"));
     }
     if let Some(graphics) = &vm.graphics {
         let kind = clip(graphics.get("TYPE").map_or("", String::as_str));

@@ -155,9 +155,9 @@ pub(crate) fn parse_id(bytes: &[u8]) -> Result<Option<OneId>, Error> {
 fn vm_element(root: &Element) -> Result<&Element, Error> {
     match root.name.as_str() {
         "VM" => Ok(root),
-        "VMM_DRIVER_ACTION_DATA" => root
-            .only("VM")?
-            .ok_or_else(|| invalid("VMM_DRIVER_ACTION_DATA holds no VM")),
+        "VMM_DRIVER_ACTION_DATA" => {
+            root.only("VM")?.ok_or_else(|| invalid("VMM_DRIVER_ACTION_DATA holds no VM"))
+        }
         other => Err(invalid(format!(
             "the XML's root is {:?}, not VM or VMM_DRIVER_ACTION_DATA",
             clip(other)
@@ -245,9 +245,7 @@ fn number(vector: &Vector, what: &str, key: &str) -> Result<u32, Error> {
 }
 
 pub(crate) fn is_yes(vector: &Vector, key: &str) -> bool {
-    vector
-        .get(key)
-        .is_some_and(|value| value.eq_ignore_ascii_case("yes"))
+    vector.get(key).is_some_and(|value| value.eq_ignore_ascii_case("yes"))
 }
 
 fn disk(element: &Element) -> Result<Disk, Error> {
@@ -333,10 +331,7 @@ mod tests {
                   <GRAPHICS><PASSWD>hush</PASSWD></GRAPHICS></TEMPLATE>\
                   <USER_TEMPLATE><OCI><ENV>KEY=hush</ENV></OCI></USER_TEMPLATE></VM>";
         let shown = format!("{:?}", parse(vm.as_bytes()).unwrap());
-        assert!(
-            !shown.contains("hush") && shown.contains("PASSWORD"),
-            "{shown}"
-        );
+        assert!(!shown.contains("hush") && shown.contains("PASSWORD"), "{shown}");
     }
 
     #[test]
@@ -346,16 +341,10 @@ mod tests {
             ("<VMM_DRIVER_ACTION_DATA/>", "holds no VM"),
             ("<VM/>", "VM has no ID"),
             ("<VM><ID>7</ID></VM>", "no TEMPLATE"),
-            (
-                "<VM><ID>7</ID><ID>7</ID><TEMPLATE/></VM>",
-                "more than one VM/ID",
-            ),
+            ("<VM><ID>7</ID><ID>7</ID><TEMPLATE/></VM>", "more than one VM/ID"),
             ("<VM><ID>-1</ID><TEMPLATE/></VM>", "not the number of a VM"),
             ("<VM><ID>7\n</ID><TEMPLATE/></VM>", "not the number of a VM"),
-            (
-                "<VM><ID>7</ID><TEMPLATE><DISK/></TEMPLATE></VM>",
-                "no DISK_ID",
-            ),
+            ("<VM><ID>7</ID><TEMPLATE><DISK/></TEMPLATE></VM>", "no DISK_ID"),
             (
                 "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>-1</DISK_ID></DISK></TEMPLATE></VM>",
                 "DISK_ID is \"-1\"",

@@ -179,10 +179,7 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         cause: Cause::Script,
     };
     let Some(action) = Action::from_name(action) else {
-        return Err(script(format!(
-            "Action {:?} is unknown to ocivisor",
-            clip(action)
-        )));
+        return Err(script(format!("Action {:?} is unknown to ocivisor", clip(action))));
     };
     let make: fn(OneId) -> VmmCall = match action {
         Action::Deploy => return deploy(argv, stdin),
@@ -224,17 +221,12 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
 }
 
 fn refuse(call: &Invocation, error: Error) -> Refusal {
-    Refusal {
-        error,
-        cause: Cause::Call(call.action, Some(call.vm)),
-    }
+    Refusal { error, cause: Cause::Call(call.action, Some(call.vm)) }
 }
 
 fn invocation<A: AsRef<OsStr>>(action: Action, argv: &[A]) -> Result<Invocation, Refusal> {
-    Invocation::parse(action, argv).map_err(|error| Refusal {
-        error,
-        cause: Cause::Call(action, None),
-    })
+    Invocation::parse(action, argv)
+        .map_err(|error| Refusal { error, cause: Cause::Call(action, None) })
 }
 
 /// An admin who calls a script by hand has no XML.
@@ -244,10 +236,9 @@ fn is_blank(stdin: &[u8]) -> bool {
 
 fn same_vm(call: &Invocation, named: Option<OneId>) -> Result<(), Error> {
     match named {
-        Some(named) if named != call.vm => Err(invalid(format!(
-            "the XML is about VM {named}, the arguments about VM {}",
-            call.vm
-        ))),
+        Some(named) if named != call.vm => {
+            Err(invalid(format!("the XML is about VM {named}, the arguments about VM {}", call.vm)))
+        }
         _ => Ok(()),
     }
 }
@@ -261,24 +252,19 @@ fn deploy<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal>
         spec::to_spec(&vm, vm_dir(file, call.vm)?.as_path())
     };
     let (spec, notes) = made().map_err(|error| refuse(&call, error))?;
-    Ok(VmmCall::Deploy {
-        vm: call.vm,
-        spec: Box::new(spec),
-        notes,
-    })
+    Ok(VmmCall::Deploy { vm: call.vm, spec: Box::new(spec), notes })
 }
 
 /// The directory of the deployment file, `<datastores>/<system datastore>/<vm>`. That it ends with
 /// the VM's number keeps a mix-up from starting a guest on another VM's disks.
 fn vm_dir(file: &Path, vm: OneId) -> Result<std::path::PathBuf, Error> {
     let dir = normal_path(file).and_then(|file| file.parent().map(Path::to_owned));
-    dir.filter(|dir| dir.file_name() == Some(OsStr::new(&vm.to_string())))
-        .ok_or_else(|| {
-            invalid(format!(
-                "deployment file {:?} is not in a directory of VM {vm}",
-                clip(&file.to_string_lossy())
-            ))
-        })
+    dir.filter(|dir| dir.file_name() == Some(OsStr::new(&vm.to_string()))).ok_or_else(|| {
+        invalid(format!(
+            "deployment file {:?} is not in a directory of VM {vm}",
+            clip(&file.to_string_lossy())
+        ))
+    })
 }
 
 fn cancel<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
@@ -287,15 +273,12 @@ fn cancel<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal>
     if !is_blank(stdin) {
         match vm::parse_id(stdin) {
             Ok(named) => same_vm(&call, named).map_err(|error| refuse(&call, error))?,
-            Err(error) => notes.add(format_args!(
-                "{error}: cancelling by the arguments of the script alone"
-            )),
+            Err(error) => {
+                notes.add(format_args!("{error}: cancelling by the arguments of the script alone"));
+            }
         }
     }
-    Ok(VmmCall::Cancel {
-        vm: call.vm,
-        notes: notes.into_vec(),
-    })
+    Ok(VmmCall::Cancel { vm: call.vm, notes: notes.into_vec() })
 }
 
 #[cfg(test)]

@@ -104,10 +104,7 @@ pub struct Element {
 
 impl Element {
     fn named(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            ..Self::default()
-        }
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
     /// The only child of that name, or none.
@@ -149,9 +146,8 @@ pub fn read(bytes: &[u8]) -> Result<Element, XmlError> {
     if bytes.len() > MAX_INPUT {
         return Err(XmlError::TooLarge);
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| XmlError::NotUtf8 {
-        at: error.valid_up_to() as u64,
-    })?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| XmlError::NotUtf8 { at: error.valid_up_to() as u64 })?;
     if text.trim().is_empty() {
         return Err(XmlError::Empty);
     }
@@ -170,10 +166,7 @@ pub fn read(bytes: &[u8]) -> Result<Element, XmlError> {
     if !tree.open.is_empty() {
         return Err(XmlError::Truncated { at: end });
     }
-    tree.root.ok_or(XmlError::Malformed {
-        at: 0,
-        what: "there is no element".into(),
-    })
+    tree.root.ok_or(XmlError::Malformed { at: 0, what: "there is no element".into() })
 }
 
 #[derive(PartialEq, Eq)]
@@ -255,18 +248,12 @@ impl Tree {
 }
 
 fn outside(at: u64) -> XmlError {
-    XmlError::Malformed {
-        at,
-        what: "there is something outside the root element".into(),
-    }
+    XmlError::Malformed { at, what: "there is something outside the root element".into() }
 }
 
 /// A character by number, or one of the five names of XML 1.0 section 4.6.
 fn resolve(reference: &BytesRef<'_>, at: u64) -> Result<char, XmlError> {
-    let refused = || XmlError::Entity {
-        name: crate::clip(reference),
-        at,
-    };
+    let refused = || XmlError::Entity { name: crate::clip(reference), at };
     if reference.is_char_ref() {
         // Section 2.2: no NUL, no other control characters but these.
         let allowed = |c: &char| !c.is_control() || matches!(c, '\t' | '\n' | '\r' | '\u{80}'..);
@@ -296,10 +283,7 @@ fn malformed(error: &XmlErrorKind, at: u64, len: usize) -> XmlError {
             | SyntaxError::UnclosedSingleQuotedAttributeValue
             | SyntaxError::UnclosedDoubleQuotedAttributeValue,
         ) => XmlError::Truncated { at: len as u64 },
-        other => XmlError::Malformed {
-            at,
-            what: crate::clip(&other.to_string()),
-        },
+        other => XmlError::Malformed { at, what: crate::clip(&other.to_string()) },
     }
 }
 

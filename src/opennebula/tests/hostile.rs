@@ -1,9 +1,6 @@
 //! Documents of an attacker.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot set itself up has failed"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::time::{Duration, Instant};
 
@@ -32,10 +29,7 @@ fn refuse(document: &[u8]) {
     assert!(took < Duration::from_secs(2), "{took:?}: {shown}");
     let said = refusal.answer().stderr;
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(
-        said.starts_with("Cannot deploy VM 7: ") && said.ends_with(".\n"),
-        "{said}"
-    );
+    assert!(said.starts_with("Cannot deploy VM 7: ") && said.ends_with(".\n"), "{said}");
     assert!(said.len() < 1200, "{said}");
 }
 
@@ -65,31 +59,13 @@ fn floods_of_devices_and_keys_cost_no_time() {
     let disk = |n| format!("<DISK><DISK_ID>{n}</DISK_ID></DISK>");
     let nic = |n| format!("<NIC><NIC_ID>{n}</NIC_ID><MAC>02:00:00:00:00:01</MAC></NIC>");
     let eth = |n| format!("<ETH{n}_MAC>02:00:00:00:00:02</ETH{n}_MAC>");
-    let alias = |n| {
-        format!(
-            "<ETH0_ALIAS{n}_IP6>fd00::{:x}</ETH0_ALIAS{n}_IP6>",
-            n % 65_536
-        )
-    };
+    let alias = |n| format!("<ETH0_ALIAS{n}_IP6>fd00::{:x}</ETH0_ALIAS{n}_IP6>", n % 65_536);
     let context = |keys: &str| format!("<CONTEXT><NETWORK>YES</NETWORK>{keys}</CONTEXT>");
     refuse(template(&many(&nic, 30_000), "").as_bytes());
-    refuse(
-        template(
-            &(nic(0) + &nic(1) + &context(&many(&eth, 60_000)) + DISK),
-            "",
-        )
-        .as_bytes(),
-    );
+    refuse(template(&(nic(0) + &nic(1) + &context(&many(&eth, 60_000)) + DISK), "").as_bytes());
     refuse(template(&(nic(0) + &context(&many(&alias, 60_000)) + DISK), "").as_bytes());
-    refuse(
-        template(&many(&disk, 60_000), "")
-            .replace("DISK_ID>5<", "DISK_ID>4<")
-            .as_bytes(),
-    );
-    let boot = format!(
-        "<OS><BOOT>{}disk9</BOOT></OS>{DISK}",
-        "disk0,".repeat(500_000)
-    );
+    refuse(template(&many(&disk, 60_000), "").replace("DISK_ID>5<", "DISK_ID>4<").as_bytes());
+    let boot = format!("<OS><BOOT>{}disk9</BOOT></OS>{DISK}", "disk0,".repeat(500_000));
     refuse(template(&boot, "").as_bytes());
     let env = |n| format!("A{n}=1,");
     let oci = format!("<OCI><ENV>{}</ENV></OCI>", many(&env, 300_000));
@@ -122,16 +98,8 @@ fn doubtful_devices_are_refused() {
 
 #[test]
 fn shell_metacharacters_stay_data() {
-    for evil in [
-        "$(id)",
-        "`id`",
-        "a;id",
-        "a|id",
-        "%n%s",
-        "-oProxyCommand=id",
-        "a'b",
-        "&amp;&amp;",
-    ] {
+    for evil in ["$(id)", "`id`", "a;id", "a|id", "%n%s", "-oProxyCommand=id", "a'b", "&amp;&amp;"]
+    {
         let text = evil.replace("&amp;", "&");
         let rest = format!(
             "{DISK}<CONTEXT><SET_HOSTNAME>{evil}</SET_HOSTNAME><START_SCRIPT>{evil}</START_SCRIPT>\
@@ -141,18 +109,11 @@ fn shell_metacharacters_stay_data() {
         let user = format!("<OCI><ENV>A={evil}</ENV><WORKDIR>/{evil}</WORKDIR></OCI><X>{evil}</X>");
         let document = template(&rest, &user).replace("<NAME>n<", &format!("<NAME>{evil}<"));
         let call = vmm::plan("deploy", &[FILE, "h", "7", "h"], document.as_bytes()).unwrap();
-        let VmmCall::Deploy { spec, .. } = &call else {
-            panic!("{call:?}")
-        };
+        let VmmCall::Deploy { spec, .. } = &call else { panic!("{call:?}") };
         assert_eq!(spec.name.as_str(), text);
         assert_eq!(spec.boot.env, [("A".to_owned(), text.clone())]);
         assert_eq!(spec.boot.workdir, Some(format!("/{text}")));
-        assert!(
-            spec.hostname
-                .as_str()
-                .bytes()
-                .all(|c| c.is_ascii_alphanumeric() || c == b'-')
-        );
+        assert!(spec.hostname.as_str().bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-'));
         assert!(!call.success().stdout.contains(&text));
     }
 }
@@ -164,30 +125,17 @@ fn a_bridge_with_odd_characters_is_a_name_and_nothing_else() {
                <BRIDGE_TYPE>linux</BRIDGE_TYPE></NIC>";
     let document = template(&format!("{DISK}{nic}"), "");
     let call = vmm::plan("deploy", &[FILE, "h", "7", "h"], document.as_bytes()).unwrap();
-    let VmmCall::Deploy { spec, .. } = &call else {
-        panic!("{call:?}")
-    };
+    let VmmCall::Deploy { spec, .. } = &call else { panic!("{call:?}") };
     assert_eq!(spec.nics[0].bridge, Bridge::Linux("br;id".parse().unwrap()));
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let dir = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/fixtures/opennebula"
-    );
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/opennebula");
     let recorded = ["1382-vmm-deploy", "0623-vmm-cancel", "1490-vmm-deploy"].map(|name| {
         let text = std::fs::read_to_string(format!("{dir}/{name}/stdin")).unwrap();
         // As VM 7, so that mutants get beyond the check of the id.
-        let id = text
-            .split_once("<ID>")
-            .unwrap()
-            .1
-            .split_once('<')
-            .unwrap()
-            .0
-            .to_owned();
-        text.replace(&format!("<ID>{id}</ID>"), "<ID>7</ID>")
-            .into_bytes()
+        let id = text.split_once("<ID>").unwrap().1.split_once('<').unwrap().0.to_owned();
+        text.replace(&format!("<ID>{id}</ID>"), "<ID>7</ID>").into_bytes()
     });
     recorded.into()
 }

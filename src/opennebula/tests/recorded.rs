@@ -1,9 +1,6 @@
 //! Calls recorded from OpenNebula, from bytes to plan.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot set itself up has failed"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,13 +17,8 @@ struct Call {
 }
 
 fn recorded() -> Vec<Call> {
-    let dir = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/fixtures/opennebula"
-    );
-    let entries = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/opennebula");
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut dirs: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
     dirs.sort();
     let call = |dir: &PathBuf| {

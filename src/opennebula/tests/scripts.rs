@@ -1,9 +1,6 @@
 //! The scripts that OpenNebula calls.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot set itself up has failed"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -15,10 +12,7 @@ use std::sync::Mutex;
 use ocivisor_opennebula::Action;
 
 fn dir() -> PathBuf {
-    let root = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../driver-scripts/opennebula"
-    );
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../driver-scripts/opennebula");
     Path::new(root).join("remotes/vmm/ocivisor")
 }
 
@@ -26,10 +20,7 @@ fn dir() -> PathBuf {
 /// open for writing for a moment, and the kernel then refuses to run it (ETXTBSY).
 static SPAWN: Mutex<()> = Mutex::new(());
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test of the scripts has to run them"
-)]
+#[expect(clippy::disallowed_methods, reason = "a test of the scripts has to run them")]
 fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     Command::new(program)
 }
@@ -37,9 +28,8 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 #[test]
 fn there_is_one_for_every_action_and_nothing_else() {
     let names = fs::read_dir(dir()).unwrap();
-    let mut names: Vec<String> = names
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort_unstable();
     let mut wanted = Action::ALL.map(Action::name);
     wanted.sort_unstable();
@@ -80,10 +70,8 @@ fn a_script_passes_everything_on() {
     let temp = tempfile::tempdir().unwrap();
     let fake = temp.path().join("fake binary");
     let mut file = File::create(&fake).unwrap();
-    file.write_all(b"#!/bin/sh\nprintf '<%s>' \"$@\"\ncat\nexit 3\n")
-        .unwrap();
-    file.set_permissions(fs::Permissions::from_mode(0o755))
-        .unwrap();
+    file.write_all(b"#!/bin/sh\nprintf '<%s>' \"$@\"\ncat\nexit 3\n").unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
     drop(file);
     for (action, argv) in [
         ("cancel", &["", "node 1", "7", "$(id) 'x'"][..]),

@@ -9,10 +9,7 @@
 //! [`Peer`](crate::Peer) is in the extensions. The future of a method is dropped when its client
 //! hangs up, at any `.await`: work that must be finished belongs in a task of its own.
 
-#![expect(
-    clippy::too_many_arguments,
-    reason = "vm.exec has as many parameters on the wire"
-)]
+#![expect(clippy::too_many_arguments, reason = "vm.exec has as many parameters on the wire")]
 
 use jsonrpsee::proc_macros::rpc;
 use ocivisor_core::ids::{OpId, RequestId, VmId};

@@ -102,10 +102,7 @@ pub fn bind(path: &Path, gid: Option<u32>) -> Result<(UnixListener, SocketFile),
             reason = "a socket in a run directory: there is nothing to make durable"
         )]
         std::fs::rename(&temporary, path).map_err(fail("rename"))?;
-        Ok(SocketFile {
-            path: path.to_owned(),
-            identity: (meta.dev(), meta.ino()),
-        })
+        Ok(SocketFile { path: path.to_owned(), identity: (meta.dev(), meta.ino()) })
     };
     match finish() {
         Ok(file) => Ok((listener, file)),
@@ -132,22 +129,14 @@ fn refuse_if_used(path: &Path) -> Result<(), BindError> {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => {
-            return Err(BindError::Io {
-                what: "look at",
-                path,
-                source,
-            });
+            return Err(BindError::Io { what: "look at", path, source });
         }
     }
     match try_connect(&path) {
         // EAGAIN: somebody listens and the queue is full (connect(2)).
         Ok(()) | Err(Errno::AGAIN) => Err(BindError::InUse { path }),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
-        Err(error) => Err(BindError::Io {
-            what: "connect to",
-            path,
-            source: error.into(),
-        }),
+        Err(error) => Err(BindError::Io { what: "connect to", path, source: error.into() }),
     }
 }
 
@@ -213,10 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x".repeat(200));
         let error = bind(&path, None).unwrap_err();
-        assert!(
-            matches!(error, BindError::Io { what: "bind", .. }),
-            "{error}"
-        );
+        assert!(matches!(error, BindError::Io { what: "bind", .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -262,26 +262,15 @@ impl Client {
         let patience = methods::find(method).map_or(Patience::Quick, |method| method.patience);
         let after = patience.limit();
         let exchange = self.exchange(method, body);
-        let (status, body) =
-            tokio::time::timeout(after, exchange)
-                .await
-                .map_err(|_| ClientError::Timeout {
-                    path: self.path.clone(),
-                    method: method.to_owned(),
-                    after,
-                })??;
+        let (status, body) = tokio::time::timeout(after, exchange).await.map_err(|_| {
+            ClientError::Timeout { path: self.path.clone(), method: method.to_owned(), after }
+        })??;
         match serde_json::from_slice::<Answer>(&body) {
-            Ok(Answer {
-                error: Some(error), ..
-            }) => Err(ClientError::Api(ApiError::from(&error))),
-            Ok(Answer {
-                result: Some(result),
-                ..
-            }) => serde_json::from_str(result.get()).map_err(|e| protocol(&e)),
-            Ok(Answer {
-                error: None,
-                result: None,
-            }) => Err(protocol(&"neither result nor error")),
+            Ok(Answer { error: Some(error), .. }) => Err(ClientError::Api(ApiError::from(&error))),
+            Ok(Answer { result: Some(result), .. }) => {
+                serde_json::from_str(result.get()).map_err(|e| protocol(&e))
+            }
+            Ok(Answer { error: None, result: None }) => Err(protocol(&"neither result nor error")),
             Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
                 let error = ApiError::new(ErrorKind::Exhausted, String::from_utf8_lossy(&body));
                 Err(ClientError::Api(error))
@@ -309,9 +298,8 @@ impl Client {
         let mut answered = began;
         loop {
             let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
-            let wait = left.map_or(MAX_WAIT_MS, |left| {
-                u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-            });
+            let wait = left
+                .map_or(MAX_WAIT_MS, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
             match self.op_wait(Text(op), wait.min(MAX_WAIT_MS)).await {
                 Ok(status) => {
                     answered = Instant::now();

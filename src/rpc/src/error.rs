@@ -86,12 +86,7 @@ impl std::error::Error for ApiError {}
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        Self {
-            error,
-            vm: None,
-            op: None,
-            step: None,
-        }
+        Self { error, vm: None, op: None, step: None }
     }
 }
 
@@ -128,9 +123,7 @@ pub fn kind_of(code: i32) -> Option<ErrorKind> {
             Some(ErrorKind::Invalid)
         }
         METHOD_NOT_FOUND_CODE => Some(ErrorKind::Unsupported),
-        _ => ErrorKind::ALL
-            .into_iter()
-            .find(|kind| code_of(*kind) == code),
+        _ => ErrorKind::ALL.into_iter().find(|kind| code_of(*kind) == code),
     }
 }
 

@@ -34,10 +34,7 @@ impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate {
-            inner,
-            calls: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
-        }
+        Gate { inner, calls: Arc::new(Semaphore::new(MAX_IN_FLIGHT)) }
     }
 }
 
@@ -137,12 +134,7 @@ mod tests {
 
     #[test]
     fn each_method_needs_its_role() {
-        let peer = |role| Peer {
-            uid: 7,
-            gids: vec![7],
-            pid: None,
-            role,
-        };
+        let peer = |role| Peer { uid: 7, gids: vec![7], pid: None, role };
         let allowed = |role, name| check(Some(&peer(role)), name).is_ok();
         for (name, none, read, operate) in [
             ("vm.list", false, true, true),

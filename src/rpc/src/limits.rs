@@ -32,10 +32,7 @@ pub struct Slot {
 
 impl Limits {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            most,
-            taken: Mutex::default(),
-        })
+        Arc::new(Self { most, taken: Mutex::default() })
     }
 
     /// A place for this peer, if there is one: admins may have all, others half.
@@ -52,20 +49,13 @@ impl Limits {
         }
         taken.all += 1;
         taken.by_uid.insert(peer.uid, of_uid + 1);
-        Some(Slot {
-            limits: Arc::clone(self),
-            uid: peer.uid,
-        })
+        Some(Slot { limits: Arc::clone(self), uid: peer.uid })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut taken = self
-            .limits
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.limits.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all = taken.all.saturating_sub(1);
         if let Some(count) = taken.by_uid.get_mut(&self.uid) {
             *count = count.saturating_sub(1);
@@ -81,12 +71,7 @@ mod tests {
     use super::*;
 
     fn peer(uid: u32, role: Option<Role>) -> Peer {
-        Peer {
-            uid,
-            gids: vec![uid],
-            pid: None,
-            role,
-        }
+        Peer { uid, gids: vec![uid], pid: None, role }
     }
 
     #[test]
@@ -95,9 +80,8 @@ mod tests {
         let operator = peer(7, Some(Role::Operate));
         let held: Vec<Slot> = (0..2).map(|_| limits.take(&operator).unwrap()).collect();
         assert!(limits.take(&operator).is_none());
-        let admin: Vec<Slot> = (0..2)
-            .map(|_| limits.take(&peer(0, Some(Role::Admin))).unwrap())
-            .collect();
+        let admin: Vec<Slot> =
+            (0..2).map(|_| limits.take(&peer(0, Some(Role::Admin))).unwrap()).collect();
         assert!(limits.take(&peer(0, Some(Role::Admin))).is_none());
         drop(admin);
         drop(held);

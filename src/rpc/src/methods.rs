@@ -71,14 +71,7 @@ const fn method(
     params: &'static [Param],
     reply: &'static str,
 ) -> Method {
-    Method {
-        name,
-        role,
-        patience,
-        about,
-        params,
-        reply,
-    }
+    Method { name, role, patience, about, params, reply }
 }
 
 const REQUEST: Param = param(
@@ -130,11 +123,7 @@ pub const METHODS: &[Method] = &[
         &[
             REQUEST,
             VM,
-            param(
-                "timeout_ms",
-                "integer",
-                "milliseconds that the guest may take",
-            ),
+            param("timeout_ms", "integer", "milliseconds that the guest may take"),
             param(
                 "force",
                 "boolean",
@@ -184,14 +173,7 @@ pub const METHODS: &[Method] = &[
         &[REQUEST, VM],
         "OperationReply",
     ),
-    method(
-        "vm.list",
-        Role::Read,
-        Patience::Quick,
-        "All VMs, by id.",
-        &[],
-        "[VmSummary]",
-    ),
+    method("vm.list", Role::Read, Patience::Quick, "All VMs, by id.", &[], "[VmSummary]"),
     method(
         "vm.get",
         Role::Operate,
@@ -228,14 +210,7 @@ pub const METHODS: &[Method] = &[
         Role::Operate,
         Patience::Quick,
         "The last bytes of a VM's console log.",
-        &[
-            VM,
-            param(
-                "max_bytes",
-                "integer",
-                "most bytes wanted; the daemon may give fewer",
-            ),
-        ],
+        &[VM, param("max_bytes", "integer", "most bytes wanted; the daemon may give fewer")],
         "LogReply",
     ),
     method(
@@ -253,14 +228,7 @@ pub const METHODS: &[Method] = &[
         ],
         "OpStatusReply",
     ),
-    method(
-        "op.get",
-        Role::Read,
-        Patience::Quick,
-        "Where an operation is.",
-        &[OP],
-        "OpStatusReply",
-    ),
+    method("op.get", Role::Read, Patience::Quick, "Where an operation is.", &[OP], "OpStatusReply"),
     method(
         "events.since",
         Role::Read,
@@ -322,22 +290,8 @@ pub const METHODS: &[Method] = &[
         ],
         "DiskInfo",
     ),
-    method(
-        "host.info",
-        Role::Read,
-        Patience::Quick,
-        "The host and its daemon.",
-        &[],
-        "HostInfo",
-    ),
-    method(
-        "daemon.version",
-        Role::Read,
-        Patience::Quick,
-        "Who answers.",
-        &[],
-        "VersionReply",
-    ),
+    method("host.info", Role::Read, Patience::Quick, "The host and its daemon.", &[], "HostInfo"),
+    method("daemon.version", Role::Read, Patience::Quick, "Who answers.", &[], "VersionReply"),
 ];
 
 /// The method of that name.

@@ -48,11 +48,7 @@ pub struct RolePolicy {
 impl Default for RolePolicy {
     /// Root alone.
     fn default() -> Self {
-        Self {
-            admin_uids: vec![0],
-            operate_gids: Vec::new(),
-            read_gids: Vec::new(),
-        }
+        Self { admin_uids: vec![0], operate_gids: Vec::new(), read_gids: Vec::new() }
     }
 }
 
@@ -95,12 +91,7 @@ impl Peer {
         let cred = stream.peer_cred()?;
         let mut gids = vec![cred.gid()];
         gids.extend(groups::of(stream)?);
-        Ok(Self {
-            uid: cred.uid(),
-            role: policy.role_of(cred.uid(), &gids),
-            gids,
-            pid: cred.pid(),
-        })
+        Ok(Self { uid: cred.uid(), role: policy.role_of(cred.uid(), &gids), gids, pid: cred.pid() })
     }
 }
 
@@ -110,11 +101,8 @@ mod tests {
 
     #[test]
     fn the_highest_role_counts_and_strangers_have_none() {
-        let policy = RolePolicy {
-            admin_uids: vec![0, 1000],
-            operate_gids: vec![50],
-            read_gids: vec![60],
-        };
+        let policy =
+            RolePolicy { admin_uids: vec![0, 1000], operate_gids: vec![50], read_gids: vec![60] };
         for (uid, gids, want) in [
             (0, vec![0], Some(Role::Admin)),
             (1000, vec![60], Some(Role::Admin)),
@@ -134,14 +122,8 @@ mod tests {
         let peer = Peer::of(&ours, &RolePolicy::default()).unwrap();
         assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Groups:"))
-            .unwrap();
-        let mut want: Vec<u32> = line
-            .split_whitespace()
-            .map(|gid| gid.parse().unwrap())
-            .collect();
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+        let mut want: Vec<u32> = line.split_whitespace().map(|gid| gid.parse().unwrap()).collect();
         let mut got = peer.gids[1..].to_vec();
         want.sort_unstable();
         got.sort_unstable();

@@ -122,11 +122,7 @@ impl Server {
         let (listener, file) = bind::bind(&config.socket, config.group)?;
         listener.set_nonblocking(true).map_err(fail("set up"))?;
         let listener = UnixListener::from_std(listener).map_err(fail("set up"))?;
-        Ok(Self {
-            config,
-            listener,
-            file,
-        })
+        Ok(Self { config, listener, file })
     }
 
     /// Path of the socket.
@@ -137,11 +133,7 @@ impl Server {
 
     /// Answers until `stop` is ready; then calls under way have a moment, and the socket goes.
     pub async fn serve(self, api: impl ApiServer, stop: impl Future<Output = ()>) {
-        let Self {
-            config,
-            listener,
-            file,
-        } = self;
+        let Self { config, listener, file } = self;
         let grace = config.grace;
         let (stop_handle, server_handle) = stop_channel();
         let shared = Arc::new(Shared {
@@ -218,14 +210,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
     let slot = Arc::new(slot);
     let service = service_fn({
         let shared = Arc::clone(&shared);
-        move |request| {
-            answer(
-                request,
-                Arc::clone(&shared),
-                peer.clone(),
-                Arc::clone(&slot),
-            )
-        }
+        move |request| answer(request, Arc::clone(&shared), peer.clone(), Arc::clone(&slot))
     });
     let io = TokioIo::new(Stall::new(stream, shared.config.write_timeout));
     let connection = hyper::server::conn::http1::Builder::new()
@@ -286,9 +271,7 @@ async fn answer(
     request.extensions_mut().insert(peer);
     // A WebSocket outlives the HTTP connection; its extensions keep the place taken.
     request.extensions_mut().insert(slot);
-    let mut service = builder
-        .clone()
-        .build(shared.methods.clone(), shared.stop.clone());
+    let mut service = builder.clone().build(shared.methods.clone(), shared.stop.clone());
     let answered = if jsonrpsee::server::ws::is_upgrade_request(&request) {
         if !has_role {
             return Ok(failure(
@@ -326,17 +309,11 @@ async fn answer(
                 ));
             }
         };
-        service
-            .call(Request::from_parts(parts, Full::new(bytes)))
-            .await
+        service.call(Request::from_parts(parts, Full::new(bytes))).await
     };
     Ok(answered.unwrap_or_else(|error: BoxError| {
         tracing::warn!("request failed: {error}");
-        failure(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            ErrorKind::Host,
-            "the request failed",
-        )
+        failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Host, "the request failed")
     }))
 }
 
@@ -368,11 +345,7 @@ async fn read(mut body: Incoming, limit: u32) -> Result<Bytes, ReadError> {
             kept = Vec::new();
         }
     }
-    if seen > limit {
-        Err(ReadError::TooLarge)
-    } else {
-        Ok(kept.into())
-    }
+    if seen > limit { Err(ReadError::TooLarge) } else { Ok(kept.into()) }
 }
 
 /// An error before any method was called, in the form of an answer to one.
@@ -382,16 +355,12 @@ fn failure(status: StatusCode, kind: ErrorKind, message: &str) -> HttpResponse {
     let mut response = Response::new(HttpBody::from(body.to_string()));
     *response.status_mut() = status;
     let json = hyper::header::HeaderValue::from_static("application/json; charset=utf-8");
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, json);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
     response
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
     }
 }

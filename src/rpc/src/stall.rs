@@ -21,11 +21,7 @@ pub struct Stall<S> {
 
 impl<S> Stall<S> {
     pub fn new(stream: S, limit: Duration) -> Self {
-        Self {
-            stream,
-            limit,
-            timer: None,
-        }
+        Self { stream, limit, timer: None }
     }
 
     fn watch<T>(
@@ -38,9 +34,7 @@ impl<S> Stall<S> {
             return polled;
         }
         let limit = self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         match timer.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,

@@ -1,9 +1,5 @@
 //! What the client says when there is no daemon, and how it waits.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -18,9 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
 async fn a_daemon_that_is_not_there_is_named_with_advice() {
-    let error = Client::connect("/nonexistent/ocivisord.sock")
-        .await
-        .unwrap_err();
+    let error = Client::connect("/nonexistent/ocivisord.sock").await.unwrap_err();
     assert!(error.is_unreachable());
     assert_eq!(
         error.to_string(),
@@ -39,10 +33,7 @@ async fn what_is_no_daemon_of_ours_is_told() {
     let (probe, _) = listener.accept().await.unwrap();
     drop(probe);
     for (answer, want) in [
-        (
-            &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"[..],
-            "makes no sense: HTTP 200 OK: hi",
-        ),
+        (&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"[..], "makes no sense: HTTP 200 OK: hi"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
             "makes no sense: neither result nor error",
@@ -80,10 +71,8 @@ async fn an_operation_that_takes_too_long_is_named() {
     let client = Client::connect(&server.path).await.unwrap();
     let limit = Some(Duration::from_millis(300));
     let mut steps = Vec::new();
-    let error = client
-        .wait_op(ENDLESS, limit, |status| steps.push(status.step.clone()))
-        .await
-        .unwrap_err();
+    let error =
+        client.wait_op(ENDLESS, limit, |status| steps.push(status.step.clone())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.api().unwrap().op, Some(ENDLESS));
     assert_eq!(steps[0].as_deref(), Some("wait for the guest"));

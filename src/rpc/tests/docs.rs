@@ -1,9 +1,5 @@
 //! The table of methods is that of the trait, and `docs/api.md` is made of it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -77,12 +73,7 @@ fn section(out: &mut String, method: &Method) {
     if !method.params.is_empty() {
         out.push_str("\n| parameter | type | meaning |\n|---|---|---|\n");
         for param in method.params {
-            writeln!(
-                out,
-                "| `{}` | {} | {} |",
-                param.name, param.json, param.about
-            )
-            .unwrap();
+            writeln!(out, "| `{}` | {} | {} |", param.name, param.json, param.about).unwrap();
         }
     }
     for (title, kind) in [("Request", "request"), ("Answer", "reply")] {
@@ -165,14 +156,7 @@ Each role may do what those before it may.
          and a text as `data`, if any.\n\n| code | kind | meaning |\n|---|---|---|\n",
     );
     for kind in ErrorKind::ALL {
-        writeln!(
-            out,
-            "| {} | `{}` | {} |",
-            code_of(kind),
-            kind.name(),
-            meaning(kind)
-        )
-        .unwrap();
+        writeln!(out, "| {} | `{}` | {} |", code_of(kind), kind.name(), meaning(kind)).unwrap();
     }
     let example = serde_json::to_string_pretty(&golden("error.conflict.reply.json")).unwrap();
     writeln!(out, "\n```json\n{example}\n```").unwrap();

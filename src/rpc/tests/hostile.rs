@@ -1,9 +1,5 @@
 //! Peers that waste our time, or send what they should not.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -67,15 +63,9 @@ async fn what_is_not_http_is_refused_and_the_next_client_is_served() {
     }
     let many = "X: y\r\n".repeat(1000);
     let answer = raw(&server, format!("POST / HTTP/1.1\r\n{many}\r\n").as_bytes()).await;
-    assert_eq!(
-        status(&answer),
-        "HTTP/1.1 431 Request Header Fields Too Large"
-    );
+    assert_eq!(status(&answer), "HTTP/1.1 431 Request Header Fields Too Large");
     let get = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    assert_eq!(
-        status(&raw(&server, get).await),
-        "HTTP/1.1 405 Method Not Allowed"
-    );
+    assert_eq!(status(&raw(&server, get).await), "HTTP/1.1 405 Method Not Allowed");
     let client = Client::connect(&server.path).await.unwrap();
     assert_eq!(client.daemon_version().await.unwrap().api, 1);
     server.stop().await;
@@ -94,22 +84,10 @@ async fn what_is_not_json_rpc_is_refused() {
         (b"\xff\xfe", -32700),
         (deep.as_bytes(), -32700),
         (br#"{"jsonrpc":"1.0","id":1,"method":"vm.list"}"#, -32600),
-        (
-            br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":{"vm":7}}"#,
-            -32602,
-        ),
-        (
-            br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":{"vm":null}}"#,
-            -32602,
-        ),
-        (
-            br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":"one-1"}"#,
-            -32602,
-        ),
-        (
-            br#"{"jsonrpc":"2.0","id":1,"method":"op.get","params":{"op":"op-07"}}"#,
-            -32602,
-        ),
+        (br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":{"vm":7}}"#, -32602),
+        (br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":{"vm":null}}"#, -32602),
+        (br#"{"jsonrpc":"2.0","id":1,"method":"vm.get","params":"one-1"}"#, -32602),
+        (br#"{"jsonrpc":"2.0","id":1,"method":"op.get","params":{"op":"op-07"}}"#, -32602),
         (
             br#"{"jsonrpc":"2.0","id":1,"method":"vm.log","params":{"vm":"a","max_bytes":-1}}"#,
             -32602,
@@ -170,11 +148,8 @@ async fn oversized_requests_are_refused_and_read_to_the_end() {
 #[tokio::test]
 async fn strangers_are_told_so_and_may_send_little() {
     let server = Running::start(|config| {
-        config.policy = RolePolicy {
-            admin_uids: Vec::new(),
-            operate_gids: Vec::new(),
-            read_gids: Vec::new(),
-        };
+        config.policy =
+            RolePolicy { admin_uids: Vec::new(), operate_gids: Vec::new(), read_gids: Vec::new() };
     });
     let client = Client::connect(&server.path).await.unwrap();
     let error = client.daemon_version().await.unwrap_err();
@@ -250,10 +225,7 @@ async fn one_connection_too_many_is_told_so() {
     let client = Client::connect(&server.path).await.unwrap();
     let error = client.daemon_version().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
-    assert_eq!(
-        error.to_string(),
-        "too many connections, try again in a while"
-    );
+    assert_eq!(error.to_string(), "too many connections, try again in a while");
     drop(held);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -302,10 +274,7 @@ async fn waiting_calls_do_not_hold_up_others_nor_the_end_of_the_server() {
     for call in waiting {
         let error = call.await.unwrap().unwrap_err();
         assert!(
-            matches!(
-                error,
-                ClientError::Broken { .. } | ClientError::Unreachable { .. }
-            ),
+            matches!(error, ClientError::Broken { .. } | ClientError::Unreachable { .. }),
             "{error}"
         );
     }

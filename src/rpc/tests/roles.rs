@@ -1,9 +1,5 @@
 //! Who may do what, with processes that really are other users. Needs root.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -27,21 +23,13 @@ async fn answers(server: &Running, uid: u32, gid: u32, groups: &[u32]) -> BTreeM
     // The goldens and the script may be where other users cannot read.
     let dir = server.path.parent().unwrap();
     let script = dir.join("roles.py");
-    std::fs::copy(
-        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/roles.py"),
-        &script,
-    )
-    .unwrap();
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/roles.py"), &script).unwrap();
     let mut args = vec![
         script.to_str().unwrap().to_owned(),
         server.path.to_str().unwrap().to_owned(),
         uid.to_string(),
         gid.to_string(),
-        groups
-            .iter()
-            .map(u32::to_string)
-            .collect::<Vec<_>>()
-            .join(","),
+        groups.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
     ];
     for method in METHODS {
         let name = format!("{}.request.json", method.name);
@@ -103,9 +91,6 @@ async fn the_mode_of_the_socket_keeps_others_out() {
     let server = server();
     let got = answers(&server, USER, USER, &[READERS]).await;
     assert_eq!(got.len(), METHODS.len());
-    assert!(
-        got.values().all(|answer| answer == "cannot connect"),
-        "{got:?}"
-    );
+    assert!(got.values().all(|answer| answer == "cannot connect"), "{got:?}");
     server.stop().await;
 }

@@ -2,11 +2,7 @@
 //!
 //! `golden/<name>.request.json` is what is sent, `golden/<name>.reply.json` what comes back.
 //! Requests of methods are those that the typed client makes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "common/calls.rs"]
 mod calls;
@@ -100,20 +96,11 @@ fn wrong_requests() -> Vec<(String, Value)> {
             json!({"jsonrpc": "2.0", "id": 1, "method": "vm.define",
                         "params": {"request_id": "r", "spec": spec}}),
         ),
-        (
-            "method",
-            json!({"jsonrpc": "2.0", "id": 1, "method": "vm.teleport"}),
-        ),
+        ("method", json!({"jsonrpc": "2.0", "id": 1, "method": "vm.teleport"})),
         ("envelope", json!({"id": 1, "method": "vm.list"})),
-        (
-            "batch",
-            json!([{"jsonrpc": "2.0", "id": 1, "method": "vm.list"}]),
-        ),
+        ("batch", json!([{"jsonrpc": "2.0", "id": 1, "method": "vm.list"}])),
     ];
-    all.extend(
-        more.into_iter()
-            .map(|(name, request)| (format!("wrong.{name}"), request)),
-    );
+    all.extend(more.into_iter().map(|(name, request)| (format!("wrong.{name}"), request)));
     all
 }
 
@@ -187,10 +174,7 @@ async fn rust_python_and_curl_are_answered_alike() {
         assert_eq!(error.error.hint.as_deref(), Some("do not do that"));
         assert_eq!(error.step.as_deref(), Some("mount root"));
         assert_eq!(error.op.unwrap().0, 7);
-        assert_eq!(
-            error.vm.as_ref().unwrap().as_str(),
-            format!("fails-{}", kind.name())
-        );
+        assert_eq!(error.vm.as_ref().unwrap().as_str(), format!("fails-{}", kind.name()));
     }
     server.stop().await;
 }
@@ -198,10 +182,8 @@ async fn rust_python_and_curl_are_answered_alike() {
 async fn web_socket(server: &Running) -> jsonrpsee::async_client::Client {
     let stream = tokio::net::UnixStream::connect(&server.path).await.unwrap();
     let url = Url::parse("ws://localhost/").unwrap();
-    let (sender, receiver) = WsTransportClientBuilder::default()
-        .build_with_stream(url, stream)
-        .await
-        .unwrap();
+    let (sender, receiver) =
+        WsTransportClientBuilder::default().build_with_stream(url, stream).await.unwrap();
     ClientBuilder::default().build_with_tokio(sender, receiver)
 }
 

@@ -116,11 +116,8 @@ fn sum(bytes: &[u8]) -> String {
 /// It is too large to be read again.
 pub fn encode(record: &Record) -> Result<Vec<u8>, EncodeError> {
     let vm = || record.id().to_string();
-    let mut bytes =
-        serde_json::to_vec_pretty(&RecordV1::from(record)).map_err(|e| EncodeError::Json {
-            vm: vm(),
-            why: e.to_string(),
-        })?;
+    let mut bytes = serde_json::to_vec_pretty(&RecordV1::from(record))
+        .map_err(|e| EncodeError::Json { vm: vm(), why: e.to_string() })?;
     // The pretty printer ends an object with "\n}"; the tail brings its own.
     bytes.truncate(bytes.len().saturating_sub(2));
     let sum = sum(&bytes);
@@ -128,10 +125,7 @@ pub fn encode(record: &Record) -> Result<Vec<u8>, EncodeError> {
     bytes.extend_from_slice(sum.as_bytes());
     bytes.extend_from_slice(TAIL_END);
     if bytes.len() > MAX_RECORD {
-        return Err(EncodeError::TooLarge {
-            vm: vm(),
-            bytes: bytes.len(),
-        });
+        return Err(EncodeError::TooLarge { vm: vm(), bytes: bytes.len() });
     }
     Ok(bytes)
 }
@@ -150,9 +144,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         return Err(DecodeError::TooLarge { bytes: len });
     }
     let torn = || DecodeError::Torn { bytes: len };
-    let (body, tail) = bytes
-        .split_at_checked(len.saturating_sub(TAIL_LEN))
-        .ok_or_else(torn)?;
+    let (body, tail) = bytes.split_at_checked(len.saturating_sub(TAIL_LEN)).ok_or_else(torn)?;
     let stored = tail
         .strip_prefix(TAIL_START)
         .and_then(|rest| rest.strip_suffix(TAIL_END))

@@ -19,11 +19,7 @@ pub struct ErrorV1 {
 
 impl From<&Error> for ErrorV1 {
     fn from(error: &Error) -> Self {
-        Self {
-            kind: Text(error.kind),
-            message: error.message.clone(),
-            hint: error.hint.clone(),
-        }
+        Self { kind: Text(error.kind), message: error.message.clone(), hint: error.hint.clone() }
     }
 }
 

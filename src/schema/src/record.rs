@@ -223,9 +223,7 @@ impl From<&VmState> for VmStateV1 {
             VmState::Running => Self::Running,
             VmState::Paused => Self::Paused,
             VmState::Suspended => Self::Suspended,
-            VmState::Failed(reason) => Self::Failed {
-                reason: reason.clone(),
-            },
+            VmState::Failed(reason) => Self::Failed { reason: reason.clone() },
         }
     }
 }
@@ -249,15 +247,9 @@ impl From<&Request> for RequestV1 {
             Request::Define(spec) => Self::Define { spec: boxed(spec) },
             Request::Start => Self::Start,
             Request::Deploy(spec) => Self::Deploy { spec: boxed(spec) },
-            &Request::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            } => Self::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            },
+            &Request::Shutdown { timeout_ms, force, forget } => {
+                Self::Shutdown { timeout_ms, force, forget }
+            }
             &Request::Destroy { forget } => Self::Destroy { forget },
             &Request::Reboot { timeout_ms } => Self::Reboot { timeout_ms },
             Request::Reset => Self::Reset,
@@ -275,15 +267,9 @@ impl TryFrom<RequestV1> for Request {
             RequestV1::Define { spec } => Self::Define(Box::new((*spec).try_into()?)),
             RequestV1::Start => Self::Start,
             RequestV1::Deploy { spec } => Self::Deploy(Box::new((*spec).try_into()?)),
-            RequestV1::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            } => Self::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            },
+            RequestV1::Shutdown { timeout_ms, force, forget } => {
+                Self::Shutdown { timeout_ms, force, forget }
+            }
             RequestV1::Destroy { forget } => Self::Destroy { forget },
             RequestV1::Reboot { timeout_ms } => Self::Reboot { timeout_ms },
             RequestV1::Reset => Self::Reset,
@@ -301,9 +287,7 @@ impl From<&Operation> for OperationV1 {
             request: (&op.request).into(),
             phase: match &op.phase {
                 Phase::Doing => PhaseV1::Doing,
-                Phase::Undoing(error) => PhaseV1::Undoing {
-                    error: error.into(),
-                },
+                Phase::Undoing(error) => PhaseV1::Undoing { error: error.into() },
             },
             started: op.started.into(),
         }
@@ -352,10 +336,7 @@ impl TryFrom<IdRangeV1> for IdRange {
 
 impl From<ProcessRef> for ProcessV1 {
     fn from(process: ProcessRef) -> Self {
-        Self {
-            pid: process.pid,
-            start_ticks: process.start_ticks,
-        }
+        Self { pid: process.pid, start_ticks: process.start_ticks }
     }
 }
 
@@ -370,10 +351,7 @@ impl TryFrom<ProcessV1> for ProcessRef {
                 format!("process id {} is not 1 to 2147483647", process.pid),
             ));
         }
-        Ok(Self {
-            pid: process.pid,
-            start_ticks: process.start_ticks,
-        })
+        Ok(Self { pid: process.pid, start_ticks: process.start_ticks })
     }
 }
 
@@ -511,10 +489,7 @@ impl TryFrom<RecordV1> for Record {
         {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                format!(
-                    "record of vm {} holds an operation for vm {}",
-                    made.spec.id, spec.id
-                ),
+                format!("record of vm {} holds an operation for vm {}", made.spec.id, spec.id),
             ));
         }
         Ok(made)

@@ -160,10 +160,7 @@ pub struct VmInfo {
 
 impl From<&Record> for VmInfo {
     fn from(record: &Record) -> Self {
-        Self {
-            display_state: record.display_state().to_owned(),
-            record: record.into(),
-        }
+        Self { display_state: record.display_state().to_owned(), record: record.into() }
     }
 }
 

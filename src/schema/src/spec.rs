@@ -233,8 +233,7 @@ impl Fields<'_> {
 
     fn address(&self, field: &str, text: &str) -> Result<IpAddr, Error> {
         let short: String = text.chars().take(80).collect();
-        text.parse()
-            .map_err(|_| self.bad(field, &format!("{short:?} is not an IP address")))
+        text.parse().map_err(|_| self.bad(field, &format!("{short:?} is not an IP address")))
     }
 
     fn nic(&self, nic: &NicV1) -> Result<NicSpec, Error> {
@@ -307,11 +306,7 @@ impl TryFrom<VmSpecV1> for VmSpec {
             Some(text) => fields.id("hostname", text)?,
             None => Hostname::from_display(spec.name.as_ref().unwrap_or(&spec.id), &id),
         };
-        let nics = spec
-            .nics
-            .iter()
-            .map(|nic| fields.nic(nic))
-            .collect::<Result<_, _>>()?;
+        let nics = spec.nics.iter().map(|nic| fields.nic(nic)).collect::<Result<_, _>>()?;
         let r = &spec.resources;
         let made = Self {
             id,
@@ -331,9 +326,7 @@ impl TryFrom<VmSpecV1> for VmSpec {
                 pids: r.pids,
             },
             boot: fields.boot(spec.boot)?,
-            root: RootDisk {
-                path: PathBuf::from(spec.root.path),
-            },
+            root: RootDisk { path: PathBuf::from(spec.root.path) },
             nics,
             isolation: match spec.isolation {
                 IsolationV1::Default => Isolation::Default,
@@ -412,9 +405,7 @@ impl From<&VmSpec> for VmSpecV1 {
                 workdir: boot.workdir.clone(),
                 stop_signal: boot.stop_signal,
             },
-            root: RootDiskV1 {
-                path: spec.root.path.to_string_lossy().into_owned(),
-            },
+            root: RootDiskV1 { path: spec.root.path.to_string_lossy().into_owned() },
             nics: spec.nics.iter().map(NicV1::from).collect(),
             isolation: match spec.isolation {
                 Isolation::Default => IsolationV1::Default,

@@ -167,30 +167,17 @@ mod tests {
     #[test]
     fn operation_ids_have_one_text() {
         assert_eq!(OpId::from_text("op-7"), Ok(OpId(7)));
-        assert_eq!(
-            OpId::from_text("op-18446744073709551615"),
-            Ok(OpId(u64::MAX))
-        );
-        for bad in [
-            "",
-            "7",
-            "op-",
-            "op-07",
-            "op-+7",
-            "op--7",
-            "op-7 ",
-            "op-18446744073709551616",
-        ] {
+        assert_eq!(OpId::from_text("op-18446744073709551615"), Ok(OpId(u64::MAX)));
+        for bad in ["", "7", "op-", "op-07", "op-+7", "op--7", "op-7 ", "op-18446744073709551616"] {
             assert!(OpId::from_text(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn times_are_utc_with_milliseconds() {
-        for (millis, want) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (1_769_860_800_007, "2026-01-31T12:00:00.007Z"),
-        ] {
+        for (millis, want) in
+            [(0, "1970-01-01T00:00:00.000Z"), (1_769_860_800_007, "2026-01-31T12:00:00.007Z")]
+        {
             let time = TimeV1(Timestamp(millis));
             assert_eq!(time.to_string(), want);
             assert_eq!(want.parse(), Ok(time));
@@ -202,20 +189,13 @@ mod tests {
         for bad in ["", "now", "2026-01-31", "1969-12-31T23:59:59Z"] {
             assert!(bad.parse::<TimeV1>().is_err(), "{bad:?}");
         }
-        assert!(
-            TimeV1(Timestamp(u64::MAX))
-                .to_string()
-                .starts_with("9999-12-30")
-        );
+        assert!(TimeV1(Timestamp(u64::MAX)).to_string().starts_with("9999-12-30"));
     }
 
     #[test]
     fn bad_texts_are_refused_with_the_rule() {
         let error = serde_json::from_str::<Text<VmId>>("\"a/b\"").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "\"a/b\" is not a valid vm id: may hold only a-z 0-9 . _ -"
-        );
+        assert_eq!(error.to_string(), "\"a/b\" is not a valid vm id: may hold only a-z 0-9 . _ -");
         let error = serde_json::from_str::<Text<OpKind>>("\"fly\"").unwrap_err();
         assert_eq!(error.to_string(), "\"fly\" is not a known operation kind");
     }

@@ -1,9 +1,5 @@
 //! Damage of every kind is found.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -38,10 +34,7 @@ fn every_flipped_bit_is_found() {
             bytes[at] ^= 1 << bit;
             let error = decode(&bytes).unwrap_err();
             assert!(
-                matches!(
-                    error,
-                    DecodeError::Checksum { .. } | DecodeError::Torn { .. }
-                ),
+                matches!(error, DecodeError::Checksum { .. } | DecodeError::Torn { .. }),
                 "byte {at} bit {bit}: {error}"
             );
             bytes[at] ^= 1 << bit;
@@ -68,22 +61,14 @@ fn what_is_whole_but_strange_says_so() {
     let error = decode(&sealed("{\n  \"version\": 2")).unwrap_err();
     assert_eq!(error, DecodeError::Version(2));
     assert_eq!(Error::from(error).kind, ErrorKind::Unsupported);
-    assert!(matches!(
-        decode(&sealed("{\n  \"version\": 1")),
-        Err(DecodeError::Json(_))
-    ));
+    assert!(matches!(decode(&sealed("{\n  \"version\": 1")), Err(DecodeError::Json(_))));
     let deep = "[".repeat(100_000);
     assert!(matches!(
         decode(&sealed(&format!("{{\"version\": {deep}"))),
         Err(DecodeError::Json(_))
     ));
     let error = decode(&vec![b' '; MAX_RECORD + 1]).unwrap_err();
-    assert_eq!(
-        error,
-        DecodeError::TooLarge {
-            bytes: MAX_RECORD + 1
-        }
-    );
+    assert_eq!(error, DecodeError::TooLarge { bytes: MAX_RECORD + 1 });
     assert_eq!(Error::from(error).kind, ErrorKind::Integrity);
 }
 
@@ -92,8 +77,5 @@ fn a_record_that_could_not_be_read_is_not_written() {
     let mut record = full_record();
     record.losses = vec!["x".repeat(MAX_RECORD)];
     let error = encode(&record).unwrap_err();
-    assert!(
-        matches!(error, EncodeError::TooLarge { bytes, .. } if bytes > MAX_RECORD),
-        "{error}"
-    );
+    assert!(matches!(error, EncodeError::TooLarge { bytes, .. } if bytes > MAX_RECORD), "{error}");
 }

@@ -1,10 +1,6 @@
 //! The forms on disk and on the wire, byte for byte. A golden may gain fields; a field that is
 //! taken away or changes its meaning is a new version.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -68,49 +64,23 @@ fn all_kinds_of_event() {
     let operation = Text(OpKind::Start);
     let kinds = [
         EventDataV1::OperationStarted { op, operation },
-        EventDataV1::OperationProgress {
-            op,
-            step: "mount the root disk".into(),
-        },
-        EventDataV1::OperationFinished {
-            op,
-            operation,
-            result: OutcomeV1::Ok,
-        },
+        EventDataV1::OperationProgress { op, step: "mount the root disk".into() },
+        EventDataV1::OperationFinished { op, operation, result: OutcomeV1::Ok },
         EventDataV1::OperationFinished {
             op,
             operation,
             result: OutcomeV1::Error((&error()).into()),
         },
-        EventDataV1::StateChanged {
-            from: Some(StateNameV1::Stopped),
-            to: StateNameV1::Running,
-        },
-        EventDataV1::GuestExited {
-            exit: GuestExitV1::Code { code: 3 },
-        },
-        EventDataV1::ShimAdopted {
-            losses: vec!["console output from 12:00 to 12:01".into()],
-        },
+        EventDataV1::StateChanged { from: Some(StateNameV1::Stopped), to: StateNameV1::Running },
+        EventDataV1::GuestExited { exit: GuestExitV1::Code { code: 3 } },
+        EventDataV1::ShimAdopted { losses: vec!["console output from 12:00 to 12:01".into()] },
         EventDataV1::VmForgotten,
     ];
     let events: Vec<EventV1> = (41..)
         .zip(kinds)
-        .map(|(seq, data)| EventV1 {
-            seq,
-            at: NOON.into(),
-            vm: vm(),
-            data,
-        })
+        .map(|(seq, data)| EventV1 { seq, at: NOON.into(), vm: vm(), data })
         .collect();
-    pin(
-        "events.json",
-        &EventsReply {
-            events,
-            next_seq: 49,
-            lost: false,
-        },
-    );
+    pin("events.json", &EventsReply { events, next_seq: 49, lost: false });
 }
 
 #[test]
@@ -139,12 +109,7 @@ fn replies() {
     );
     pin("vm_summary.json", &VmSummary::from(&record));
     pin("vm_info.json", &VmInfo::from(&record));
-    pin(
-        "console.json",
-        &ConsoleReply {
-            socket: "/run/ocivisor/vms/one-42/shim.sock".into(),
-        },
-    );
+    pin("console.json", &ConsoleReply { socket: "/run/ocivisor/vms/one-42/shim.sock".into() });
     pin(
         "exec.json",
         &ExecReply {
@@ -152,13 +117,7 @@ fn replies() {
             token: "6f1c2f6e".into(),
         },
     );
-    pin(
-        "log.json",
-        &LogReply {
-            text_base64: "bG9naW46IA==".into(),
-            truncated: true,
-        },
-    );
+    pin("log.json", &LogReply { text_base64: "bG9naW46IA==".into(), truncated: true });
     pin(
         "image.json",
         &ImageInfo {
@@ -197,13 +156,7 @@ fn replies() {
             run_dir: "/run/ocivisor".into(),
         },
     );
-    pin(
-        "version.json",
-        &VersionReply {
-            version: "0.1.0".into(),
-            api: 1,
-        },
-    );
+    pin("version.json", &VersionReply { version: "0.1.0".into(), api: 1 });
 }
 
 #[test]
@@ -232,11 +185,7 @@ fn values_that_cannot_be_are_refused_by_field() {
         VmSpec::try_from(spec).unwrap_err().to_string()
     };
     for (pointer, value, want) in [
-        (
-            "/id",
-            "One",
-            "vm One: id: \"One\" is not a valid vm id: must begin with a-z or 0-9",
-        ),
+        ("/id", "One", "vm One: id: \"One\" is not a valid vm id: must begin with a-z or 0-9"),
         (
             "/hostname",
             "-a",
@@ -264,11 +213,7 @@ fn values_that_cannot_be_are_refused_by_field() {
             "gw",
             "vm one-42: nics[0].routes.gateway: \"gw\" is not an IP address",
         ),
-        (
-            "/boot/env/0",
-            "LANG",
-            "vm one-42: boot.env: \"LANG\" is not NAME=value",
-        ),
+        ("/boot/env/0", "LANG", "vm one-42: boot.env: \"LANG\" is not NAME=value"),
         (
             "/root/path",
             "/srv/../etc/shadow",
@@ -288,18 +233,12 @@ fn records_that_cannot_be_are_refused() {
         let record: RecordV1 = serde_json::from_value(json).unwrap();
         Record::try_from(record).unwrap_err().to_string()
     };
-    assert_eq!(
-        refused("/guest/init/pid", 0.into()),
-        "process id 0 is not 1 to 2147483647"
-    );
+    assert_eq!(refused("/guest/init/pid", 0.into()), "process id 0 is not 1 to 2147483647");
     assert_eq!(
         refused("/guest/shim/pid", u32::MAX.into()),
         "process id 4294967295 is not 1 to 2147483647"
     );
-    assert_eq!(
-        refused("/guest/stop_signal", 65.into()),
-        "stop signal 65 is not 1 to 64"
-    );
+    assert_eq!(refused("/guest/stop_signal", 65.into()), "stop signal 65 is not 1 to 64");
     for base in [0, u32::MAX - 65_535] {
         assert_eq!(
             refused("/ids/base", base.into()),
@@ -310,10 +249,7 @@ fn records_that_cannot_be_are_refused() {
         refused("/op/request/spec/id", "one-43".into()),
         "record of vm one-42 holds an operation for vm one-43"
     );
-    assert_eq!(
-        refused("/version", 2.into()),
-        "record version 2 is unknown, this build reads 1"
-    );
+    assert_eq!(refused("/version", 2.into()), "record version 2 is unknown, this build reads 1");
 }
 
 #[test]

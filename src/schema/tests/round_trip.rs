@@ -1,9 +1,5 @@
 //! Random records survive the way core → schema → JSON → schema → core.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "the macro of proptest makes items")]
 
 use std::net::IpAddr;
@@ -34,34 +30,20 @@ fn network() -> impl Strategy<Value = (IpAddr, u8)> {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    (
-        network(),
-        any::<bool>(),
-        any::<[u8; 16]>(),
-        option::of(any::<u32>()),
-    )
-        .prop_map(|(network, is_default, bytes, metric)| {
+    (network(), any::<bool>(), any::<[u8; 16]>(), option::of(any::<u32>())).prop_map(
+        |(network, is_default, bytes, metric)| {
             let [a, b, c, d, ..] = bytes;
             Route {
-                gateway: if network.0.is_ipv4() {
-                    [a, b, c, d].into()
-                } else {
-                    bytes.into()
-                },
+                gateway: if network.0.is_ipv4() { [a, b, c, d].into() } else { bytes.into() },
                 destination: (!is_default).then_some(network),
                 metric,
             }
-        })
+        },
+    )
 }
 
 fn nic(at: u32) -> impl Strategy<Value = NicSpec> {
-    (
-        0..3,
-        any::<[u8; 3]>(),
-        option::of(576..=65_535_u32),
-        vec(network(), 0..4),
-        vec(route(), 0..4),
-    )
+    (0..3, any::<[u8; 3]>(), option::of(576..=65_535_u32), vec(network(), 0..4), vec(route(), 0..4))
         .prop_map(move |(bridge, [a, b, c], mtu, addresses, routes)| {
             let name: IfName = format!("br{a}").parse().unwrap();
             NicSpec {
@@ -81,11 +63,7 @@ fn nic(at: u32) -> impl Strategy<Value = NicSpec> {
 }
 
 fn boot() -> impl Strategy<Value = Boot> {
-    let init = select(vec![
-        InitKind::Auto,
-        InitKind::System,
-        InitKind::Application,
-    ]);
+    let init = select(vec![InitKind::Auto, InitKind::System, InitKind::Application]);
     let env = vec(("[A-Za-z_. -]{1,8}", text()), 0..4);
     (
         init,
@@ -96,17 +74,15 @@ fn boot() -> impl Strategy<Value = Boot> {
         option::of(text()),
         option::of(1..=64_u8),
     )
-        .prop_map(
-            |(init, entrypoint, cmd, env, user, workdir, stop_signal)| Boot {
-                init,
-                entrypoint,
-                cmd,
-                env,
-                user,
-                workdir: workdir.map(|dir| format!("/{dir}")),
-                stop_signal,
-            },
-        )
+        .prop_map(|(init, entrypoint, cmd, env, user, workdir, stop_signal)| Boot {
+            init,
+            entrypoint,
+            cmd,
+            env,
+            user,
+            workdir: workdir.map(|dir| format!("/{dir}")),
+            stop_signal,
+        })
 }
 
 fn resources() -> impl Strategy<Value = Resources> {
@@ -129,11 +105,7 @@ fn resources() -> impl Strategy<Value = Resources> {
 }
 
 fn spec_of(id: VmId) -> impl Strategy<Value = VmSpec> {
-    let platform = select(vec![
-        Platform::Local,
-        Platform::OpenNebula,
-        Platform::OpenStack,
-    ]);
+    let platform = select(vec![Platform::Local, Platform::OpenNebula, Platform::OpenStack]);
     (
         "[ -~ä]{1,40}",
         "[a-z0-9]{1,10}(\\.[a-z0-9]{1,10})?",
@@ -144,8 +116,8 @@ fn spec_of(id: VmId) -> impl Strategy<Value = VmSpec> {
         (nic(0), nic(1), nic(99)),
         0..4_usize,
     )
-        .prop_map(
-            move |(name, hostname, platform, resources, boot, path, nics, count)| VmSpec {
+        .prop_map(move |(name, hostname, platform, resources, boot, path, nics, count)| {
+            VmSpec {
                 id: id.clone(),
                 name: name.parse().unwrap(),
                 hostname: hostname.parse().unwrap(),
@@ -155,8 +127,8 @@ fn spec_of(id: VmId) -> impl Strategy<Value = VmSpec> {
                 root: RootDisk { path: path.into() },
                 nics: [nics.0, nics.1, nics.2].into_iter().take(count).collect(),
                 isolation: Isolation::Default,
-            },
-        )
+            }
+        })
 }
 
 fn error() -> impl Strategy<Value = Error> {
@@ -185,11 +157,7 @@ fn request_of(id: VmId) -> impl Strategy<Value = Request> {
         spec_of(id.clone()).prop_map(|spec| Request::Define(Box::new(spec))),
         spec_of(id).prop_map(|spec| Request::Deploy(Box::new(spec))),
         (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(timeout_ms, force, forget)| {
-            Request::Shutdown {
-                timeout_ms,
-                force,
-                forget,
-            }
+            Request::Shutdown { timeout_ms, force, forget }
         }),
         any::<bool>().prop_map(|forget| Request::Destroy { forget }),
         any::<u64>().prop_map(|timeout_ms| Request::Reboot { timeout_ms }),
@@ -201,20 +169,15 @@ fn request_of(id: VmId) -> impl Strategy<Value = Request> {
 }
 
 fn operation_of(id: VmId) -> impl Strategy<Value = Operation> {
-    (
-        any::<u64>(),
-        request_id(),
-        request_of(id),
-        option::of(error()),
-        time(),
-    )
-        .prop_map(|(id, request_id, request, undoing, started)| Operation {
+    (any::<u64>(), request_id(), request_of(id), option::of(error()), time()).prop_map(
+        |(id, request_id, request, undoing, started)| Operation {
             id: OpId(id),
             request_id,
             request,
             phase: undoing.map_or(Phase::Doing, Phase::Undoing),
             started,
-        })
+        },
+    )
 }
 
 fn process() -> impl Strategy<Value = ProcessRef> {
@@ -245,20 +208,15 @@ fn exit() -> impl Strategy<Value = GuestExit> {
 
 fn finished() -> impl Strategy<Value = Finished> {
     let result = option::of(error()).prop_map(|error| error.map_or(Ok(()), Err));
-    (
-        any::<u64>(),
-        request_id(),
-        select(OpKind::ALL.to_vec()),
-        time(),
-        result,
-    )
-        .prop_map(|(id, request_id, kind, at, result)| Finished {
+    (any::<u64>(), request_id(), select(OpKind::ALL.to_vec()), time(), result).prop_map(
+        |(id, request_id, kind, at, result)| Finished {
             id: OpId(id),
             request_id,
             kind,
             at,
             result,
-        })
+        },
+    )
 }
 
 fn state() -> impl Strategy<Value = VmState> {

@@ -91,9 +91,16 @@ fn become_program(argv: &[CString], signals: &Signals) -> ExitCode {
 /// Until the program ended; its exit code.
 fn attend(child: libc::pid_t, signals: &Signals) -> u8 {
     loop {
-        let mut signal = 0;
-        // SAFETY: the set was initialised by `hold`; `signal` is written.
-        if unsafe { libc::sigwait(&raw const signals.all, &raw mut signal) } != 0 {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the set was initialised by `hold`; `info` is written, and valid as zeroes.
+        let (signal, info) = unsafe {
+            (libc::sigwaitinfo(&raw const signals.all, info.as_mut_ptr()), info.assume_init())
+        };
+        if signal < 0 {
+            continue;
+        }
+        if signal == libc::SIGHUP && info.si_code == libc::SI_KERNEL {
+            // The terminal is gone, because its shim is: that is no reason for the program to end.
             continue;
         }
         if signal != libc::SIGCHLD {

@@ -12,7 +12,7 @@
 
 pub mod daemon;
 mod guest;
-mod image;
+pub mod image;
 mod network;
 mod recording;
 pub mod undo;

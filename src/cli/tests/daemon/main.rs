@@ -217,22 +217,16 @@ mod one {
     }
 
     #[test]
-    fn a_deploy_clears_what_is_left_and_prints_the_deploy_id_alone() {
-        let fake = Fake::start(|method, _| match method {
-            "vm.destroy" => {
-                Answer::Result(json!({"op": null, "vm": "one-0", "state": null, "joined": false}))
-            }
-            other => done(other),
-        });
+    fn a_deploy_prints_the_deploy_id_alone() {
+        let fake = Fake::start(|method, _| done(method));
         let (code, stdout, stderr) = call(&fake, "0079-vmm-deploy");
         assert_eq!((code, stdout.as_str()), (0, "one-0\n"), "{stderr}");
         assert!(stderr.lines().all(|line| line.starts_with("INFO: 0 ")), "{stderr}");
         let calls = fake.calls();
         let names: Vec<&str> = calls.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["vm.destroy", "vm.deploy", "op.wait"]);
-        assert_eq!(calls[1].1["spec"]["id"], "one-0");
-        assert_eq!(calls[1].1["spec"]["nics"][0]["host_name"], "one-0-0");
-        assert_ne!(calls[0].1["request_id"], calls[1].1["request_id"]);
+        assert_eq!(names, ["vm.deploy", "op.wait"]);
+        assert_eq!(calls[0].1["spec"]["id"], "one-0");
+        assert_eq!(calls[0].1["spec"]["nics"][0]["host_name"], "one-0-0");
     }
 
     #[test]
@@ -241,7 +235,6 @@ mod one {
             json!({"error": {"kind": "not_found", "message": "no bridge br0", "hint": null}});
         let fake = Fake::start(move |method, _| match method {
             "op.wait" => Answer::Result(status("one-0", "deploy", &error)),
-            "vm.destroy" => api_error("not_found", "no vm one-0"),
             _ => Answer::Result(operation("one-0")),
         });
         let (code, stdout, stderr) = call(&fake, "0079-vmm-deploy");

@@ -47,9 +47,7 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
             pids: 100,
         },
         boot: Boot::default(),
-        root: RootDisk {
-            path: format!("/disks/{name}").into(),
-        },
+        root: RootDisk { path: format!("/disks/{name}").into() },
         nics: (0..nics).map(nic).collect(),
         isolation: Isolation::Default,
     }
@@ -63,11 +61,7 @@ pub fn define(name: &str) -> Request {
     Request::Define(Box::new(spec(name, 2)))
 }
 
-pub const SHUTDOWN: Request = Request::Shutdown {
-    timeout_ms: 10,
-    force: true,
-    forget: false,
-};
+pub const SHUTDOWN: Request = Request::Shutdown { timeout_ms: 10, force: true, forget: false };
 pub const DESTROY: Request = Request::Destroy { forget: false };
 pub const CANCEL: Request = Request::Destroy { forget: true };
 pub const REBOOT: Request = Request::Reboot { timeout_ms: 10 };
@@ -88,11 +82,7 @@ impl Hooks for Quiet {
     }
 
     fn given_up(&self) -> bool {
-        self.give_up.get()
-            || self
-                .give_up_after
-                .get()
-                .is_some_and(|n| self.steps.get() >= n)
+        self.give_up.get() || self.give_up_after.get().is_some_and(|n| self.steps.get() >= n)
     }
 }
 
@@ -115,18 +105,11 @@ pub enum Seen {
 impl Daemon {
     pub fn new() -> Self {
         quiet_crashes();
-        Self {
-            host: FakeHost::new(),
-            hooks: Quiet::default(),
-            ops: Cell::new(0),
-        }
+        Self { host: FakeHost::new(), hooks: Quiet::default(), ops: Cell::new(0) }
     }
 
     pub fn engine(&self) -> Engine<'_> {
-        Engine {
-            ports: self.host.ports(),
-            settle: Duration::ZERO,
-        }
+        Engine { ports: self.host.ports(), settle: Duration::ZERO }
     }
 
     pub fn next_op(&self) -> OpId {
@@ -150,9 +133,7 @@ impl Daemon {
                 Admission::Join(_) => Seen::Joined,
                 Admission::Repeat(done) => Seen::Answer(done.result),
                 Admission::Run(_) | Admission::Preempt(..) => {
-                    match self
-                        .engine()
-                        .begin(record, &id, request.clone(), request_id.clone(), op)
+                    match self.engine().begin(record, &id, request.clone(), request_id.clone(), op)
                     {
                         Ok(record) => seen(self.engine().carry_out(record, &self.hooks)),
                         Err(error) => Seen::Answer(Err(error)),
@@ -175,9 +156,7 @@ impl Daemon {
                     continue;
                 };
                 known.insert(record.id().clone());
-                let observed = self
-                    .engine()
-                    .observe(&record, remains.contains(record.id()));
+                let observed = self.engine().observe(&record, remains.contains(record.id()));
                 let observed = observed.unwrap();
                 let op = self.next_op();
                 match self.engine().reconcile(*record, observed, op, &self.hooks) {
@@ -205,12 +184,9 @@ impl Daemon {
                 let Loaded::Record(record) = loaded else {
                     continue;
                 };
-                let observed = self
-                    .engine()
-                    .observe(&record, remains.contains(record.id()))
-                    .unwrap();
-                self.engine()
-                    .reconcile(*record, observed, self.next_op(), &self.hooks);
+                let observed =
+                    self.engine().observe(&record, remains.contains(record.id())).unwrap();
+                self.engine().reconcile(*record, observed, self.next_op(), &self.hooks);
             }
         };
         survive(work).is_some()
@@ -243,11 +219,7 @@ fn check_record(record: &Record, things: &[Thing]) {
     assert_eq!(record.op, None, "{}", record.id());
     match record.state {
         VmState::Running => {
-            let nics = record
-                .spec
-                .nics
-                .iter()
-                .map(|nic| Thing::Nic(nic.host_name.to_string()));
+            let nics = record.spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));
             let fixed = [Thing::Namespaces, Thing::Root, Thing::Cgroup, Thing::Guest];
             let mut want: Vec<Thing> = nics.chain(fixed).collect();
             want.sort();

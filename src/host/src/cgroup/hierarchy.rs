@@ -53,28 +53,19 @@ impl Hierarchies {
         let found = Self::parse(&mounts, |root| {
             fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
         });
-        let missing: Vec<&str> = ["cpu", "memory", "pids"]
-            .into_iter()
-            .filter(|c| !found.has(c))
-            .collect();
+        let missing: Vec<&str> =
+            ["cpu", "memory", "pids"].into_iter().filter(|c| !found.has(c)).collect();
         if missing.is_empty() {
             return Ok(found);
         }
-        let what = format!(
-            "control group controllers {} are not available",
-            missing.join(", ")
-        );
+        let what = format!("control group controllers {} are not available", missing.join(", "));
         let hint =
             "mount cgroup2 at /sys/fs/cgroup (or the v1 controllers) and see ocivisor doctor";
         Err(Error::new(ErrorKind::Unsupported, what).hint(hint))
     }
 
     fn parse(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Self {
-        let mut found = Self {
-            v2: None,
-            v1: BTreeMap::new(),
-            v2_controllers: Vec::new(),
-        };
+        let mut found = Self { v2: None, v1: BTreeMap::new(), v2_controllers: Vec::new() };
         for line in mountinfo.lines() {
             // proc_pid_mountinfo(5): … (5) mount point … - (9) type (10) source (11) super options
             let Some((before, after)) = line.split_once(" - ") else {
@@ -91,10 +82,7 @@ impl Hierarchies {
                 Some("cgroup") => {
                     for option in options.split(',') {
                         if V1_CONTROLLERS.contains(&option) {
-                            found
-                                .v1
-                                .entry(option.to_owned())
-                                .or_insert_with(|| point.into());
+                            found.v1.entry(option.to_owned()).or_insert_with(|| point.into());
                         }
                     }
                 }
@@ -102,10 +90,8 @@ impl Hierarchies {
             }
         }
         if let Some(root) = &found.v2 {
-            found.v2_controllers = controllers(root)
-                .split_ascii_whitespace()
-                .map(str::to_owned)
-                .collect();
+            found.v2_controllers =
+                controllers(root).split_ascii_whitespace().map(str::to_owned).collect();
         }
         found
     }
@@ -134,22 +120,15 @@ impl Hierarchies {
     /// Mount point of v2, if `controller` is to be limited there.
     pub(super) fn v2(&self, controller: &str) -> Option<&Path> {
         let there = self.v2_controllers.iter().any(|c| c == controller);
-        self.v2
-            .as_deref()
-            .filter(|_| there && !self.v1.contains_key(controller))
+        self.v2.as_deref().filter(|_| there && !self.v1.contains_key(controller))
     }
 
     /// The hierarchy in which every process of a VM is found.
     #[must_use]
     pub fn tracking(&self) -> &Path {
-        let v1 = ["freezer", "pids", "memory"]
-            .into_iter()
-            .find_map(|c| self.v1(c));
+        let v1 = ["freezer", "pids", "memory"].into_iter().find_map(|c| self.v1(c));
         // of_this_host() made sure of pids in one version or the other.
-        self.v2
-            .as_deref()
-            .or(v1)
-            .unwrap_or(Path::new("/sys/fs/cgroup"))
+        self.v2.as_deref().or(v1).unwrap_or(Path::new("/sys/fs/cgroup"))
     }
 
     /// Hierarchies in which a guest has a group of its own: all of v1, else v2.
@@ -243,17 +222,10 @@ mod tests {
         assert_eq!(found.kind(), Kind::Hybrid);
         assert_eq!(found.tracking(), Path::new("/sys/fs/cgroup/unified"));
         let limiting: Vec<&Path> = found.limiting().collect();
-        let want = [
-            "/sys/fs/cgroup/cpu,cpuacct",
-            "/sys/fs/cgroup/memory",
-            "/sys/fs/cgroup/pids",
-        ];
+        let want = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"];
         assert_eq!(limiting, want.map(Path::new));
         assert_eq!(found.all().count(), 4);
-        assert_eq!(
-            found.v1("cpuacct"),
-            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
-        );
+        assert_eq!(found.v1("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(found.v2("memory"), None);
     }
 
@@ -263,10 +235,7 @@ mod tests {
         let found = Hierarchies::parse(line, |_| "cpuset cpu io memory pids".into());
         assert_eq!(found.kind(), Kind::V2);
         assert_eq!(found.tracking(), Path::new("/sys/fs/cgroup"));
-        assert_eq!(
-            found.limiting().collect::<Vec<_>>(),
-            [Path::new("/sys/fs/cgroup")]
-        );
+        assert_eq!(found.limiting().collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup")]);
         assert_eq!(found.v2("memory"), Some(Path::new("/sys/fs/cgroup")));
         assert!(found.has("cpu") && !found.has("hugetlb"));
     }

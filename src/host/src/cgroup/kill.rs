@@ -96,11 +96,7 @@ fn processes(group: &Path) -> Result<Vec<i32>> {
     let file = group.join("cgroup.procs");
     match fs::read_to_string(&file) {
         // 0 is a process that this pid namespace does not see.
-        Ok(text) => Ok(text
-            .lines()
-            .filter_map(|l| l.parse().ok())
-            .filter(|p| *p > 0)
-            .collect()),
+        Ok(text) => Ok(text.lines().filter_map(|l| l.parse().ok()).filter(|p| *p > 0).collect()),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(Vec::new()),
         Err(e) => Err(io_error("read", &file, &e)),
     }
@@ -126,19 +122,13 @@ fn open(pid: i32) -> Option<OwnedFd> {
 
 fn wait_ended(fd: &OwnedFd, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec {
-        tv_sec: left.as_secs() as i64,
-        tv_nsec: left.subsec_nanos().into(),
-    };
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
     // Interrupted or not, the caller looks again.
     let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout));
 }
 
 /// Nothing tells when the kernel lets go of a group; the caller bounds how often it asks.
 fn pause(time: Duration) {
-    let timeout = Timespec {
-        tv_sec: 0,
-        tv_nsec: time.subsec_nanos().into(),
-    };
+    let timeout = Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() };
     let _ = poll(&mut [], Some(&timeout));
 }

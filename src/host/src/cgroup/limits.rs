@@ -39,10 +39,8 @@ impl LimitWrite {
 
 /// Writes a control file. The kernel wants one write(2), and refuses what it cannot do.
 pub(super) fn write(path: &Path, value: &str) -> Result<()> {
-    let wrote = OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut f| f.write_all(value.as_bytes()));
+    let wrote =
+        OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(value.as_bytes()));
     wrote.map_err(|e| {
         if e.raw_os_error() == Some(libc::EBUSY) {
             let what = format!("set {} to {value}: the guest uses more", path.display());
@@ -61,76 +59,26 @@ pub(super) fn writes(hierarchies: &Hierarchies, resources: &Resources) -> Vec<Li
     let mut writes = Vec::new();
     let mut add = |root: Option<&Path>, file: &'static str, value: String, optional: bool| {
         if let Some(root) = root {
-            writes.push(LimitWrite {
-                root: root.to_owned(),
-                file,
-                value,
-                optional,
-            });
+            writes.push(LimitWrite { root: root.to_owned(), file, value, optional });
         }
     };
     let centi = u64::from(resources.cpu_share.0);
     let quota = u64::from(resources.effective_quota().0) * PERIOD_US / 100;
 
     // One core's share is the kernel's default: 100 of 1..10000 in v2, 1024 of 2..262144 in v1.
-    add(
-        hierarchies.v2("cpu"),
-        "cpu.weight",
-        centi.clamp(1, 10_000).to_string(),
-        false,
-    );
-    add(
-        hierarchies.v2("cpu"),
-        "cpu.max",
-        format!("{quota} {PERIOD_US}"),
-        false,
-    );
+    add(hierarchies.v2("cpu"), "cpu.weight", centi.clamp(1, 10_000).to_string(), false);
+    add(hierarchies.v2("cpu"), "cpu.max", format!("{quota} {PERIOD_US}"), false);
     let shares = (centi * 1024 / 100).clamp(2, 262_144);
-    add(
-        hierarchies.v1("cpu"),
-        "cpu.shares",
-        shares.to_string(),
-        false,
-    );
-    add(
-        hierarchies.v1("cpu"),
-        "cpu.cfs_period_us",
-        PERIOD_US.to_string(),
-        false,
-    );
-    add(
-        hierarchies.v1("cpu"),
-        "cpu.cfs_quota_us",
-        quota.to_string(),
-        false,
-    );
+    add(hierarchies.v1("cpu"), "cpu.shares", shares.to_string(), false);
+    add(hierarchies.v1("cpu"), "cpu.cfs_period_us", PERIOD_US.to_string(), false);
+    add(hierarchies.v1("cpu"), "cpu.cfs_quota_us", quota.to_string(), false);
 
     let memory = resources.memory.0;
     let total = memory.saturating_add(resources.swap.0);
-    add(
-        hierarchies.v2("memory"),
-        "memory.max",
-        memory.to_string(),
-        false,
-    );
-    add(
-        hierarchies.v2("memory"),
-        "memory.swap.max",
-        resources.swap.0.to_string(),
-        true,
-    );
-    add(
-        hierarchies.v1("memory"),
-        "memory.limit_in_bytes",
-        memory.to_string(),
-        false,
-    );
-    add(
-        hierarchies.v1("memory"),
-        "memory.memsw.limit_in_bytes",
-        total.to_string(),
-        true,
-    );
+    add(hierarchies.v2("memory"), "memory.max", memory.to_string(), false);
+    add(hierarchies.v2("memory"), "memory.swap.max", resources.swap.0.to_string(), true);
+    add(hierarchies.v1("memory"), "memory.limit_in_bytes", memory.to_string(), false);
+    add(hierarchies.v1("memory"), "memory.memsw.limit_in_bytes", total.to_string(), true);
 
     let pids = resources.pids.to_string();
     add(hierarchies.v2("pids"), "pids.max", pids.clone(), false);

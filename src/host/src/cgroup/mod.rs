@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <hierarchy>/<base>/<vm>/shim    the shim and, before it, the runtime: tracked, not limited
-//!                          /guest   the guest: limited; in every v1 controller's hierarchy, or v2's
+//!                          /guest   the guest: limited in every v1 controller's hierarchy, or v2's
 //! ```
 //!
 //! Every process of a VM is born inside `<vm>` of the *tracking* hierarchy (cgroup2 where it is
@@ -48,16 +48,10 @@ impl HostCgroups {
     pub fn new(layout: &Layout) -> Result<Self> {
         let base = layout.cgroup_base.trim_matches('/').to_owned();
         if base.is_empty() || base.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            let what = format!(
-                "cgroup base {:?} is not a relative path",
-                layout.cgroup_base
-            );
+            let what = format!("cgroup base {:?} is not a relative path", layout.cgroup_base);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        Ok(Self {
-            base,
-            hierarchies: Hierarchies::of_this_host()?,
-        })
+        Ok(Self { base, hierarchies: Hierarchies::of_this_host()? })
     }
 
     /// What is mounted.
@@ -76,31 +70,22 @@ impl HostCgroups {
     /// Files to which a process writes `0` to be born, and found, among the VM's own.
     #[must_use]
     pub fn shim_procs(&self, id: &VmId) -> Vec<PathBuf> {
-        vec![
-            self.group(self.hierarchies.tracking(), id, "shim")
-                .join("cgroup.procs"),
-        ]
+        vec![self.group(self.hierarchies.tracking(), id, "shim").join("cgroup.procs")]
     }
 
-    /// Files to which a process writes `0` to be limited as the guest is.
+    /// Files to which a process writes `0` to be limited, and counted, as the guest is.
     #[must_use]
     pub fn guest_procs(&self, id: &VmId) -> Vec<PathBuf> {
-        let limited = self
-            .hierarchies
-            .limiting()
-            .map(|root| self.group(root, id, "guest"));
-        let mut groups: Vec<PathBuf> = limited.collect();
-        if !self
-            .hierarchies
-            .limiting()
-            .any(|root| root == self.hierarchies.tracking())
-        {
-            groups.push(self.group(self.hierarchies.tracking(), id, "shim"));
-        }
-        groups
-            .into_iter()
-            .map(|group| group.join("cgroup.procs"))
-            .collect()
+        let groups = self.of_guest().map(|root| self.group(root, id, "guest"));
+        groups.map(|group| group.join("cgroup.procs")).collect()
+    }
+
+    /// Hierarchies in which the guest has a group: to be limited, and to be found. On a hybrid host
+    /// an init of the guest orders its own processes in the latter.
+    fn of_guest(&self) -> impl Iterator<Item = &Path> {
+        let tracking = self.hierarchies.tracking();
+        let only_tracking = !self.hierarchies.limiting().any(|root| root == tracking);
+        self.hierarchies.limiting().chain(only_tracking.then_some(tracking))
     }
 
     fn vm(&self, root: &Path, id: &VmId) -> PathBuf {
@@ -114,14 +99,12 @@ impl HostCgroups {
     fn make(&self, id: &VmId, resources: &Resources) -> Result<()> {
         let tracking = self.hierarchies.tracking();
         self.make_group(tracking, id, "shim")?;
-        for root in self.hierarchies.limiting() {
+        for root in self.of_guest() {
             self.make_group(root, id, "guest")?;
         }
         for write in limits::writes(&self.hierarchies, resources) {
             let group = self.group(&write.root, id, "guest");
-            write
-                .apply(&group)
-                .map_err(|error| error.context(format!("limit vm {id}")))?;
+            write.apply(&group).map_err(|error| error.context(format!("limit vm {id}")))?;
         }
         Ok(())
     }
@@ -153,11 +136,7 @@ impl Cgroups for HostCgroups {
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {
-        let groups: Vec<PathBuf> = self
-            .hierarchies
-            .all()
-            .map(|root| self.vm(root, id))
-            .collect();
+        let groups: Vec<PathBuf> = self.hierarchies.all().map(|root| self.vm(root, id)).collect();
         for group in groups.iter().filter(|group| group.is_dir()) {
             kill::kill_all(group)?;
         }
@@ -175,11 +154,7 @@ impl Cgroups for HostCgroups {
             };
             let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
             // Files of the base group itself are no VM ids: their names hold a dot and are files.
-            ids.extend(
-                names
-                    .filter(|n| base.join(n).is_dir())
-                    .filter_map(|n| n.parse().ok()),
-            );
+            ids.extend(names.filter(|n| base.join(n).is_dir()).filter_map(|n| n.parse().ok()));
         }
         Ok(ids)
     }

@@ -39,16 +39,9 @@ fn resources() -> Resources {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a process to be killed by the test"
-)]
+#[expect(clippy::disallowed_methods, reason = "a process to be killed by the test")]
 fn sleeper() -> Child {
-    Command::new("sleep")
-        .arg("1000")
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap()
+    Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap()
 }
 
 fn join(files: &[PathBuf], pid: u32) {
@@ -60,12 +53,7 @@ fn join(files: &[PathBuf], pid: u32) {
 fn read(base: &Base, controller: &str, id: &VmId, file: &str) -> Option<String> {
     let h = &base.0.hierarchies;
     let root = h.v1(controller).or(h.v2(controller))?;
-    Some(
-        fs::read_to_string(base.0.group(root, id, "guest").join(file))
-            .ok()?
-            .trim()
-            .to_owned(),
-    )
+    Some(fs::read_to_string(base.0.group(root, id, "guest").join(file)).ok()?.trim().to_owned())
 }
 
 #[test]
@@ -77,27 +65,15 @@ fn limits_are_those_of_the_spec_and_ensure_may_run_twice() {
     }
     if base.0.hierarchies.v1("cpu").is_some() {
         assert_eq!(read(&base, "cpu", &id, "cpu.shares").unwrap(), "512");
-        assert_eq!(
-            read(&base, "cpu", &id, "cpu.cfs_quota_us").unwrap(),
-            "150000"
-        );
-        assert_eq!(
-            read(&base, "memory", &id, "memory.limit_in_bytes").unwrap(),
-            "67108864"
-        );
+        assert_eq!(read(&base, "cpu", &id, "cpu.cfs_quota_us").unwrap(), "150000");
+        assert_eq!(read(&base, "memory", &id, "memory.limit_in_bytes").unwrap(), "67108864");
     } else {
         assert_eq!(read(&base, "cpu", &id, "cpu.weight").unwrap(), "50");
         assert_eq!(read(&base, "cpu", &id, "cpu.max").unwrap(), "150000 100000");
-        assert_eq!(
-            read(&base, "memory", &id, "memory.max").unwrap(),
-            "67108864"
-        );
+        assert_eq!(read(&base, "memory", &id, "memory.max").unwrap(), "67108864");
     }
     assert_eq!(read(&base, "pids", &id, "pids.max").unwrap(), "20");
-    assert_eq!(
-        base.0.observe_cgroups().unwrap(),
-        BTreeSet::from([id.clone()])
-    );
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::from([id.clone()]));
     for _ in 0..2 {
         base.0.drop_cgroup(&id).unwrap();
     }
@@ -109,21 +85,11 @@ fn memory_can_be_raised_and_lowered_again() {
     let base = Base::new("memory");
     let id: VmId = "one-1".parse().unwrap();
     for mib in [64, 256, 32] {
-        let wanted = Resources {
-            memory: Bytes::mib(mib),
-            ..resources()
-        };
+        let wanted = Resources { memory: Bytes::mib(mib), ..resources() };
         base.0.ensure_cgroup(&id, &wanted).unwrap();
         let h = &base.0.hierarchies;
-        let file = if h.v1("memory").is_some() {
-            "memory.limit_in_bytes"
-        } else {
-            "memory.max"
-        };
-        assert_eq!(
-            read(&base, "memory", &id, file).unwrap(),
-            (mib << 20).to_string()
-        );
+        let file = if h.v1("memory").is_some() { "memory.limit_in_bytes" } else { "memory.max" };
+        assert_eq!(read(&base, "memory", &id, file).unwrap(), (mib << 20).to_string());
     }
     base.0.drop_cgroup(&id).unwrap();
 }
@@ -151,14 +117,8 @@ fn drop_kills_guest_and_shim_in_nested_and_frozen_groups_and_nothing_else() {
     }
     base.0.drop_cgroup(&id).unwrap();
     for child in [&mut guest, &mut shim, &mut nested] {
-        let status = child
-            .try_wait()
-            .unwrap()
-            .expect("killed before drop_cgroup returned");
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&status),
-            Some(9)
-        );
+        let status = child.try_wait().unwrap().expect("killed before drop_cgroup returned");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
     assert!(bystander.try_wait().unwrap().is_none());
     bystander.kill().unwrap();
@@ -171,10 +131,7 @@ fn a_limit_that_the_kernel_refuses_leaves_no_group() {
     let base = Base::new("refused");
     let id: VmId = "one-1".parse().unwrap();
     // A quota below one millisecond of the period is refused with EINVAL.
-    let bad = Resources {
-        cpu_quota: Some(CentiCores(0)),
-        ..resources()
-    };
+    let bad = Resources { cpu_quota: Some(CentiCores(0)), ..resources() };
     base.0.ensure_cgroup(&id, &bad).unwrap_err();
     assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
 }
@@ -182,10 +139,7 @@ fn a_limit_that_the_kernel_refuses_leaves_no_group() {
 #[test]
 fn a_base_that_climbs_is_refused() {
     for bad in ["", "/", "..", "a/../b", "a//b"] {
-        let layout = Layout {
-            cgroup_base: bad.into(),
-            ..Layout::system()
-        };
+        let layout = Layout { cgroup_base: bad.into(), ..Layout::system() };
         assert!(HostCgroups::new(&layout).is_err(), "{bad:?}");
     }
 }

@@ -328,6 +328,21 @@ impl Guests for HostGuests {
     }
 }
 
+/// Text without the sequences by which it was coloured or placed on a terminal (ECMA-48: ESC and
+/// one character, or ESC [ … up to a letter).
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\u{1b}' {
+            plain.push(c);
+        } else if chars.next() == Some('[') {
+            chars.by_ref().find(|c| ('@'..='~').contains(c));
+        }
+    }
+    plain
+}
+
 /// The lock's content, also after a panic of another holder: what is inside is consistent between
 /// any two statements.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -382,7 +397,8 @@ fn last_line(log: &Path) -> Option<String> {
     let from = file.metadata().ok()?.len().saturating_sub(TAIL);
     let n = file.read_at(&mut tail, from).ok()?;
     let text = String::from_utf8_lossy(&tail[..n]);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    let plain = without_escapes(&text);
+    let line = plain.lines().rev().find(|line| !line.trim().is_empty())?;
     Some(one_line(&line.chars().take(200).collect::<String>()))
 }
 

@@ -83,7 +83,7 @@ impl HostGuests {
         if let Some(group) = self.settings.console_group {
             command.args(["--group", &group.to_string()]);
         }
-        for procs in self.settings.cgroups.guest_procs(id) {
+        for procs in self.settings.cgroups.shim_procs(id) {
             command.arg("--cgroup-procs").arg(procs);
         }
         let ready = |line: &str, _: u32| (line == "ready").then_some(());

@@ -2,17 +2,12 @@ use super::*;
 
 /// The addressing of group 0, and the notes.
 fn of(pairs: &[(&str, &str)]) -> Result<(Addressing, Vec<String>), Error> {
-    let full = pairs
-        .iter()
-        .map(|(k, v)| (format!("ETH0_{k}"), (*v).to_owned()));
+    let full = pairs.iter().map(|(k, v)| (format!("ETH0_{k}"), (*v).to_owned()));
     let context: Vector = full.collect();
     let groups = groups(&context);
     let mut notes = Notes::default();
     let made = groups[&0].addressing(None, &mut notes)?;
-    Ok((
-        made,
-        notes.into_vec().iter().map(ToString::to_string).collect(),
-    ))
+    Ok((made, notes.into_vec().iter().map(ToString::to_string).collect()))
 }
 
 fn addresses(pairs: &[(&str, &str)]) -> Vec<String> {
@@ -22,12 +17,8 @@ fn addresses(pairs: &[(&str, &str)]) -> Vec<String> {
 
 fn routes(pairs: &[(&str, &str)]) -> Vec<String> {
     let text = |route: &Route| {
-        let to = route
-            .destination
-            .map_or("default".into(), |(ip, len)| format!("{ip}/{len}"));
-        let metric = route
-            .metric
-            .map_or(String::new(), |m| format!(" metric {m}"));
+        let to = route.destination.map_or("default".into(), |(ip, len)| format!("{ip}/{len}"));
+        let metric = route.metric.map_or(String::new(), |m| format!(" metric {m}"));
         format!("{to} via {}{metric}", route.gateway)
     };
     of(pairs).unwrap().0.routes.iter().map(text).collect()
@@ -73,13 +64,7 @@ fn addresses_of_both_families_and_of_aliases() {
     ]);
     assert_eq!(
         made,
-        [
-            "10.0.0.5/24",
-            "2001:db8::5/48",
-            "fd00::5/64",
-            "10.0.1.5/16",
-            "2001:db8:1::5/64",
-        ]
+        ["10.0.0.5/24", "2001:db8::5/48", "fd00::5/64", "10.0.1.5/16", "2001:db8:1::5/64",]
     );
 }
 
@@ -87,39 +72,23 @@ fn addresses_of_both_families_and_of_aliases() {
 fn an_address_without_a_mask_is_left_out_with_a_note() {
     let (made, notes) = of(&[("IP", "10.0.0.5"), ("GATEWAY", "10.0.0.1")]).unwrap();
     assert_eq!(made, Addressing::default());
-    assert_eq!(
-        notes,
-        ["ETH0_IP is not set in the guest because the network has no NETWORK_MASK"]
-    );
+    assert_eq!(notes, ["ETH0_IP is not set in the guest because the network has no NETWORK_MASK"]);
 }
 
 #[test]
 fn methods_of_the_guest_get_no_addresses() {
-    let v4 = [
-        ("IP", "10.0.0.5"),
-        ("MASK", "255.255.255.0"),
-        ("GATEWAY", "10.0.0.1"),
-    ];
+    let v4 = [("IP", "10.0.0.5"), ("MASK", "255.255.255.0"), ("GATEWAY", "10.0.0.1")];
     let v6 = [("IP6", "2001:db8::5"), ("IP6_GATEWAY", "2001:db8::1")];
     let both = [&v4[..], &v6].concat();
     let with = |extra: &[(&'static str, &'static str)]| addresses(&[&both, extra].concat());
     assert_eq!(with(&[]), ["10.0.0.5/24", "2001:db8::5/64"]);
-    assert_eq!(
-        with(&[("METHOD", "static")]),
-        ["10.0.0.5/24", "2001:db8::5/64"]
-    );
+    assert_eq!(with(&[("METHOD", "static")]), ["10.0.0.5/24", "2001:db8::5/64"]);
     assert_eq!(with(&[("METHOD", "dhcp")]), ["2001:db8::5/64"]);
     assert_eq!(with(&[("METHOD", "skip")]), ["2001:db8::5/64"]);
     assert_eq!(with(&[("IP6_METHOD", "auto")]), ["10.0.0.5/24"]);
-    assert_eq!(
-        routes(&[&both[..], &[("METHOD", "dhcp")]].concat()),
-        ["default via 2001:db8::1"]
-    );
+    assert_eq!(routes(&[&both[..], &[("METHOD", "dhcp")]].concat()), ["default via 2001:db8::1"]);
     let (_, notes) = of(&[("METHOD", "dhcp")]).unwrap();
-    assert_eq!(
-        notes,
-        ["ETH0_METHOD is \"dhcp\": the guest has to configure itself"]
-    );
+    assert_eq!(notes, ["ETH0_METHOD is \"dhcp\": the guest has to configure itself"]);
 }
 
 #[test]
@@ -197,18 +166,10 @@ fn malformed_values_are_refused_by_name() {
         pairs.retain(|(k, _)| *k != key);
         pairs.push((key, value));
         let error = of(&pairs).unwrap_err();
-        assert!(
-            error
-                .message
-                .starts_with(&format!("CONTEXT/ETH0_{key} is ")),
-            "{error}"
-        );
+        assert!(error.message.starts_with(&format!("CONTEXT/ETH0_{key} is ")), "{error}");
     }
     let error = of(&[&base[..], &[("GATEWAY", "10.0.0.1"), ("METRIC", "x")]].concat());
-    assert_eq!(
-        error.unwrap_err().message,
-        "CONTEXT/ETH0_METRIC is \"x\", not a number"
-    );
+    assert_eq!(error.unwrap_err().message, "CONTEXT/ETH0_METRIC is \"x\", not a number");
 }
 
 #[test]

@@ -6,10 +6,7 @@ fn translate(nics_xml: &str, context: &str) -> Result<(Vec<NicSpec>, Vec<String>
     let vm = vm::parse(xml.as_bytes())?;
     let mut notes = Notes::default();
     let specs = nics(&vm, &mut notes)?;
-    Ok((
-        specs,
-        notes.into_vec().iter().map(ToString::to_string).collect(),
-    ))
+    Ok((specs, notes.into_vec().iter().map(ToString::to_string).collect()))
 }
 
 fn nic(id: u32, keys: &str) -> String {
@@ -38,14 +35,7 @@ fn the_hosts_end_carries_the_vms_name() {
 
 #[test]
 fn a_target_of_others_is_not_used() {
-    for target in [
-        "eth0",
-        "one-41-0",
-        "one-4",
-        "br0",
-        "one-420-0",
-        "one-42-0;id",
-    ] {
+    for target in ["eth0", "one-41-0", "one-4", "br0", "one-420-0", "one-42-0;id"] {
         let (spec, notes) = one(&format!("<TARGET>{target}</TARGET>")).unwrap();
         assert_eq!(spec.host_name.as_str(), "one-42-3");
         let want = format!("NIC 3: TARGET {target} is not used, the host's end is one-42-3");
@@ -59,28 +49,16 @@ fn bridges_by_type() {
     for (keys, want) in [
         ("", Bridge::None),
         ("<BRIDGE/><BRIDGE_TYPE>linux</BRIDGE_TYPE>", Bridge::None),
-        (
-            "<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>linux</BRIDGE_TYPE>",
-            Bridge::Linux(name()),
-        ),
-        (
-            "<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>openvswitch</BRIDGE_TYPE>",
-            Bridge::OpenVswitch(name()),
-        ),
-        (
-            "<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>none</BRIDGE_TYPE>",
-            Bridge::None,
-        ),
+        ("<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>linux</BRIDGE_TYPE>", Bridge::Linux(name())),
+        ("<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>openvswitch</BRIDGE_TYPE>", Bridge::OpenVswitch(name())),
+        ("<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>none</BRIDGE_TYPE>", Bridge::None),
         ("<BRIDGE>br0</BRIDGE>", Bridge::None),
     ] {
         assert_eq!(one(keys).unwrap().0.bridge, want, "{keys}");
     }
     let dpdk = one("<BRIDGE>b</BRIDGE><BRIDGE_TYPE>openvswitch_dpdk</BRIDGE_TYPE>").unwrap_err();
     assert_eq!(dpdk.kind, ErrorKind::Unsupported);
-    assert_eq!(
-        dpdk.message,
-        "NIC 3: BRIDGE_TYPE \"openvswitch_dpdk\" is not supported"
-    );
+    assert_eq!(dpdk.message, "NIC 3: BRIDGE_TYPE \"openvswitch_dpdk\" is not supported");
 }
 
 #[test]
@@ -150,18 +128,9 @@ fn default_routes_of_several_nics_do_not_collide() {
         group(2, "1")
     );
     let (specs, _) = translate(&(nic(0, "") + &nic(1, "") + &nic(2, "")), &context).unwrap();
-    let metrics: Vec<Vec<_>> = specs
-        .iter()
-        .map(|spec| spec.routes.iter().map(|route| route.metric).collect())
-        .collect();
-    assert_eq!(
-        metrics,
-        [
-            vec![None, None],
-            vec![Some(1), Some(1025)],
-            vec![Some(2), Some(1026)]
-        ]
-    );
+    let metrics: Vec<Vec<_>> =
+        specs.iter().map(|spec| spec.routes.iter().map(|route| route.metric).collect()).collect();
+    assert_eq!(metrics, [vec![None, None], vec![Some(1), Some(1025)], vec![Some(2), Some(1026)]]);
 }
 
 #[test]
@@ -170,10 +139,7 @@ fn pci_devices_are_not_supported() {
     let error = translate(pci, "").unwrap_err();
     assert_eq!(
         (error.kind, error.message.as_str()),
-        (
-            ErrorKind::Unsupported,
-            "PCI network interfaces are not supported yet (\"0000:81:10:1\")"
-        )
+        (ErrorKind::Unsupported, "PCI network interfaces are not supported yet (\"0000:81:10:1\")")
     );
     let error = translate("<PCI><VENDOR>10de</VENDOR></PCI>", "").unwrap_err();
     assert_eq!(error.message, "PCI devices are not supported yet");

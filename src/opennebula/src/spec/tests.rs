@@ -61,13 +61,9 @@ fn cpu_is_read_in_hundredths() {
 
 #[test]
 fn vcpu_defaults_to_cpu_rounded_up() {
-    for (cpu, vcpu, want) in [
-        ("0.5", "", 1),
-        ("1", "", 1),
-        ("1.01", "", 2),
-        ("2.5", "", 3),
-        ("0.5", "4", 4),
-    ] {
+    for (cpu, vcpu, want) in
+        [("0.5", "", 1), ("1", "", 1), ("1.01", "", 2), ("2.5", "", 3), ("0.5", "4", 4)]
+    {
         let template = format!("<CPU>{cpu}</CPU><VCPU>{vcpu}</VCPU><MEMORY>64</MEMORY>{DISK0}");
         assert_eq!(with(&template, "").unwrap().0.resources.vcpus, want);
     }
@@ -87,10 +83,7 @@ fn wrong_capacity_is_refused() {
         "<CPU>1</CPU><MEMORY>64</MEMORY><VCPU>5000</VCPU>",
         "<CPU>5000</CPU><MEMORY>64</MEMORY>",
     ] {
-        assert!(
-            with(&format!("{template}{DISK0}"), "").is_err(),
-            "{template}"
-        );
+        assert!(with(&format!("{template}{DISK0}"), "").is_err(), "{template}");
     }
 }
 
@@ -112,18 +105,11 @@ fn the_root_disk_is_the_one_booted_from_else_the_lowest() {
         (boot("disk0", &first_cdrom), 1),
         (disk(0, "<TYPE>swap</TYPE>") + &disk(3, file), 3),
         (disk(0, "<TYPE>Swap</TYPE>") + &disk(3, file), 3),
-        (
-            disk(0, "<TYPE>RBD_CDROM</TYPE>") + &disk(3, "<TYPE>RBD</TYPE>"),
-            3,
-        ),
+        (disk(0, "<TYPE>RBD_CDROM</TYPE>") + &disk(3, "<TYPE>RBD</TYPE>"), 3),
         (disk(0, "<TYPE>FILESYSTEM</TYPE>") + &disk(3, file), 3),
     ] {
         let (spec, _) = with(&format!("{SMALL}{disks}"), "").unwrap();
-        assert_eq!(
-            spec.root.path,
-            PathBuf::from(format!("/ds/0/42/disk.{want}")),
-            "{disks}"
-        );
+        assert_eq!(spec.root.path, PathBuf::from(format!("/ds/0/42/disk.{want}")), "{disks}");
     }
 }
 
@@ -132,10 +118,7 @@ fn a_vm_without_a_root_disk_is_refused() {
     for disks in ["", "<DISK><DISK_ID>0</DISK_ID><TYPE>swap</TYPE></DISK>"] {
         let error = with(&format!("{SMALL}{disks}"), "").unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
-        assert!(
-            error.message.starts_with("one-42 has no root disk"),
-            "{error}"
-        );
+        assert!(error.message.starts_with("one-42 has no root disk"), "{error}");
     }
     for order in ["disk1", "diskx", "disk-1", "disk"] {
         let template = format!("{SMALL}{DISK0}<OS><BOOT>{order}</BOOT></OS>");
@@ -152,10 +135,7 @@ fn a_read_only_image_is_a_root_disk_only_as_a_copy() {
     };
     assert!(readonly("YES").is_ok());
     let error = readonly("NO").unwrap_err();
-    assert_eq!(
-        error.message,
-        "root disk 0 is READONLY and no copy of its image"
-    );
+    assert_eq!(error.message, "root disk 0 is READONLY and no copy of its image");
 }
 
 #[test]
@@ -163,29 +143,19 @@ fn names_and_host_names() {
     let named = |name: &str, context: &str| {
         let template = format!("{SMALL}{DISK0}<CONTEXT>{context}</CONTEXT>");
         let (spec, notes) = with(&template, &format!("<NAME>{name}</NAME>")).unwrap();
-        (
-            spec.name.to_string(),
-            spec.hostname.to_string(),
-            notes.len() - 1,
-        )
+        (spec.name.to_string(), spec.hostname.to_string(), notes.len() - 1)
     };
     let all = |name: &str, host: &str, notes: usize| (name.to_owned(), host.to_owned(), notes);
     assert_eq!(named("web 1", ""), all("web 1", "web-1", 0));
     assert_eq!(named("", ""), all("one-42", "one-42", 0));
     assert_eq!(named("größe", ""), all("größe", "gr--e", 0));
-    assert_eq!(
-        named("a", "<HOSTNAME>h.example</HOSTNAME>"),
-        all("a", "h.example", 0)
-    );
+    assert_eq!(named("a", "<HOSTNAME>h.example</HOSTNAME>"), all("a", "h.example", 0));
     assert_eq!(
         named("a", "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>s</SET_HOSTNAME>"),
         all("a", "s", 0)
     );
     assert_eq!(
-        named(
-            "a",
-            "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>s;id</SET_HOSTNAME>"
-        ),
+        named("a", "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>s;id</SET_HOSTNAME>"),
         all("a", "h", 1)
     );
     let (name, _, notes) = named(&"語".repeat(128), "");

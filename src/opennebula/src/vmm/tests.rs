@@ -21,24 +21,12 @@ fn refused(action: &str, argv: &[&str], stdin: &str) -> String {
 #[test]
 fn deploy_gives_the_spec_and_prints_the_deploy_id() {
     let call = plan("deploy", &[FILE, "h", "7", "h"], VM.as_bytes()).unwrap();
-    let VmmCall::Deploy { vm, spec, notes } = &call else {
-        panic!("{call:?}")
-    };
+    let VmmCall::Deploy { vm, spec, notes } = &call else { panic!("{call:?}") };
     assert_eq!(*vm, number("7"));
     assert_eq!(spec.id.as_str(), "one-7");
-    assert_eq!(
-        spec.root.path,
-        Path::new("/var/lib/one/datastores/101/7/disk.0")
-    );
+    assert_eq!(spec.root.path, Path::new("/var/lib/one/datastores/101/7/disk.0"));
     assert_eq!(notes, &[]);
-    assert_eq!(
-        call.success(),
-        Answer {
-            stdout: "one-7\n".into(),
-            stderr: String::new(),
-            exit: 0
-        }
-    );
+    assert_eq!(call.success(), Answer { stdout: "one-7\n".into(), stderr: String::new(), exit: 0 });
 }
 
 #[test]
@@ -51,19 +39,11 @@ fn the_other_calls_take_the_vm_of_the_arguments() {
         ("reset", VmmCall::Reset { vm }),
     ] {
         for dep in ["one-7", "", "-", "some", "one-8"] {
-            for stdin in [
-                data(VM),
-                data("<VM><ID>7</ID></VM>"),
-                String::new(),
-                "\n".into(),
-            ] {
+            for stdin in [data(VM), data("<VM><ID>7</ID></VM>"), String::new(), "\n".into()] {
                 let call = plan(action, &[dep, "h", "7", "h"], stdin.as_bytes()).unwrap();
                 assert_eq!(call, want);
                 assert_eq!(call.action().name(), action);
-                assert_eq!(
-                    (call.success().exit, call.success().stdout.as_str()),
-                    (0, "")
-                );
+                assert_eq!((call.success().exit, call.success().stdout.as_str()), (0, ""));
             }
         }
     }
@@ -87,20 +67,12 @@ fn xml_about_another_vm_is_refused() {
 fn only_cancel_works_with_unreadable_xml() {
     let whole = data(VM);
     let cut = &whole[..whole.len() / 2];
-    for stdin in [
-        cut,
-        "junk",
-        "<VM><ID>7</ID><ID>8</ID></VM>",
-        "<!DOCTYPE x><VM/>",
-    ] {
+    for stdin in [cut, "junk", "<VM><ID>7</ID><ID>8</ID></VM>", "<!DOCTYPE x><VM/>"] {
         let call = plan("cancel", &["one-7", "h", "7", "h"], stdin.as_bytes()).unwrap();
         assert_eq!(call.vm(), number("7"));
         let line = call.notes()[0].line(call.vm());
         assert!(line.starts_with("INFO: 7 the XML "), "{line}");
-        assert!(
-            line.ends_with(": cancelling by the arguments of the script alone\n"),
-            "{line}"
-        );
+        assert!(line.ends_with(": cancelling by the arguments of the script alone\n"), "{line}");
         for action in ["shutdown", "reboot", "reset"] {
             refused(action, &["one-7", "h", "7", "h"], stdin);
         }
@@ -157,17 +129,11 @@ fn other_actions_say_one_sentence_whatever_they_get() {
         for argv in [&[][..], &["one-7", "7", "h"], &["x"; 100]] {
             assert_eq!(
                 refused(action.name(), argv, "junk"),
-                format!(
-                    "Action {} is not supported by ocivisor yet.\n",
-                    action.name()
-                )
+                format!("Action {} is not supported by ocivisor yet.\n", action.name())
             );
         }
     }
-    assert_eq!(
-        refused("de\nploy", &[], ""),
-        "Action \"de\\nploy\" is unknown to ocivisor.\n"
-    );
+    assert_eq!(refused("de\nploy", &[], ""), "Action \"de\\nploy\" is unknown to ocivisor.\n");
 }
 
 #[test]

@@ -18,12 +18,8 @@ use tokio::task::JoinHandle;
 
 macro_rules! sample {
     ($name:literal) => {
-        serde_json::from_str(include_str!(concat!(
-            "../../../schema/tests/golden/",
-            $name,
-            ".json"
-        )))
-        .unwrap()
+        serde_json::from_str(include_str!(concat!("../../../schema/tests/golden/", $name, ".json")))
+            .unwrap()
     };
 }
 
@@ -128,12 +124,7 @@ impl ApiServer for Fake {
         _: Text<RequestId>,
         vm: Text<VmId>,
     ) -> Answer<OperationReply> {
-        Ok(OperationReply {
-            op: None,
-            vm,
-            state: None,
-            joined: false,
-        })
+        Ok(OperationReply { op: None, vm, state: None, joined: false })
     }
 
     async fn op_wait(
@@ -260,12 +251,7 @@ impl Running {
         let task = tokio::spawn(server.serve(Fake, async {
             let _either_way = stopped.await;
         }));
-        Self {
-            path: path.to_owned(),
-            stop,
-            task,
-            _dir: None,
-        }
+        Self { path: path.to_owned(), stop, task, _dir: None }
     }
 
     /// Stops it; says how long that took.
@@ -280,10 +266,7 @@ impl Running {
 
 /// Runs a program in a thread of its own, so that the server goes on; its standard output.
 pub async fn run(program: &str, args: &[&str]) -> String {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a foreign client of the API under test"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "a foreign client of the API under test")]
     let mut command = std::process::Command::new(program);
     command.args(args).stdin(std::process::Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output())
@@ -308,14 +291,8 @@ pub fn golden_dir() -> PathBuf {
 pub fn assert_file(path: &Path, got: &str) {
     if std::env::var_os("UPDATE_GOLDENS").is_some() {
         use std::io::Write;
-        std::fs::File::create(path)
-            .unwrap()
-            .write_all(got.as_bytes())
-            .unwrap();
+        std::fs::File::create(path).unwrap().write_all(got.as_bytes()).unwrap();
     }
     let want = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-    assert!(
-        got == want,
-        "{path:?} is not what it must be; UPDATE_GOLDENS=1 rewrites it:\n{got}"
-    );
+    assert!(got == want, "{path:?} is not what it must be; UPDATE_GOLDENS=1 rewrites it:\n{got}");
 }

@@ -29,9 +29,7 @@ pub fn small_spec() -> VmSpec {
             pids: 4096,
         },
         boot: Boot::default(),
-        root: RootDisk {
-            path: "/srv/web-1.img".into(),
-        },
+        root: RootDisk { path: "/srv/web-1.img".into() },
         nics: Vec::new(),
         isolation: Isolation::Default,
     }
@@ -64,9 +62,7 @@ pub fn full_spec() -> VmSpec {
             workdir: Some("/srv".into()),
             stop_signal: Some(10),
         },
-        root: RootDisk {
-            path: "/var/lib/one/datastores/0/42/disk.0".into(),
-        },
+        root: RootDisk { path: "/var/lib/one/datastores/0/42/disk.0".into() },
         nics: vec![
             NicSpec {
                 index: 0,
@@ -140,14 +136,8 @@ pub fn full_record() -> Record {
         }),
         ids: Some(IdRange { base: 1_000_000 }),
         guest: Some(GuestFacts {
-            init: ProcessRef {
-                pid: 4711,
-                start_ticks: 123_456_789_012,
-            },
-            shim: ProcessRef {
-                pid: 4710,
-                start_ticks: 123_456_789_000,
-            },
+            init: ProcessRef { pid: 4711, start_ticks: 123_456_789_012 },
+            shim: ProcessRef { pid: 4710, start_ticks: 123_456_789_000 },
             kind: GuestKind::System,
             stop_signal: 37,
             host_boot: "5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11".into(),
@@ -169,11 +159,7 @@ pub fn requests() -> Vec<Request> {
         Request::Define(Box::new(small_spec())),
         Request::Start,
         Request::Deploy(Box::new(small_spec())),
-        Request::Shutdown {
-            timeout_ms: 120_000,
-            force: true,
-            forget: false,
-        },
+        Request::Shutdown { timeout_ms: 120_000, force: true, forget: false },
         Request::Destroy { forget: true },
         Request::Reboot { timeout_ms: 30_000 },
         Request::Reset,
@@ -187,10 +173,7 @@ pub fn assert_golden(name: &str, got: &str) {
     let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_GOLDENS").is_some() {
         use std::io::Write;
-        std::fs::File::create(&path)
-            .unwrap()
-            .write_all(got.as_bytes())
-            .unwrap();
+        std::fs::File::create(&path).unwrap().write_all(got.as_bytes()).unwrap();
     }
     let want = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     assert_eq!(got, want, "{path}; UPDATE_GOLDENS=1 rewrites it");

@@ -1,0 +1,113 @@
+//! The engine's other half: looks at the host and carries out what [`reconcile`] decides.
+
+use crate::engine::{Engine, Hooks, Outcome, nics_of};
+use crate::error::Result;
+use crate::ids::{OpId, RequestId, VmId};
+use crate::plan::Target;
+use crate::ports::GuestView;
+use crate::reconcile::{self, Decision, Observed};
+use crate::state::{Record, Request};
+
+impl Engine<'_> {
+    /// Clears what is left of a VM that nobody knows: no record, no NIC names.
+    ///
+    /// # Errors
+    /// The first thing that could not be cleared; the rest was.
+    pub fn clear_orphan(&self, id: &VmId) -> Result<()> {
+        let ports = &self.ports;
+        let mut result = ports.guests.drop_guest(id);
+        result = result.and(ports.cgroups.drop_cgroup(id));
+        result = result.and(ports.storage.drop_root(id));
+        result.and(ports.network.drop_namespaces(id))
+    }
+
+    /// Releases what a settled VM must not hold, without an operation. The record is not touched.
+    ///
+    /// # Errors
+    /// The first thing that could not be released; the rest was.
+    pub fn clear(&self, record: &Record) -> Result<()> {
+        let nics = nics_of(record);
+        let dropped = nics.iter().map(|nic| self.ports.network.drop_nic(record.id(), nic));
+        let nics = dropped.fold(Ok(()), Result::and);
+        nics.and(self.clear_orphan(record.id()))
+    }
+
+    /// Looks at the host for [`reconcile::decide`]; `remains` says whether anything of the VM was
+    /// seen by the ports' `observe_*`.
+    ///
+    /// # Errors
+    /// The guest cannot be observed.
+    pub fn observe(&self, record: &Record, remains: bool) -> Result<Observed> {
+        let facts = record.guest.as_ref();
+        let guest = self.ports.guests.observe_guest(record.id(), facts)?;
+        let boot = self.ports.clock.host_boot();
+        Ok(Observed {
+            guest,
+            remains: remains || guest != GuestView::Absent,
+            rebooted: facts.is_some_and(|facts| facts.host_boot != boot),
+        })
+    }
+
+    /// Brings record and host together after a crash, a reboot of the host, or the end of a guest
+    /// or its shim. A [`Decision::Collect`] becomes the operation `op`.
+    pub fn reconcile(
+        &self,
+        mut record: Record,
+        observed: Observed,
+        op: OpId,
+        hooks: &dyn Hooks,
+    ) -> Outcome {
+        match reconcile::decide(&record, observed) {
+            Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
+            Decision::Adopt => {
+                let adopted = self.adopt(&mut record).and_then(|()| self.save(&mut record));
+                Outcome::Settled(Box::new(record), adopted)
+            }
+            Decision::Clear => {
+                let cleared = self.clear(&record);
+                Outcome::Settled(Box::new(record), cleared)
+            }
+            Decision::Collect => {
+                let before = record.clone();
+                let id = record.id().clone();
+                match self.begin(Some(record), &id, Request::Collect, collect_id(op), op) {
+                    Ok(record) => self.carry_out(record, hooks),
+                    Err(error) => Outcome::Settled(Box::new(before), Err(error)),
+                }
+            }
+            Decision::Resume => self.carry_out(record, hooks),
+            Decision::FinishBoot => {
+                let Some(op) = record.op.clone() else {
+                    return Outcome::Settled(Box::new(record), Ok(()));
+                };
+                match self.adopt(&mut record) {
+                    Ok(()) => self.commit(record, &op, Target::Running, hooks),
+                    Err(error) => self.undo(record, &op, error, hooks),
+                }
+            }
+            Decision::Undo(error) => match record.op.clone() {
+                Some(op) => self.undo(record, &op, error, hooks),
+                None => Outcome::Settled(Box::new(record), Ok(())),
+            },
+        }
+    }
+
+    fn adopt(&self, record: &mut Record) -> Result<()> {
+        let Some(facts) = record.guest.clone() else {
+            return Ok(());
+        };
+        let adoption = self.ports.guests.adopt_guest(&record.spec, &facts)?;
+        record.guest = Some(adoption.facts);
+        for loss in adoption.losses {
+            record.note_loss(loss);
+        }
+        Ok(())
+    }
+}
+
+/// Request id of the daemon's own operation.
+fn collect_id(op: OpId) -> RequestId {
+    // `collect-op-7` is within the rules of request ids, whatever the number.
+    #[expect(clippy::expect_used, reason = "printable ASCII without blanks by construction")]
+    format!("collect-{op}").parse().expect("a valid request id")
+}
