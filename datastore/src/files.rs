@@ -40,7 +40,7 @@ pub(crate) enum Member {
 impl Files {
     pub fn layout(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|e| Error::io("open directory", shown.clone(), e))?;
         Ok(Self::Layout { dir: dir.into(), shown })

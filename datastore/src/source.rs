@@ -181,9 +181,9 @@ fn sign(path: &[u8]) -> Sign {
     }
 }
 
-/// Opens a regular file; a fifo does not hang us, a device is not touched.
+/// Opens a regular file; a fifo does not hang us, a device is not touched, a link is not followed.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits();
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
     let shown = path.display().to_string();
     let file = File::options()
         .read(true)

@@ -95,13 +95,11 @@ fn a_damaged_record_is_told_set_aside_offline_and_its_guest_cleared() {
     std::fs::write(&record, bytes).unwrap();
 
     let offline = |what: &str| {
-        let mut command = std::process::Command::new(ocivisor_tests::bin_dir().join("ocivisord"));
-        let net = format!("--net=/run/netns/{}", host.name());
-        let mut nsenter = std::process::Command::new("nsenter");
-        nsenter.arg(net).arg(command.get_program());
-        command = nsenter;
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", host.name()));
+        command.arg(ocivisor_tests::bin_dir().join("ocivisor")).args(["--offline", what]);
         command.arg("--state-dir").arg(host.state_dir()).arg("--run-dir").arg(host.run_dir());
-        command.arg("--config").arg(host.dir().join("c.toml")).arg(what).output().unwrap()
+        command.arg("--config").arg(host.dir().join("c.toml")).output().unwrap()
     };
     let fsck = offline("fsck");
     assert_eq!(fsck.status.code(), Some(11), "{fsck:?}");
@@ -122,10 +120,10 @@ fn events_are_numbered_without_gaps_and_replayed() {
     host.add_disk(0);
     host.driver(&Call::recorded(&host, "0079-vmm-deploy")).ok();
     host.driver(&Call::recorded(&host, "0083-vmm-shutdown")).ok();
-    let text = host.cli(&["events", "--since", "1", "-o", "json"]).ok();
+    let text = host.cli(&["events", "--since", "0", "-o", "json"]).ok();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let numbers: Vec<u64> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
     let kinds: Vec<&str> = events
         .iter()
         .map(|event| event["kind"].as_str().unwrap())

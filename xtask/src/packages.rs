@@ -52,6 +52,10 @@ pub const FOR_TESTS: [Package; 9] = [
     tool("python3", "python3"),
 ];
 
+/// With whom the bench compares.
+pub const FOR_BENCH: [Package; 3] =
+    [tool("runc", "runc"), tool("crun", "crun"), tool("dockerd", "docker.io")];
+
 /// What the checks need besides.
 pub const FOR_CHECKS: [Package; 1] = [tool("shellcheck", "shellcheck")];
 

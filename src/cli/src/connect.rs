@@ -36,6 +36,10 @@ pub struct Context {
     pub timeout: Option<Duration>,
     /// Whether to wait for it.
     pub wait: Wait,
+    /// What the request is for.
+    pub wish: Wish,
+    /// How long a daemon may be away while a request of ours is open.
+    pub patience: Duration,
 }
 
 /// Whether to wait for an operation.
@@ -68,7 +72,15 @@ impl Context {
             request_id: global.request_id.clone().unwrap_or_else(fresh_request_id),
             timeout: global.timeout,
             wait: if global.no_wait { Wait::No } else { Wait::ForResult },
+            wish: Wish::Presence,
+            patience: PATIENCE,
         }
+    }
+
+    /// The same for a request that wants a VM gone.
+    #[must_use]
+    pub fn wishing_absence(&self) -> Self {
+        Self { wish: Wish::Absence, ..self.clone() }
     }
 
     /// The same without a deadline, for requests that carry one to the daemon.
@@ -141,9 +153,7 @@ impl Context {
         send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<OperationReply, ClientError>,
     ) -> Result<Ended, Failure> {
         let began = Instant::now();
-        // A record can be forgotten while the daemon restarts: then its operation is unknown, and
-        // the request has to be sent once more to learn that there is nothing left to do.
-        let mut forgotten = 0;
+        let mut again = 0;
         loop {
             let reply = self.send_until_answered(client, send).await?;
             let Some(op) = reply.op else {
@@ -158,11 +168,18 @@ impl Context {
             let left = self.timeout.map(|t| t.saturating_sub(began.elapsed()));
             match client.wait_op(op.0, left, |_| ()).await {
                 Ok(status) => return outcome(status),
-                Err(ClientError::Api(e))
-                    if e.error.kind == ErrorKind::NotFound && forgotten < 3 =>
-                {
-                    forgotten += 1;
+                Err(ClientError::Api(e)) if e.error.kind == ErrorKind::NotFound && again < 3 => {
+                    // The operation ended, and its VM was forgotten, while the daemon restarted. Who
+                    // wished for absence asks once more and learns that there is nothing left to do;
+                    // for others that was a failure, and a second effect would not be theirs.
+                    if self.wish == Wish::Presence {
+                        let what = format!("{}: it was undone while ocivisord restarted", reply.vm);
+                        return Err(Failure::new(Exit::Failure, what));
+                    }
+                    again += 1;
                 }
+                Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
+                    if began.elapsed() < self.patience => {}
                 Err(error) => return Err(self.lost(error)),
             }
         }
@@ -177,9 +194,12 @@ impl Context {
         loop {
             match send(client, Text(self.request_id.clone())).await {
                 Ok(reply) => return Ok(reply),
-                Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
-                    if began.elapsed() < PATIENCE =>
-                {
+                // The request id makes it safe to send it again, whatever became of the first.
+                Err(
+                    ClientError::Broken { .. }
+                    | ClientError::Unreachable { .. }
+                    | ClientError::Timeout { .. },
+                ) if began.elapsed() < self.patience => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) => return Err(self.lost(error)),
@@ -231,6 +251,15 @@ impl From<ClientError> for Failure {
                 .hint("are the daemon and this command of the same version? see ocivisor version"),
         }
     }
+}
+
+/// What a request that changes a VM wants in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// That there is a VM.
+    Presence,
+    /// That there is none.
+    Absence,
 }
 
 /// An id that no other request has.

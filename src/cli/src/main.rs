@@ -19,6 +19,7 @@ mod connect;
 mod doctor;
 mod failure;
 mod nic;
+mod offline;
 mod one;
 mod output;
 mod sanitize;
@@ -38,7 +39,7 @@ use failure::{Exit, Failure};
 use output::{complain, print};
 
 fn main() -> ExitCode {
-    if let Some(code) = one::early() {
+    if let Some(code) = one::early().or_else(offline::early) {
         return code;
     }
     let cli = match Cli::try_parse() {

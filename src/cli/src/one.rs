@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use crate::args::DEFAULT_SOCKET;
 use crate::commands::shutdown::DEFAULT_GRACE;
-use crate::connect::{Context, Ended, Wait, block_on, fresh_request_id, millis};
+use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, Output, complain, print};
 
@@ -184,6 +184,10 @@ fn context(socket: PathBuf) -> Context {
         request_id: fresh_request_id(),
         timeout: None,
         wait: Wait::ForResult,
+        wish: Wish::Presence,
+        // A failure told to oned while the operation goes on would be worse than any wait: oned
+        // believes it, and the guest runs unknown to it. oned has a timeout of its own if one is wanted.
+        patience: Duration::MAX,
     }
 }
 
@@ -202,11 +206,11 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
         VmmCall::Shutdown { .. } => {
             let force = config.force_shutdown;
             let send = async |c: &Client, id| c.vm_shutdown(id, vm(), grace, force, true).await;
-            gone_is_fine(context.run_operation(&client, &send).await)?;
+            context.wishing_absence().run_operation(&client, &send).await?;
         }
         VmmCall::Cancel { .. } => {
             let send = async |c: &Client, id| c.vm_destroy(id, vm(), true).await;
-            gone_is_fine(context.run_operation(&client, &send).await)?;
+            context.wishing_absence().run_operation(&client, &send).await?;
         }
         VmmCall::Reboot { .. } => {
             let send = async |c: &Client, id| c.vm_reboot(id, vm(), grace).await;
@@ -238,15 +242,6 @@ async fn reach(call: &VmmCall, context: &Context, away: Duration) -> Result<Clie
     }
 }
 
-/// Who wants a VM gone has his wish if it is not known.
-fn gone_is_fine(ended: Result<Ended, Failure>) -> Result<Option<Ended>, Failure> {
-    match ended {
-        Ok(ended) => Ok(Some(ended)),
-        Err(failure) if failure.exit == Exit::NotFound => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,13 +262,5 @@ mod tests {
         let config: Config = toml::from_str(&block.replace("\n    ", "\n")).unwrap();
         let socket = Some(DEFAULT_SOCKET.into());
         assert_eq!(config, Config { socket, ..Config::default() });
-    }
-
-    #[test]
-    fn an_unknown_vm_is_gone() {
-        let missing = Failure::new(Exit::NotFound, "no vm");
-        assert!(gone_is_fine(Err(missing)).unwrap().is_none());
-        let other = Failure::new(Exit::Failure, "x");
-        assert!(gone_is_fine(Err(other)).is_err());
     }
 }

@@ -85,7 +85,7 @@ impl Engine<'_> {
         op: OpId,
     ) -> Result<Record> {
         let now = self.ports.clock.now();
-        let known = record.is_some();
+        let before = record.clone();
         let mut record = match (record, &request) {
             (Some(record), _) => record,
             (None, Request::Define(spec) | Request::Deploy(spec)) => {
@@ -101,14 +101,25 @@ impl Engine<'_> {
             );
             finish(&mut record, &preempted, now, Err(Error::new(ErrorKind::Cancelled, what)));
         }
+        if matches!(request, Request::Deploy(_)) {
+            // A guest on record is from here on the one that this deploy made: after a crash the old
+            // one must not be taken for it. It is released by the VM's id.
+            record.guest = None;
+        }
         if matches!(request, Request::Start | Request::Deploy(_)) {
             record.ids = Some(self.ports.ids.take_ids(id)?);
         }
         record.op =
             Some(Operation { id: op, request_id, request, phase: Phase::Doing, started: now });
         if let Err(error) = self.save(&mut record) {
-            if !known {
-                self.ports.ids.free_ids(id);
+            // It may have been written all the same (the directory's sync failed): put back what the
+            // caller is told, as well as can be.
+            match before {
+                Some(before) => drop(self.ports.records.save(&before)),
+                None => {
+                    drop(self.ports.records.remove(id));
+                    self.ports.ids.free_ids(id);
+                }
             }
             return Err(error);
         }
@@ -259,9 +270,17 @@ impl Engine<'_> {
             return Ok(true);
         };
         let (id, guests) = (record.id().clone(), self.ports.guests);
-        if !matches!(guests.observe_guest(&id, Some(&facts))?, GuestView::Running { .. }) {
-            // Ended, or created and never started (a crash): there is nobody to ask.
-            return Ok(true);
+        match guests.observe_guest(&id, Some(&facts))? {
+            GuestView::Running { .. } => {}
+            GuestView::Absent | GuestView::Exited(_) => return Ok(true),
+            // Of a reboot that a crash cut off: created, never started, there is nobody to ask. Else
+            // the record says that it runs, and the record is right.
+            GuestView::Created
+                if matches!(record.op, Some(Operation { request: Request::Reboot { .. }, .. })) =>
+            {
+                return Ok(true);
+            }
+            GuestView::Created => {}
         }
         guests.signal_guest(&id, &facts, facts.stop_signal)?;
         let timeout = Duration::from_millis(timeout_ms);

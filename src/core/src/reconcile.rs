@@ -57,6 +57,12 @@ fn decide_settled(record: &Record, observed: Observed) -> Decision {
             GuestView::Running { shim_alive: true } => Decision::Nothing,
             _ => Decision::Adopt,
         },
+        // Committed as running, so it was started; its shim could not write that down (disk full).
+        VmState::Running | VmState::Paused
+            if !observed.rebooted && observed.guest == GuestView::Created =>
+        {
+            Decision::Nothing
+        }
         VmState::Running | VmState::Paused => Decision::Collect,
         VmState::Stopped | VmState::Suspended if observed.remains => Decision::Clear,
         // Why it failed is what remains; `destroy` tries again.

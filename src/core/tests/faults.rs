@@ -11,7 +11,7 @@ mod common;
 
 use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, define, deploy};
 use ocivisor_core::error::ErrorKind;
-use ocivisor_core::state::{GuestExit, Request, VmState};
+use ocivisor_core::state::{GuestExit, OpKind, Request, VmState};
 use ocivisor_core::testing::Fault;
 
 /// An operation and the requests that lead to where it begins.
@@ -100,6 +100,16 @@ fn a_crash_at_any_call_ends_in_the_old_or_the_new_state() {
                 daemon.check();
                 let state = daemon.state("one-1");
                 assert!(!matches!(state, Some(VmState::Failed(_))), "{name} {fault:?} {n}");
+                // What is said to be deployed is what runs.
+                if let (Request::Deploy(spec), Some(record)) =
+                    (&request, daemon.host.record(&common::id("one-1")))
+                    && let Some(last) = record.finished.last()
+                    && last.kind == OpKind::Deploy
+                    && last.result.is_ok()
+                    && record.finished.len() > before.len()
+                {
+                    assert_eq!(record.spec, **spec, "{name} {fault:?} {n}");
+                }
                 let next = daemon.ask("one-1", deploy("one-1"));
                 assert!(matches!(next, Seen::Answer(Ok(())) | Seen::Already), "{next:?}");
                 assert_eq!(daemon.ask("one-1", CANCEL), Seen::Answer(Ok(())));

@@ -122,10 +122,15 @@ proptest! {
                     // Old or new state, or, of what cannot be put back, stopped or forgotten.
                     let now = belief(&daemon, vm);
                     let new = after(believed[vm], &request);
-                    let lost = matches!(
-                        request,
-                        Request::Reboot { .. } | Request::Reset | Request::Deploy(_)
-                    ) && now != Belief::Running;
+                    let lost = match request {
+                        Request::Reboot { .. } | Request::Reset | Request::Deploy(_) => {
+                            now != Belief::Running
+                        }
+                        // Gone from the host, but the record could not be removed.
+                        Request::Shutdown { forget: true, .. }
+                        | Request::Destroy { forget: true } => now == Belief::Stopped,
+                        _ => false,
+                    };
                     match answer {
                         Seen::Answer(Ok(())) | Seen::Already => prop_assert_eq!(now, new),
                         _ => prop_assert!(now == new || now == believed[vm] || lost),

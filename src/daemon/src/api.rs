@@ -1,5 +1,6 @@
 //! The methods of the API.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +20,9 @@ use ocivisor_schema::reply::{
 };
 use ocivisor_schema::{Text, VmSpecV1};
 
-use crate::images::Images;
+use crate::images;
 use crate::operations::Status;
-use crate::paths::PathPolicy;
+use crate::paths::{Caller, PathPolicy};
 use crate::vms::{Vms, blocking};
 
 /// Version of this build.
@@ -49,6 +50,11 @@ impl Daemon {
 
     fn spec(spec: VmSpecV1) -> Result<Box<VmSpec>> {
         VmSpec::try_from(spec).map(Box::new)
+    }
+
+    async fn resolve(&self, caller: &Extensions, path: PathBuf) -> Result<PathBuf> {
+        let (caller, paths) = (Caller::of(caller), self.paths.clone());
+        blocking(move || paths.resolve(caller, &path)).await?
     }
 
     fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
@@ -88,8 +94,8 @@ impl ApiServer for Daemon {
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
-        let spec = Self::spec(spec)?;
-        self.paths.check(caller, &spec.root.path)?;
+        let mut spec = Self::spec(spec)?;
+        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
         self.submit(spec.id.clone(), Request::Define(spec), request_id.0).await
     }
 
@@ -108,8 +114,8 @@ impl ApiServer for Daemon {
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
-        let spec = Self::spec(spec)?;
-        self.paths.check(caller, &spec.root.path)?;
+        let mut spec = Self::spec(spec)?;
+        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
         self.submit(spec.id.clone(), Request::Deploy(spec), request_id.0).await
     }
 
@@ -235,9 +241,13 @@ impl ApiServer for Daemon {
         source: String,
         name: String,
     ) -> Reply<ImageInfo> {
-        self.paths.check(caller, &Images::path_of(&source)?)?;
+        let (caller, paths) = (Caller::of(caller), self.paths.clone());
         // Twice is one effect by nature: what is there is not imported again.
-        self.work(move |vms| vms.host.images.import(&source, &name)).await
+        self.work(move |vms| {
+            let source = images::source(&source, caller, &paths)?;
+            vms.host.images.import(&source, &name)
+        })
+        .await
     }
 
     async fn image_list(&self, _: &Extensions) -> Reply<Vec<ImageInfo>> {
@@ -261,10 +271,10 @@ impl ApiServer for Daemon {
         path: String,
         backend: DiskBackendV1,
     ) -> Reply<DiskInfo> {
-        self.paths.check(caller, path.as_ref())?;
+        let path = self.resolve(caller, path.into()).await?;
         self.work(move |vms| {
             let host = &vms.host;
-            host.images.create_disk(&host.storage, &image, size_bytes, path.as_ref(), backend)
+            host.images.create_disk(&host.storage, &image, size_bytes, &path, backend)
         })
         .await
     }

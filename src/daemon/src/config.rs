@@ -140,8 +140,9 @@ impl Config {
         };
         let text = String::from_utf8_lossy(&bytes);
         toml::from_str(&text).map_err(|e| {
-            let at = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count());
-            let what = format!("{}, line {}: {}", path.display(), at.max(1), e.message());
+            let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let what = format!("{}, line {line}: {}", path.display(), e.message());
             Error::new(ErrorKind::Invalid, what).hint("ocivisord --check-config shows all keys")
         })
     }

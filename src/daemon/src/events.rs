@@ -28,10 +28,11 @@ struct Kept {
 }
 
 impl Events {
-    /// An empty journal; the first event is number 1.
-    pub fn new() -> Self {
-        let kept = Kept { events: VecDeque::new(), next: 1 };
-        Self { kept: Mutex::new(kept), next: watch::channel(1).0 }
+    /// An empty journal. Its numbers begin with the time, in milliseconds: beyond those of an
+    /// earlier daemon, so that who asks for what came after one of those learns that some are lost.
+    pub fn new(now: Timestamp) -> Self {
+        let kept = Kept { events: VecDeque::new(), next: now.0 };
+        Self { kept: Mutex::new(kept), next: watch::channel(now.0).0 }
     }
 
     /// Adds an event.
@@ -49,6 +50,7 @@ impl Events {
     /// Events from `seq` on; waits for one if there is none.
     pub async fn since(&self, seq: u64, limit: usize, wait: Duration) -> EventsReply {
         let mut next = self.next.subscribe();
+        let wait = if seq > *next.borrow() { Duration::ZERO } else { wait };
         // Timed out or not, what is there is the answer.
         let _ = tokio::time::timeout(wait, next.wait_for(|next| *next > seq)).await;
         self.take(seq, limit)
@@ -71,7 +73,7 @@ mod tests {
 
     #[tokio::test]
     async fn events_are_replayed_in_order_without_gaps() {
-        let (events, vm) = (Events::new(), "one-1".parse().unwrap());
+        let (events, vm) = (Events::new(Timestamp(1)), "one-1".parse().unwrap());
         for _ in 0..5 {
             events.publish(Timestamp(1), &vm, EventDataV1::VmForgotten);
         }
@@ -87,7 +89,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_forgotten_is_said_to_be_lost() {
-        let (events, vm) = (Events::new(), "one-1".parse().unwrap());
+        let (events, vm) = (Events::new(Timestamp(1)), "one-1".parse().unwrap());
         for _ in 0..KEPT + 3 {
             events.publish(Timestamp(1), &vm, EventDataV1::VmForgotten);
         }

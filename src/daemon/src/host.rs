@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -99,10 +99,19 @@ impl Host {
     pub fn load(&self) -> Result<Vec<Loaded>> {
         let loaded = self.records.load_all()?;
         for entry in &loaded {
-            if let Loaded::Record(record) = entry
-                && let Some(ids) = record.ids
-            {
-                self.ids.note(record.id(), ids);
+            match entry {
+                Loaded::Record(record) => {
+                    if let Some(ids) = record.ids {
+                        self.ids.note(record.id(), ids);
+                    }
+                }
+                // Its guest may run on; then its directory is given to the group of its range.
+                Loaded::Damaged(id, _) => {
+                    let dir = fs::metadata(self.layout.run_vm(id).dir());
+                    if let Some(base) = dir.ok().map(|dir| dir.gid()).filter(|gid| *gid != 0) {
+                        self.ids.note(id, IdRange { base });
+                    }
+                }
             }
         }
         Ok(loaded)

@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::spec::normal_path;
 use ocivisor_core::state::Timestamp;
 use ocivisor_core::units::Bytes;
 use ocivisor_datastore as store;
@@ -19,11 +18,16 @@ use ocivisor_host::storage::{
 use ocivisor_schema::TimeV1;
 use ocivisor_schema::reply::{DiskBackendV1, DiskInfo, ImageInfo};
 
+use crate::paths::{Caller, PathPolicy};
+
 /// The store of this host, and which disks were made from it.
 #[derive(Debug)]
 pub struct Images {
     store: Arc<Store>,
     disks: PathBuf,
+    /// Disks are made under the one side, layers are pruned under the other: a disk half made names
+    /// no layers yet.
+    making: RwLock<()>,
 }
 
 impl Images {
@@ -35,7 +39,7 @@ impl Images {
         let disks = layout.state.join("disks");
         ensure_dir(&disks, true)?;
         let store = Store::open(&layout.datastore()).map_err(|e| ours(&e))?;
-        Ok(Self { store: Arc::new(store), disks })
+        Ok(Self { store: Arc::new(store), disks, making: RwLock::new(()) })
     }
 
     /// Where layers are, for the storage adapter.
@@ -48,22 +52,11 @@ impl Images {
         }
     }
 
-    /// The path that a source names.
-    pub fn path_of(source: &str) -> Result<PathBuf> {
-        Ok(match source.parse::<Source>().map_err(|e| ours(&e))? {
-            Source::OciLayout { dir, .. } => dir,
-            Source::OciArchive { file, .. }
-            | Source::DockerArchive { file, .. }
-            | Source::RootfsTar { file } => file,
-        })
-    }
-
     /// Brings an image in.
-    pub fn import(&self, source: &str, name: &str) -> Result<ImageInfo> {
-        let source: Source = source.parse().map_err(|e| ours(&e))?;
+    pub fn import(&self, source: &Source, name: &str) -> Result<ImageInfo> {
         let name: ImageName = name.parse().map_err(|e| ours(&e))?;
         let mut progress = |at: store::Progress| tracing::debug!(image = %name, ?at, "import");
-        let imported = self.store.import(&source, &name, &Limits::default(), &mut progress);
+        let imported = self.store.import(source, &name, &Limits::default(), &mut progress);
         let image = imported.map_err(|e| ours(&e))?;
         tracing::info!(image = %name, digest = %image.manifest_digest, "image imported");
         let mut all = self.store.list().map_err(|e| ours(&e))?;
@@ -114,13 +107,15 @@ impl Images {
                 Error::new(ErrorKind::NotFound, what).hint("ocivisor image list shows them")
             );
         }
+        let _pruning = self.making.write().unwrap_or_else(PoisonError::into_inner);
         let mut in_use = HashSet::new();
         for disk in disks.iter().cloned().chain(self.known_disks()?) {
             match DiskManifest::read(&disk) {
                 Ok(manifest) => {
                     in_use.extend(manifest.layers.iter().filter_map(|l| l.parse::<DiffId>().ok()));
                 }
-                Err(error) if error.kind == ErrorKind::NotFound => {}
+                // Only of a disk that no VM has: a guest may run on layers whose manifest was removed.
+                Err(error) if error.kind == ErrorKind::NotFound && !disks.contains(&disk) => {}
                 Err(error) => {
                     // What it needs is unknown: keep everything rather than break it.
                     tracing::warn!(disk = %disk.display(), %error, "nothing is pruned");
@@ -143,9 +138,16 @@ impl Images {
         for entry in entries.filter_map(std::io::Result::ok) {
             let bytes = read_bounded(&entry.path(), 8192)?.unwrap_or_default();
             let path = PathBuf::from(String::from_utf8_lossy(&bytes).into_owned());
-            match fs::symlink_metadata(&path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => drop_file(&entry.path())?,
-                _ => known.push(path),
+            let gone = |path: &Path| {
+                let found = fs::symlink_metadata(path);
+                found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            };
+            // A file system that is not mounted just now shows as a directory that is gone, too:
+            // only a disk that is missing from its own, present directory is forgotten.
+            if gone(&path) && !path.parent().is_none_or(gone) {
+                drop_file(&entry.path())?;
+            } else {
+                known.push(path);
             }
         }
         Ok(known)
@@ -160,10 +162,7 @@ impl Images {
         path: &Path,
         backend: DiskBackendV1,
     ) -> Result<DiskInfo> {
-        let path = normal_path(path).ok_or_else(|| {
-            let what = format!("disk path {} is not absolute", path.display());
-            Error::new(ErrorKind::Invalid, what)
-        })?;
+        let _making = self.making.read().unwrap_or_else(PoisonError::into_inner);
         let reference: Reference = image.parse().map_err(|e| ours(&e))?;
         let found = self.store.resolve(&reference).map_err(|e| ours(&e))?;
         // Known before it exists, so that no prune takes its layers in between.
@@ -195,13 +194,13 @@ impl Images {
                 stop_signal: config.stop_signal,
             },
         };
-        let made = storage.create_disk(&path, &new).inspect_err(|_| {
+        let made = storage.create_disk(path, &new).inspect_err(|_| {
             // Left over, it names a disk that is not there, and the next prune forgets it.
             let _ = drop_file(&entry);
         })?;
         Ok(DiskInfo {
             path: path.display().to_string(),
-            manifest: DiskManifest::path_of(&path).display().to_string(),
+            manifest: DiskManifest::path_of(path).display().to_string(),
             image_digest: made.image.manifest_digest,
         })
     }
@@ -211,6 +210,29 @@ impl Images {
         let found = self.store.fsck().map_err(|e| ours(&e))?;
         Ok(found.iter().map(ToString::to_string).collect())
     }
+}
+
+/// A source as a caller wrote it, with its path resolved.
+///
+/// # Errors
+/// It is none, or the caller may not name it. Operators say what it is, so that nothing is opened
+/// to find out.
+pub fn source(text: &str, caller: Caller, paths: &PathPolicy) -> Result<Source> {
+    let schemes = ["oci:", "oci-archive:", "docker-archive:", "rootfs:"];
+    if caller == Caller::Operator && !schemes.iter().any(|scheme| text.starts_with(scheme)) {
+        let what = format!("image source {text}: operators must say what it is");
+        let hint = "put oci:, oci-archive:, docker-archive: or rootfs: in front";
+        return Err(Error::new(ErrorKind::Permission, what).hint(hint));
+    }
+    let mut source: Source = text.parse().map_err(|e| ours(&e))?;
+    let path = match &mut source {
+        Source::OciLayout { dir, .. } => dir,
+        Source::OciArchive { file, .. }
+        | Source::DockerArchive { file, .. }
+        | Source::RootfsTar { file } => file,
+    };
+    *path = paths.resolve(caller, path)?;
+    Ok(source)
 }
 
 fn principal(principal: &store::Principal) -> String {

@@ -42,13 +42,13 @@ use crate::config::Config;
 #[command(version, about)]
 struct Arguments {
     /// Configuration file; without one, /etc/ocivisor/ocivisor.toml is read if it exists.
-    #[arg(long)]
+    #[arg(long, global = true)]
     config: Option<PathBuf>,
     /// Where records and images are kept.
-    #[arg(long)]
+    #[arg(long, global = true)]
     state_dir: Option<PathBuf>,
     /// Where sockets and mounts are; lost at a reboot.
-    #[arg(long)]
+    #[arg(long, global = true)]
     run_dir: Option<PathBuf>,
     /// Read the configuration, print what is in force, and exit.
     #[arg(long)]

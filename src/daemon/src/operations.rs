@@ -49,7 +49,7 @@ impl Operations {
     /// Numbers go on where the last daemon's reservation ended.
     pub fn open(layout: &Layout) -> Result<Self> {
         let bytes = read_bounded(&path(layout), 64)?.unwrap_or_default();
-        // Unreadable: begin high. Numbers only have to grow and differ.
+        // Unreadable: the records tell which were given ([`Self::seen`]).
         let next = String::from_utf8_lossy(&bytes).trim().parse().unwrap_or(0).max(1);
         let (known, finished) = (HashMap::new(), VecDeque::new());
         let inner = Mutex::new(Inner { next, reserved: next, known, finished });
@@ -73,6 +73,15 @@ impl Operations {
         }
         inner.next += 1;
         Ok(OpId(inner.next - 1))
+    }
+
+    /// A number found in a record: later ones are larger, also if the counter was lost.
+    pub fn seen(&self, op: OpId) {
+        let mut inner = self.inner();
+        if op.0 >= inner.next {
+            inner.next = op.0 + 1;
+            inner.reserved = inner.reserved.min(inner.next);
+        }
     }
 
     /// An operation that begins, or is found in a record.

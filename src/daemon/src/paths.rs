@@ -4,16 +4,35 @@
 //! what he may not. Those who only operate (the platforms' users) are held to the directories that
 //! the configuration lists, symbolic links resolved.
 //!
-//! What remains: between this check and the opening, the owner of a directory below can exchange
-//! it for a link. What is opened must then still be a disk image or an archive by content, and disks
-//! are opened without following a link in their last part.
+//! A path is resolved once, here; what is then used is the resolved one, and disks are opened by it
+//! without following any link, so that exchanging a directory for a link afterwards, even before a
+//! later boot, leads nowhere. What remains: image sources are opened without following a link in
+//! their last part alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::normal_path;
+use ocivisor_host::fs::io_error;
 use ocivisor_rpc::{Extensions, Peer, Role};
+
+/// Who names a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// May name any.
+    Admin,
+    /// Is held to directories.
+    Operator,
+}
+
+impl Caller {
+    /// Whoever sent a request.
+    pub fn of(extensions: &Extensions) -> Self {
+        let role = extensions.get::<Peer>().and_then(|peer| peer.role);
+        if role == Some(Role::Admin) { Self::Admin } else { Self::Operator }
+    }
+}
 
 /// The directories open to those who only operate.
 #[derive(Debug, Clone)]
@@ -27,30 +46,29 @@ impl PathPolicy {
         Self { dirs: dirs.to_vec() }
     }
 
-    /// Checks a path that a caller names.
+    /// The path that a caller names, resolved. Waits for the file system: not for async threads.
     ///
     /// # Errors
-    /// `Permission`: he may not. `Invalid`: not absolute.
-    pub fn check(&self, caller: &Extensions, path: &Path) -> Result<()> {
-        let admin = caller.get::<Peer>().is_some_and(|peer| peer.role == Some(Role::Admin));
-        if admin { Ok(()) } else { self.check_operator(path) }
-    }
-
-    fn check_operator(&self, path: &Path) -> Result<()> {
+    /// `Permission`: he may not name it. `Invalid`: not absolute. `NotFound`: no such directory.
+    pub fn resolve(&self, caller: Caller, path: &Path) -> Result<PathBuf> {
         let shown = path.display();
         let normal = normal_path(path).ok_or_else(|| {
             Error::new(ErrorKind::Invalid, format!("path {shown} is not absolute and plain"))
         })?;
+        let name = normal
+            .file_name()
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("path {shown} names no file")))?;
         // The last part may not exist yet; its directory does.
-        let parent = normal.parent().and_then(|dir| fs::canonicalize(dir).ok());
-        let name = normal.file_name();
-        let real = parent.zip(name).map(|(parent, name)| parent.join(name));
+        let parent = normal.parent().unwrap_or(Path::new("/"));
+        let parent =
+            fs::canonicalize(parent).map_err(|e| io_error("find the directory of", path, &e))?;
+        let real = parent.join(name);
         let below = |dir: &PathBuf| {
             let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.clone());
-            real.as_ref().is_some_and(|real| real.starts_with(&dir) && *real != dir)
+            real.starts_with(&dir) && real != dir
         };
-        if self.dirs.iter().any(below) {
-            return Ok(());
+        if caller == Caller::Admin || self.dirs.iter().any(below) {
+            return Ok(real);
         }
         let what = format!("path {shown} is not below a directory open to operators");
         let hint = "see access.operate_dirs in ocivisor.toml, or ask an admin";
@@ -70,15 +88,18 @@ mod tests {
         fs::create_dir(&other).unwrap();
         std::os::unix::fs::symlink(&other, ours.join("link")).unwrap();
         let policy = PathPolicy::new(std::slice::from_ref(&ours));
-        let check = |path: PathBuf| policy.check_operator(&path).map_err(|e| e.kind);
-        assert_eq!(check(ours.join("42/disk.0")), Ok(()));
-        assert_eq!(check(ours.join(".//42//disk.0")), Ok(()));
+        let check = |path: PathBuf| policy.resolve(Caller::Operator, &path).map_err(|e| e.kind);
+        let real = fs::canonicalize(&ours).unwrap().join("42/disk.0");
+        assert_eq!(check(ours.join("42/disk.0")), Ok(real.clone()));
+        assert_eq!(check(ours.join(".//42//disk.0")), Ok(real));
         let denied = Err(ErrorKind::Permission);
         assert_eq!(check(other.join("disk.0")), denied);
         assert_eq!(check(ours.join("link/disk.0")), denied);
-        assert_eq!(check(ours.join("none/disk.0")), denied);
+        assert_eq!(check(ours.join("none/disk.0")), Err(ErrorKind::NotFound));
         assert_eq!(check(ours.clone()), denied);
         assert_eq!(check("/etc/shadow".into()), denied);
         assert_eq!(check(ours.join("../other/x")), Err(ErrorKind::Invalid));
+        let any = policy.resolve(Caller::Admin, &ours.join("link/disk.0")).unwrap();
+        assert_eq!(any, fs::canonicalize(&other).unwrap().join("disk.0"));
     }
 }

@@ -37,7 +37,8 @@ pub fn run(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::new(ErrorKind::Host, format!("start threads: {e}")))?;
-    let vms = Vms::new(host, Arc::new(Events::new()), operations);
+    let events = Arc::new(Events::new(host.now()));
+    let vms = Vms::new(host, events, operations);
     let result = runtime.block_on(serve(config, vms));
     // Blocking threads may wait for guests; they end with the process.
     runtime.shutdown_background();

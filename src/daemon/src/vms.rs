@@ -74,6 +74,10 @@ impl Vms {
     /// Takes in a record that was found on disk, with its operations.
     pub async fn load(&self, record: Record) {
         let id = record.id().clone();
+        let under_way = record.op.iter().map(|op| op.id);
+        for op in record.finished.iter().map(|done| done.id).chain(under_way) {
+            self.operations.seen(op);
+        }
         for done in &record.finished {
             self.operations.note(done.id, &id, done.kind, done.result.clone());
         }
@@ -98,8 +102,12 @@ impl Vms {
 
     /// A VM's record.
     pub fn get(&self, id: &VmId) -> Result<Record> {
-        let slot = lock(&self.slots).get(id).cloned();
-        slot.and_then(|slot| lock(&slot.shown).clone()).ok_or_else(|| not_found(id))
+        let slot = lock(&self.slots).get(id).cloned().ok_or_else(|| not_found(id))?;
+        if let Some(why) = lock(&slot.damaged).clone() {
+            return Err(damaged(id, &why));
+        }
+        let shown = lock(&slot.shown).clone();
+        shown.ok_or_else(|| not_found(id))
     }
 
     fn slot(&self, id: &VmId) -> Arc<Slot> {
@@ -114,31 +122,40 @@ impl Vms {
         request_id: RequestId,
     ) -> Result<OperationReply> {
         let vms = Arc::clone(self);
-        let task = tokio::spawn(async move { vms.admit(&id, request, request_id).await });
+        let task = tokio::spawn(async move {
+            let slot = vms.slot(&id);
+            let reply = vms.admit(&id, &slot, request, request_id).await;
+            // Nothing stays of a VM that was asked for and is not known.
+            if slot.state.try_lock().is_ok_and(|s| s.record.is_none() && s.running.is_none()) {
+                vms.forget(&id, &slot);
+            }
+            reply
+        });
         task.await.unwrap_or_else(|e| Err(Error::new(ErrorKind::Host, format!("request: {e}"))))
     }
 
     async fn admit(
         self: &Arc<Self>,
         id: &VmId,
+        slot: &Arc<Slot>,
         request: Request,
         request_id: RequestId,
     ) -> Result<OperationReply> {
-        let slot = self.slot(id);
         if let Some(why) = lock(&slot.damaged).clone() {
-            let what = format!("the record of vm {id} is damaged: {why}");
-            let hint = "stop ocivisord and run `ocivisor --offline recover`";
-            return Err(Error::new(ErrorKind::Integrity, what).hint(hint));
+            return Err(damaged(id, &why));
         }
         loop {
             let mut state = slot.state.lock().await;
             let decision = admit(id, state.record.as_ref(), &request, &request_id);
             let (wait, give_up) = match (&decision, &state.running) {
                 (Admission::Preempt(..), Some(running)) => (running.done.clone(), true),
-                // The daemon itself is at work (an adoption): short, and not to be preempted.
-                (Admission::Run(_), Some(running)) => (running.done.clone(), false),
+                // The daemon itself is at work (an adoption, a clearing): short, not to be preempted,
+                // and what it leads to is not on record yet.
+                (Admission::Run(_) | Admission::AlreadyTrue, Some(running)) => {
+                    (running.done.clone(), false)
+                }
                 _ => {
-                    return self.decide(id, &slot, &mut state, decision, request, request_id).await;
+                    return self.decide(id, slot, &mut state, decision, request, request_id).await;
                 }
             };
             if let Some(running) = state.running.as_ref().filter(|_| give_up) {
@@ -184,7 +201,10 @@ impl Vms {
                 if let Some(victim) = victim {
                     let done = record.finished.iter().find(|done| done.id == victim);
                     let result = done.map_or(Ok(()), |done| done.result.clone());
-                    self.operations.finish(victim, result);
+                    self.operations.finish(victim, result.clone());
+                    let operation = Text(done.map_or(kind, |done| done.kind));
+                    let (op, result) = (Text(victim), (&result).into());
+                    self.publish(id, EventDataV1::OperationFinished { op, operation, result });
                 }
                 self.operations.begin(op, id, kind);
                 tracing::info!(vm = %id, %op, kind = kind.name(), "operation begins");
@@ -283,7 +303,8 @@ impl Vms {
     fn forget(&self, id: &VmId, slot: &Arc<Slot>) {
         let mut slots = lock(&self.slots);
         // The map and our caller: others get at the slot only through the map, which we hold.
-        if Arc::strong_count(slot) <= 2 && lock(&slot.shown).is_none() {
+        let unknown = lock(&slot.shown).is_none() && lock(&slot.damaged).is_none();
+        if Arc::strong_count(slot) <= 2 && unknown {
             slots.remove(id);
         }
     }
@@ -316,7 +337,7 @@ impl Vms {
     /// Brings one VM's record and host together, if nobody is at work on it.
     /// `remains`: whether anything of it was seen on the host; `None`: look.
     pub async fn reconcile(self: &Arc<Self>, id: &VmId, remains: Option<bool>) -> Result<()> {
-        let slot = self.slot(id);
+        let Some(slot) = lock(&self.slots).get(id).cloned() else { return Ok(()) };
         let mut state = slot.state.lock().await;
         let Some(record) = state.record.clone().filter(|_| state.running.is_none()) else {
             return Ok(());
@@ -387,6 +408,12 @@ impl Vms {
             }
         }
     }
+}
+
+fn damaged(id: &VmId, why: &str) -> Error {
+    let what = format!("the record of vm {id} is damaged: {why}");
+    let hint = "stop ocivisord and run `ocivisor --offline recover`";
+    Error::new(ErrorKind::Integrity, what).hint(hint)
 }
 
 async fn ended(mut done: watch::Receiver<bool>) {

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ocivisor_core::state::{ProcessRef, Record};
+use ocivisor_core::state::Record;
 use ocivisor_host::process::pidfd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -14,6 +14,11 @@ use crate::vms::{Vms, blocking};
 /// the second look finds all as recorded.
 pub fn guest(vms: &Arc<Vms>, record: &Record) {
     let Some(facts) = record.guest.clone() else { return };
+    let (Some(init), Some(shim)) = (pidfd(facts.init), pidfd(facts.shim)) else {
+        // One of them is dead already, and looking at it at once did not help: the periodic
+        // comparison tries again, without haste.
+        return;
+    };
     if !vms.host.begin_watch(record.id(), &facts) {
         return;
     }
@@ -25,8 +30,8 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) {
             tracing::warn!(vm = %id, %error, "the console is held by its shim alone");
         }
         tokio::select! {
-            () = ended(facts.init) => {}
-            () = ended(facts.shim) => {}
+            () = ended(init) => {}
+            () = ended(shim) => {}
         }
         vms.host.guests.reap();
         vms.host.end_watch(&id, &facts);
@@ -36,9 +41,8 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) {
     });
 }
 
-/// Resolves when the process is gone; at once if it is already, or cannot be watched.
-async fn ended(process: ProcessRef) {
-    let Some(fd) = pidfd(process) else { return };
+/// Resolves when the process is gone, or cannot be watched.
+async fn ended(fd: OwnedFd) {
     // SAFETY: an `OwnedFd` always gives the same open descriptor, and the `AsyncFd` owns it: it is
     // deregistered before it is closed.
     #[allow(unsafe_code, reason = "tokio leaves this promise about the descriptor to its caller")]

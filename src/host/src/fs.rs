@@ -25,7 +25,7 @@ pub fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
 /// fsync, rename, fsync of the directory. Mode 0600.
 ///
 /// # Errors
-/// The old content stands.
+/// The old content stands; if only the last sync failed (EIO), the new one may.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_inner(path, bytes).map_err(|e| io_error("write", path, &e))
 }
@@ -38,6 +38,8 @@ fn replace_inner(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = Path::new(&temporary);
+    // Opened first: what can fail after the rename is the sync alone.
+    let dir = File::open(dir)?;
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
@@ -46,7 +48,7 @@ fn replace_inner(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(temporary);
         return Err(error);
     }
-    File::open(dir)?.sync_all()
+    dir.sync_all()
 }
 
 /// Makes a directory and its parents, mode 0700; exists is fine. Durable if `durable`.

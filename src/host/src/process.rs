@@ -16,8 +16,10 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 /// Whether the process exists and is no zombie.
 #[must_use]
 pub fn is_alive(process: ProcessRef) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", process.pid)) else {
-        return false;
+    let stat = match fs::read_to_string(format!("/proc/{}/stat", process.pid)) {
+        Ok(stat) => stat,
+        // Only these say that it is gone; for want of descriptors or memory nobody is declared dead.
+        Err(e) => return !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
     };
     let same = stat_field(&stat, 22).and_then(|t| t.parse().ok()) == Some(process.start_ticks);
     same && !matches!(stat_field(&stat, 3), None | Some("Z" | "X"))

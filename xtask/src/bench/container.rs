@@ -2,6 +2,7 @@
 //! ids of its own, limits; no overlay, no disk, no interface, which is in their favour.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -45,6 +46,10 @@ impl Container {
         if !spec.status.success() {
             bail!("{name} spec: {}", String::from_utf8_lossy(&spec.stderr).trim());
         }
+        let [left, state] = [made.bundle.clone(), made.state.clone()];
+        undo.add(format!("delete the containers of {name}"), move || {
+            delete_all(&Self { name, bundle: left, state })
+        });
         let path = made.bundle.join("config.json");
         let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
         adapt(&mut config, rootfs);
@@ -55,8 +60,25 @@ impl Container {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = program(self.name);
         command.arg("--root").arg(&self.state).args(args).current_dir(&self.bundle);
+        // Ctrl-C is for us: a container is whole or not there.
+        command.process_group(0);
         command
     }
+}
+
+/// Deletes what a failure left.
+fn delete_all(container: &Container) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(&container.state) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let id = entry?.file_name();
+        let gone = container.command(&["delete", "--force", &id.to_string_lossy()]).output()?;
+        if !gone.status.success() {
+            bail!("delete: {}", String::from_utf8_lossy(&gone.stderr).trim());
+        }
+    }
+    Ok(())
 }
 
 fn adapt(config: &mut Value, rootfs: &Path) {

@@ -1,18 +1,22 @@
 //! `docker run -d` against a daemon of our own on a private socket: overlay, veth on its bridge,
 //! limits, its default profile; no user namespace and no disk limit, which is in its favour.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use super::{Contender, Life, stamp, tarball, wall};
+use super::{Contender, GUESTS, Life, stamp, tarball, wall};
 use crate::cmd::{output, program, run, wait_until};
 use crate::quickstart::Places;
 use crate::quickstart::undo::Undo;
 
 const BRIDGE: &str = "ocvbench1";
+const GROUP: &str = "ocvbench-docker";
 const IMAGE: &str = "ocvbench";
 
 /// A daemon.
@@ -39,29 +43,28 @@ impl Docker {
         std::fs::create_dir_all(&dir).context("make docker's directory")?;
         std::fs::create_dir_all(&run_dir).context("make docker's run directory")?;
         let socket = format!("unix://{}/docker.sock", run_dir.display());
-        let log = std::fs::File::create(places.cache.join("dockerd.log"))?;
+        let said = places.cache.join("dockerd.log");
+        let log = std::fs::File::create(&said)?;
         let mut command = program("dockerd");
         command.args(["--host", &socket, "--bridge", BRIDGE, "--iptables=false"]);
         command.args(["--ip-masq=false", "--ip-forward=false", "--data-root"]).arg(&dir);
-        command.arg("--exec-root").arg(&run_dir).arg("--pidfile").arg(run_dir.join("pid"));
+        command
+            .args(["--cgroup-parent", GROUP, "--exec-root"])
+            .arg(&run_dir)
+            .arg("--pidfile")
+            .arg(run_dir.join("pid"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut child = std::os::unix::process::CommandExt::process_group(&mut command, 0)
-            .spawn()
-            .context("start dockerd")?;
-        let pid = i32::try_from(child.id())?;
-        undo.add("stop dockerd", move || {
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::SIGTERM,
-            )?;
-            child.wait()?;
-            std::fs::remove_dir_all(&run_dir)?;
-            Ok(())
-        });
+        let mut child = command.process_group(0).spawn().context("start dockerd")?;
         let docker = Self { socket };
-        wait_until("the start of dockerd", Duration::from_secs(60), || {
+        let come_up = wait_until("the start of dockerd", Duration::from_secs(60), || {
+            if let Some(status) = child.try_wait()? {
+                bail!("dockerd ended with {status}");
+            }
             Ok(crate::cmd::succeeds(&mut docker.command(&["version"])))
-        })?;
+        });
+        let data = dir.clone();
+        undo.add("stop dockerd", move || end(&mut child, &run_dir, &data));
+        come_up.with_context(|| last_line(&said))?;
         let tar = tarball(rootfs);
         let tar = tar.to_string_lossy();
         run(&mut docker.command(&["import", &tar, IMAGE]))?;
@@ -70,9 +73,33 @@ impl Docker {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = program("docker");
-        command.args(["--host", &self.socket]).args(args);
+        command.args(["--host", &self.socket]).args(args).process_group(0);
         command
     }
+}
+
+/// The last that a daemon wrote: why it ended.
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().next_back().unwrap_or("it wrote nothing").to_owned()
+}
+
+/// Ends the daemon, which ends its containers, and removes all that it had.
+fn end(child: &mut Child, run_dir: &Path, data: &Path) -> Result<()> {
+    if child.try_wait()?.is_none() {
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        let ended = wait_until("the end of dockerd", Duration::from_secs(30), || {
+            Ok(child.try_wait()?.is_some())
+        });
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        ended?;
+    }
+    super::remove_groups(GROUP)?;
+    std::fs::remove_dir_all(run_dir)?;
+    Ok(std::fs::remove_dir_all(data)?)
 }
 
 impl Contender for Docker {
@@ -106,16 +133,21 @@ impl Contender for Docker {
         Ok(Life { first, made, gone: took })
     }
 
-    /// The shim of one guest (containerd-shim).
-    fn memory(&mut self) -> Result<Option<u64>> {
-        let name = "ocvbenchmem";
-        let args = ["run", "-d", "--name", name, IMAGE, "/first"];
-        output(&mut self.command(&args))?;
-        let pid = output(&mut self.command(&["inspect", "-f", "{{.State.Pid}}", name]))?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim()))?;
-        let shim = status.lines().find_map(|l| l.strip_prefix("PPid:")).context("no parent")?;
-        let bytes = super::ours::pss(shim.trim().parse()?);
-        output(&mut self.command(&["rm", "-f", name]))?;
-        bytes.map(Some)
+    /// The shims (containerd-shim).
+    fn memory(&mut self) -> Result<Vec<u64>> {
+        let names: Vec<String> = (0..GUESTS).map(|n| format!("ocvbenchmem{n}")).collect();
+        for name in &names {
+            output(&mut self.command(&["run", "-d", "--name", name, IMAGE, "/first"]))?;
+        }
+        let mut all = Vec::new();
+        for name in &names {
+            let pid = output(&mut self.command(&["inspect", "-f", "{{.State.Pid}}", name]))?;
+            let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim()))?;
+            let shim = status.lines().find_map(|l| l.strip_prefix("PPid:")).context("no parent")?;
+            all.push(super::ours::pss(shim.trim().parse()?)?);
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        output(&mut self.command(&[&["rm", "-f"][..], &names].concat()))?;
+        Ok(all)
     }
 }

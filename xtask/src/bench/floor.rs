@@ -1,5 +1,6 @@
 //! The floor: `floor` in `src/bin/`, one round at a time.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ impl Contender for Floor {
     fn live(&mut self, _round: u32) -> Result<Life> {
         let mut command = program(&self.program);
         command.arg(&self.rootfs).arg(&self.work).args([&self.bridge, "1"]);
+        // Ctrl-C is for us: it takes away what it made.
+        command.process_group(0);
         let said = output(&mut command)?;
         let mut numbers = said.split_whitespace().map(|n| n.parse().map(Duration::from_nanos));
         let mut next = || numbers.next().context("the floor said too little")?.context("number");

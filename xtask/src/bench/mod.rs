@@ -1,7 +1,8 @@
 //! How long a guest takes, beside the floor and beside others, in one run on one machine.
 //!
-//! Every round measures each contender once, in turn, so that what disturbs the machine disturbs
-//! all. Each runs the same static program in a root filesystem that holds nothing else; the program
+//! Every round measures each contender once, so that what disturbs the machine disturbs all; each
+//! round begins with another one, because the kernel ends namespaces some time after their last
+//! process, and whoever comes next pays for that. Each runs the same static program in a root filesystem that holds nothing else; the program
 //! says by the wall clock when it began. What each contender does and leaves out is in
 //! `docs/performance.md`.
 
@@ -19,23 +20,31 @@ use clap::Args;
 
 use crate::binaries::{What, build};
 use crate::cmd::{installed, program, run as run_command, say, step, write};
-use crate::packages::{FOR_QUICKSTART, TO_BUILD, ensure};
+use crate::packages::{FOR_BENCH, FOR_QUICKSTART, Package, TO_BUILD, ensure};
 use crate::quickstart::Places;
 use crate::quickstart::undo::Undo;
 
-use stats::Figures;
+use stats::{FIGURES, Figures, PEERS};
+
+/// How many guests there are while memory and questions are measured.
+const GUESTS: u32 = 10;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only these contenders beside ours: floor, runc, crun, docker
-    contender: Vec<String>,
+    /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info), or
+    /// only these contenders beside ours (floor, runc, crun, docker)
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// How often each is measured
     #[arg(long, value_name = "N", default_value_t = 50)]
     rounds: u32,
+    /// Install the contenders that are missing (runc, crun, docker.io)
+    #[arg(long)]
+    install: bool,
     /// Measure the programs of a debug build, to try the bench itself
     #[arg(long)]
     debug_build: bool,
@@ -63,12 +72,13 @@ pub trait Contender {
     /// It does not work here.
     fn live(&mut self, round: u32) -> Result<Life>;
 
-    /// Memory of its own processes for one more idle guest, in bytes; `None` if it has none.
+    /// Memory of what stays resident beside each of [`GUESTS`] idle guests, in bytes; nothing if
+    /// nothing does.
     ///
     /// # Errors
     /// It cannot be told.
-    fn memory(&mut self) -> Result<Option<u64>> {
-        Ok(None)
+    fn memory(&mut self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
     }
 }
 
@@ -80,12 +90,14 @@ pub fn run(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("guests need namespaces, mounts and control groups: run the bench as root");
     }
-    ensure(&[&TO_BUILD, &FOR_QUICKSTART])?;
+    let names = Names::new(&options.names)?;
+    let contenders: &[Package] = if options.install { &FOR_BENCH } else { &[] };
+    ensure(&[&TO_BUILD, &FOR_QUICKSTART, contenders])?;
     let what = if options.debug_build { What::Tried } else { What::Optimised };
     let programs = build(what)?;
     let places = Places::new("bench", programs)?;
     let mut undo = Undo::new()?;
-    let figures = measure(options, &places, &mut undo);
+    let figures = measure(options, &names, &places, &mut undo);
     step("clearing away");
     let cleared = undo.run();
     let figures = figures?;
@@ -98,68 +110,140 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options, places: &Places, undo: &mut Undo) -> Result<Figures> {
+/// What was asked for by name.
+#[derive(Debug)]
+struct Names {
+    figures: Vec<String>,
+    contenders: Vec<String>,
+}
+
+impl Names {
+    fn new(names: &[String]) -> Result<Self> {
+        let is_figure = |name: &String| FIGURES.iter().any(|(figure, _)| figure == name);
+        let (figures, contenders): (Vec<String>, Vec<String>) =
+            names.iter().cloned().partition(is_figure);
+        if let Some(other) = contenders.iter().find(|name| !PEERS.contains(&name.as_str())) {
+            let figures: Vec<&str> = FIGURES.iter().map(|(figure, _)| *figure).collect();
+            bail!(
+                "{other} is no figure ({}) and no contender ({})",
+                figures.join(", "),
+                PEERS.join(", ")
+            );
+        }
+        Ok(Self { figures, contenders })
+    }
+
+    fn figure(&self, name: &str) -> bool {
+        self.figures.is_empty() || self.figures.iter().any(|own| own == name)
+    }
+
+    fn contender(&self, name: &str) -> bool {
+        self.contenders.is_empty() || self.asked(name)
+    }
+
+    fn asked(&self, name: &str) -> bool {
+        self.contenders.iter().any(|own| own == name)
+    }
+
+    /// Whether guests are to come and go.
+    fn lives(&self) -> bool {
+        ["deploy", "deploy-answer", "delete"].into_iter().any(|name| self.figure(name))
+    }
+}
+
+fn measure(options: &Options, names: &Names, places: &Places, undo: &mut Undo) -> Result<Figures> {
     step("root filesystem");
     let rootfs = rootfs(places)?;
     step("contenders");
-    let wanted = |name: &str| {
-        options.contender.is_empty() || options.contender.iter().any(|own| own == name)
-    };
+    let mut figures = Figures::new(&names.figures);
     let mut ours = ours::Ours::start(places, &rootfs, undo)?;
     let mut others: Vec<Box<dyn Contender>> = Vec::new();
-    if wanted("floor") {
-        others.push(Box::new(floor::Floor::new(places, &rootfs, undo)?));
-    }
-    for name in ["runc", "crun"] {
-        if wanted(name) && installed(name) {
-            others.push(Box::new(container::Container::new(name, places, &rootfs, undo)?));
+    for name in PEERS {
+        if !names.contender(name) {
+            continue;
         }
-    }
-    if wanted("docker") && installed("dockerd") {
-        others.push(Box::new(docker::Docker::start(places, &rootfs, undo)?));
-    }
-    for name in ["floor", "runc", "crun", "docker"] {
-        if wanted(name) && !others.iter().any(|other| other.name() == name) {
-            say(&format!("left out: {name} is not installed"));
+        match contender(name, places, &rootfs, undo) {
+            Ok(other) => others.push(other),
+            Err(error) if names.asked(name) => return Err(error),
+            Err(error) => {
+                let why = format!("{error:#}");
+                say(&format!("left out: {name}: {why}"));
+                figures.left_out(name, why);
+            }
         }
-    }
-    let mut figures = Figures::default();
-    tell_first_round(&mut others, options)?;
-    step(&format!("{} rounds", options.rounds));
-    for round in 1..=options.rounds {
         undo.check()?;
-        figures.life("ours", ours.live(round)?);
-        for other in &mut others {
-            let life = other.live(round);
-            figures.life(other.name(), life.with_context(|| other.name())?);
+    }
+    ours.live(0)?;
+    ours.script()?;
+    let rounds = if names.lives() { options.rounds } else { 0 };
+    let scripts = if names.figure("driver-script") { options.rounds } else { 0 };
+    step(&format!("{} rounds", rounds.max(scripts)));
+    for round in 1..=rounds.max(scripts) {
+        if round <= scripts {
+            undo.check()?;
+            figures.script(ours.script()?);
         }
-        figures.script(ours.script(round)?);
+        let turns = if round <= rounds { 1 + others.len() } else { 0 };
+        for turn in 0..turns {
+            undo.check()?;
+            let who: &mut dyn Contender = match (turn + round as usize) % turns {
+                0 => &mut ours,
+                other => others[other - 1].as_mut(),
+            };
+            let life = who.live(round);
+            figures.life(who.name(), life.with_context(|| who.name())?);
+        }
     }
-    if let Some(bytes) = ours.memory()? {
-        figures.memory("ours", bytes);
+    if ["memory", "list", "info"].into_iter().any(|name| names.figure(name)) {
+        step(&format!("{GUESTS} guests"));
+        figures.crowd(&ours.crowd()?);
     }
-    for other in &mut others {
-        if let Some(bytes) = other.memory()? {
-            figures.memory(other.name(), bytes);
+    if names.figure("memory") {
+        for other in &mut others {
+            undo.check()?;
+            figures.memory(other.name(), &other.memory()?);
         }
     }
     Ok(figures)
 }
 
-/// A contender that does not work here is left out with its reason, unless it was asked for.
-fn tell_first_round(others: &mut Vec<Box<dyn Contender>>, options: &Options) -> Result<()> {
-    let mut failed = None;
-    others.retain_mut(|other| match other.live(0) {
-        Ok(_) => true,
-        Err(error) => {
-            say(&format!("left out: {} does not work here: {error:#}", other.name()));
-            if options.contender.iter().any(|name| name == other.name()) {
-                failed = Some(error);
+/// One that made a guest here.
+fn contender(
+    name: &'static str,
+    places: &Places,
+    rootfs: &Path,
+    undo: &mut Undo,
+) -> Result<Box<dyn Contender>> {
+    let needs = if name == "docker" { "dockerd" } else { name };
+    if name != "floor" && !installed(needs) {
+        bail!("not installed; --install does it");
+    }
+    let mut made: Box<dyn Contender> = match name {
+        "floor" => Box::new(floor::Floor::new(places, rootfs, undo)?),
+        "docker" => Box::new(docker::Docker::start(places, rootfs, undo)?),
+        _ => Box::new(container::Container::new(name, places, rootfs, undo)?),
+    };
+    made.live(0).with_context(|| format!("{name} does not work here"))?;
+    Ok(made)
+}
+
+/// Removes control groups of this name, of all hierarchies, that have no processes any more.
+fn remove_groups(name: &str) -> Result<()> {
+    let base = Path::new("/sys/fs/cgroup");
+    let mut hierarchies = vec![base.to_owned()];
+    for entry in std::fs::read_dir(base).context("read the hierarchies")? {
+        hierarchies.push(entry?.path());
+    }
+    for hierarchy in hierarchies {
+        let group = hierarchy.join(name);
+        match std::fs::remove_dir(&group) {
+            Err(error) if group.exists() => {
+                return Err(error).with_context(|| format!("remove {}", group.display()));
             }
-            false
+            _ => {}
         }
-    });
-    failed.map_or(Ok(()), Err)
+    }
+    Ok(())
 }
 
 /// A directory and a tarball with the program and the mount points that every runtime wants.

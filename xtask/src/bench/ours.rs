@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,14 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Contender, Life, stamp, tarball, wall};
+use super::{Contender, GUESTS, Life, stamp, tarball, wall};
 use crate::cmd::{program, root, run, wait_until};
 use crate::quickstart::Places;
 use crate::quickstart::daemon::Daemon;
 use crate::quickstart::undo::Undo;
 
 const BRIDGE: &str = "ocvbench2";
-const VM: &str = "bench";
+const IMAGE: &str = "bench";
+/// How often each question is asked.
+const QUESTIONS: u32 = 200;
 
 /// Our daemon.
 #[derive(Debug)]
@@ -38,37 +41,56 @@ impl Ours {
             || run(program("ip").args(["link", "delete", BRIDGE])),
         );
         run(program("ip").args(["link", "set", BRIDGE, "up"]))?;
+        let group = places.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        undo.add("remove the control groups", move || super::remove_groups(&group));
         // Whether a guest lives on for a while is no part of its start, here or elsewhere.
         let daemon = Daemon::start(places, "[guests]\nsettle_ms = 0\n", undo)?;
-        for vm in daemon.cli_output(&["list", "--quiet"])?.lines() {
-            daemon.cli(&["destroy", "--forget", vm])?;
-        }
-        let tar = tarball(rootfs);
-        daemon.cli(&["image", "import", &tar.to_string_lossy(), VM])?;
-        let disks = places.cache.join("datastores/101/0");
+        forget_all(&daemon)?;
         let left = places.cache.join("datastores");
         if left.exists() {
             std::fs::remove_dir_all(&left)?;
         }
-        std::fs::create_dir_all(&disks)?;
+        std::fs::create_dir_all(&left)?;
         undo.add("remove the disks", move || Ok(std::fs::remove_dir_all(left)?));
-        let path = disks.join("disk.0");
-        let path = path.to_string_lossy();
-        daemon.cli(&["disk", "create", "--image", VM, "--size", "64MiB", &path])?;
-        Ok(Self { daemon, disks })
+        let same = Daemon { places: places.clone() };
+        undo.add("destroy the guests", move || forget_all(&same));
+        let tar = tarball(rootfs);
+        daemon.cli(&["image", "import", &tar.to_string_lossy(), IMAGE])?;
+        let disks = places.cache.join("datastores/101");
+        let ours = Self { daemon, disks };
+        for number in 0..=GUESTS {
+            let dir = ours.disks.join(number.to_string());
+            std::fs::create_dir_all(&dir)?;
+            let path = dir.join("disk.0");
+            let path = path.to_string_lossy();
+            ours.daemon.cli(&["disk", "create", "--image", IMAGE, "--size", "64MiB", &path])?;
+        }
+        Ok(ours)
     }
 
-    fn spec(&self) -> Value {
+    /// Guest 0 is the one that comes and goes; the others stay together for a while.
+    fn spec(&self, number: u32) -> Value {
         json!({
-            "id": VM,
+            "id": name(number),
             "resources": {"memory": 256_u64 << 20, "vcpus": 1, "cpu_share": 100},
             "boot": {"init": "application", "entrypoint": ["/first"]},
-            "root": {"path": self.disks.join("disk.0")},
+            "root": {"path": self.disks.join(number.to_string()).join("disk.0")},
             "nics": [{
-                "index": 0, "host_name": "ocvbench-0", "mac": "02:00:00:00:77:02",
-                "bridge": {"kind": "linux", "name": BRIDGE}, "addresses": ["198.18.78.2/24"],
+                "index": 0, "host_name": format!("ocvbench-{number}"),
+                "mac": format!("02:00:00:00:77:{:02x}", number + 2),
+                "bridge": {"kind": "linux", "name": BRIDGE},
+                "addresses": [format!("198.18.78.{}/24", number + 2)],
             }],
         })
+    }
+
+    fn deploy(&self, number: u32) -> Result<()> {
+        self.operate("vm.deploy", json!({"spec": self.spec(number)}), &unique("deploy"))
+    }
+
+    fn destroy(&self, number: u32) -> Result<()> {
+        let params = json!({"vm": name(number), "forget": true});
+        self.operate("vm.destroy", params, &unique("destroy"))
     }
 
     /// A call of the API: HTTP on the socket, as the command line does it.
@@ -116,13 +138,13 @@ impl Ours {
     ///
     /// # Errors
     /// It fails.
-    pub fn script(&self, _round: u32) -> Result<Duration> {
+    pub fn script(&self) -> Result<Duration> {
         let recorded = root().join("tests/fixtures/opennebula/0079-vmm-deploy/stdin");
         let xml = std::fs::read_to_string(recorded).context("read the recording")?;
         let xml = xml
             .replace("<BRIDGE><![CDATA[br0]]>", &format!("<BRIDGE><![CDATA[{BRIDGE}]]>"))
             .replace("<![CDATA[/bin/sh -c]]>", "<![CDATA[/first]]>");
-        let file = self.disks.join("deployment.0");
+        let file = self.disks.join("0/deployment.0");
         let script = root().join("driver-scripts/opennebula/remotes/vmm/ocivisor/deploy");
         let began = Instant::now();
         let mut child = program(script)
@@ -130,6 +152,7 @@ impl Ours {
             .args(["host02", "0", "host02"])
             .env("OCIVISOR_BIN", self.daemon.places.programs.join("ocivisor"))
             .env("OCIVISOR_SOCKET", self.daemon.socket())
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -150,39 +173,81 @@ fn unique(what: &str) -> String {
     format!("bench-{what}-{}", wall().as_nanos())
 }
 
+/// Name of a guest.
+fn name(number: u32) -> String {
+    format!("bench-{number}")
+}
+
+/// Ends all guests of this daemon and forgets them.
+fn forget_all(daemon: &Daemon) -> Result<()> {
+    for vm in daemon.cli_output(&["list", "--quiet"])?.lines() {
+        daemon.cli(&["destroy", "--forget", vm])?;
+    }
+    Ok(())
+}
+
+/// What is measured beside many guests.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    /// Memory of each shim, in bytes.
+    pub memory: Vec<u64>,
+    /// Answers to `vm.list`.
+    pub list: Vec<Duration>,
+    /// Answers to `vm.get`.
+    pub info: Vec<Duration>,
+}
+
+impl Ours {
+    /// Deploys guests, looks at them, destroys them.
+    ///
+    /// # Errors
+    /// One of it fails.
+    pub fn crowd(&self) -> Result<Crowd> {
+        let mut crowd = Crowd::default();
+        for number in 1..=GUESTS {
+            self.deploy(number)?;
+        }
+        for number in 1..=GUESTS {
+            let info = self.call("vm.get", &json!({"vm": name(number)}))?;
+            let shim = info["guest"]["shim"]["pid"].as_u64().context("no shim")?;
+            crowd.memory.push(pss(shim)?);
+        }
+        let timed = |method: &str, params: &Value| -> Result<Duration> {
+            let began = Instant::now();
+            self.call(method, params)?;
+            Ok(began.elapsed())
+        };
+        for question in 0..QUESTIONS {
+            crowd.list.push(timed("vm.list", &json!({}))?);
+            crowd.info.push(timed("vm.get", &json!({"vm": name(1 + question % GUESTS)}))?);
+        }
+        for number in 1..=GUESTS {
+            self.destroy(number)?;
+        }
+        Ok(crowd)
+    }
+}
+
 impl Contender for Ours {
     fn name(&self) -> &'static str {
         "ours"
     }
 
     fn live(&mut self, _round: u32) -> Result<Life> {
-        let spec = self.spec();
-        let id = unique("deploy");
         let began = Instant::now();
         let start = wall();
-        self.operate("vm.deploy", json!({"spec": spec}), &id)?;
+        self.deploy(0)?;
         let made = began.elapsed();
         let mut at = None;
         wait_until("the guest's first word", Duration::from_secs(20), || {
-            at = stamp(&self.said(VM));
+            at = stamp(&self.said(&name(0)));
             Ok(at.is_some())
         })?;
-        let id = unique("destroy");
         let ending = Instant::now();
-        self.operate("vm.destroy", json!({"vm": VM, "forget": true}), &id)?;
+        self.destroy(0)?;
         let gone = ending.elapsed();
         let first = at.unwrap_or_default().saturating_sub(start);
         Ok(Life { first, made, gone })
-    }
-
-    /// The shim.
-    fn memory(&mut self) -> Result<Option<u64>> {
-        self.operate("vm.deploy", json!({"spec": self.spec()}), &unique("memory"))?;
-        let info = self.call("vm.get", &json!({"vm": VM}))?;
-        let shim = info["guest"]["shim"]["pid"].as_u64().context("no shim")?;
-        let bytes = pss(shim);
-        self.operate("vm.destroy", json!({"vm": VM, "forget": true}), &unique("forget"))?;
-        bytes.map(Some)
     }
 }
 

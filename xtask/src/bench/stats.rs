@@ -6,29 +6,47 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Life;
+use super::ours::Crowd;
 
 /// All that was measured, by figure and contender.
 #[derive(Debug, Default)]
 pub struct Figures {
     samples: BTreeMap<(&'static str, &'static str), Vec<f64>>,
+    /// Only these; all if there are none.
+    wanted: Vec<String>,
+    /// Who does not run here, and why.
+    left_out: Vec<(&'static str, String)>,
 }
 
 /// Figures and their units, in the order of the table.
-const FIGURES: [(&str, &str); 5] = [
-    ("first-instruction", "ms"),
-    ("create", "ms"),
+pub const FIGURES: [(&str, &str); 7] = [
+    ("deploy", "ms"),
+    ("deploy-answer", "ms"),
     ("delete", "ms"),
     ("driver-script", "ms"),
-    ("memory-per-guest", "bytes"),
+    ("memory", "KiB"),
+    ("list", "ms"),
+    ("info", "ms"),
 ];
 /// Whom ours is compared with.
-const PEERS: [&str; 4] = ["floor", "runc", "crun", "docker"];
+pub const PEERS: [&str; 4] = ["floor", "runc", "crun", "docker"];
 
 impl Figures {
+    /// Only these figures; all if none is named.
+    #[must_use]
+    pub fn new(wanted: &[String]) -> Self {
+        Self { wanted: wanted.to_vec(), ..Self::default() }
+    }
+
+    /// Who could not be measured.
+    pub fn left_out(&mut self, who: &'static str, why: String) {
+        self.left_out.push((who, why));
+    }
+
     /// One life of a guest.
     pub fn life(&mut self, who: &'static str, life: Life) {
-        self.add("first-instruction", who, milliseconds(life.first));
-        self.add("create", who, milliseconds(life.made));
+        self.add("deploy", who, milliseconds(life.first));
+        self.add("deploy-answer", who, milliseconds(life.made));
         self.add("delete", who, milliseconds(life.gone));
     }
 
@@ -37,10 +55,20 @@ impl Figures {
         self.add("driver-script", "ours", milliseconds(took));
     }
 
-    /// Memory of one more guest.
-    pub fn memory(&mut self, who: &'static str, bytes: u64) {
-        // Far below 2^52.
-        self.add("memory-per-guest", who, bytes as f64);
+    /// What stays resident, for each of many guests.
+    pub fn memory(&mut self, who: &'static str, bytes: &[u64]) {
+        for bytes in bytes {
+            // Far below 2^52.
+            self.add("memory", who, *bytes as f64 / 1024.0);
+        }
+    }
+
+    /// What is measured beside many guests of ours.
+    pub fn crowd(&mut self, crowd: &Crowd) {
+        self.memory("ours", &crowd.memory);
+        for (figure, answers) in [("list", &crowd.list), ("info", &crowd.info)] {
+            answers.iter().for_each(|took| self.add(figure, "ours", milliseconds(*took)));
+        }
     }
 
     fn add(&mut self, figure: &'static str, who: &'static str, value: f64) {
@@ -52,10 +80,13 @@ impl Figures {
         Summary::of(found?.1)
     }
 
-    /// An object per figure and peer; without peers the fields about one are null.
+    /// An object per figure and peer; without peers the fields about one are null. A peer that
+    /// does not run here is told with the first figure, and why.
     fn objects(&self) -> Vec<Value> {
         let mut objects = Vec::new();
-        for (figure, unit) in FIGURES {
+        let wanted =
+            |name: &str| self.wanted.is_empty() || self.wanted.iter().any(|own| own == name);
+        for (figure, unit) in FIGURES.into_iter().filter(|(figure, _)| wanted(figure)) {
             let Some(ours) = self.of(figure, "ours") else { continue };
             let object = |peer: Option<(&str, &Summary)>| {
                 json!({
@@ -67,12 +98,19 @@ impl Figures {
             };
             let peers = PEERS.iter().filter_map(|name| Some((*name, self.of(figure, name)?)));
             let with: Vec<Value> = peers.map(|(name, s)| object(Some((name, &s)))).collect();
+            let first = objects.is_empty();
             objects.extend(if with.is_empty() { vec![object(None)] } else { with });
+            for (name, why) in self.left_out.iter().filter(|_| first) {
+                let mut told = object(None);
+                told["peer"] = json!(name);
+                told["not_run"] = json!(why);
+                objects.push(told);
+            }
         }
         objects
     }
 
-    /// As JSON lines up to people: one array.
+    /// As JSON: one array.
     #[must_use]
     pub fn json(&self) -> String {
         let text = serde_json::to_string_pretty(&self.objects());
@@ -83,23 +121,26 @@ impl Figures {
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!(
-            "{:<20}{:<7}{:>12}{:>12}{:>6}  {:<8}{:>12}{:>8}\n",
+            "{:<18} {:<6} {:>12} {:>12} {:>5}  {:<7} {:>12} {:>7}\n",
             "FIGURE", "UNIT", "P50", "P99", "N", "PEER", "PEER P50", "RATIO"
         );
         for object in self.objects() {
             let number = |key: &str| object[key].as_f64().map_or("-".into(), |n| format!("{n:.2}"));
             let word = |key: &str| object[key].as_str().unwrap_or("-").to_owned();
             text.push_str(&format!(
-                "{:<20}{:<7}{:>12}{:>12}{:>6}  {:<8}{:>12}{:>8}\n",
+                "{:<18} {:<6} {:>12} {:>12} {:>5}  {:<7} {:>12} {:>7}\n",
                 word("name"),
                 word("unit"),
                 number("p50"),
                 number("p99"),
-                object["n"],
+                object["n"].to_string(),
                 word("peer"),
                 number("peer_p50"),
                 number("ratio"),
             ));
+        }
+        for (name, why) in &self.left_out {
+            text.push_str(&format!("not run: {name}: {why}\n"));
         }
         text
     }
@@ -156,5 +197,17 @@ mod tests {
         assert_eq!(objects[0]["ratio"], 2.0);
         assert_eq!(objects[0]["peer"], "floor");
         assert_eq!(objects[3]["peer"], Value::Null);
+    }
+
+    #[test]
+    fn a_peer_that_does_not_run_is_told_with_its_reason() {
+        let mut figures = Figures::new(&["driver-script".to_owned()]);
+        figures.script(Duration::from_millis(30));
+        figures.left_out("crun", "it refuses".to_owned());
+        let objects = figures.objects();
+        assert_eq!(objects.len(), 2);
+        assert_eq!(objects[1]["peer"], "crun");
+        assert_eq!(objects[1]["ratio"], Value::Null);
+        assert_eq!(objects[1]["not_run"], "it refuses");
     }
 }

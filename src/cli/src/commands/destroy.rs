@@ -24,5 +24,5 @@ pub struct Options {
 pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let send =
         async |client: &Client, id| client.vm_destroy(id, options.vm.text(), options.forget).await;
-    context.operate("destroyed", send).await
+    context.wishing_absence().operate("destroyed", send).await
 }

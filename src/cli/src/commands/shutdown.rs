@@ -35,5 +35,5 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
         let vm = options.vm.text();
         client.vm_shutdown(id, vm, grace, !options.no_force, options.forget).await
     };
-    context.patient().operate("shut down", send).await
+    context.wishing_absence().patient().operate("shut down", send).await
 }

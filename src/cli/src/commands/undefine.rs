@@ -20,5 +20,5 @@ pub struct Options {
 /// See [`Context::operate`].
 pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let send = async |client: &Client, id| client.vm_undefine(id, options.vm.text()).await;
-    context.operate("undefined", send).await
+    context.wishing_absence().operate("undefined", send).await
 }

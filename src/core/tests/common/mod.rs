@@ -217,6 +217,9 @@ impl Daemon {
 
 fn check_record(record: &Record, things: &[Thing]) {
     assert_eq!(record.op, None, "{}", record.id());
+    if record.state == VmState::Running {
+        assert!(record.guest.is_some(), "{} runs without a guest", record.id());
+    }
     match record.state {
         VmState::Running => {
             let nics = record.spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));

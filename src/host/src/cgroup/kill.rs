@@ -49,6 +49,12 @@ pub(super) fn kill_all(group: &Path) -> Result<()> {
     }
 }
 
+/// Thaws the group and all below; absent is fine.
+pub(super) fn thaw_all(group: &Path) -> Result<()> {
+    subtree(group)?.iter().for_each(|group| thaw(group));
+    Ok(())
+}
+
 /// Removes the group and all below, deepest first; absent is fine. The kernel may still hold a
 /// group for a moment after its last process was reaped.
 pub(super) fn remove(group: &Path) -> Result<()> {

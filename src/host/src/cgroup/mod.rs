@@ -137,6 +137,8 @@ impl Cgroups for HostCgroups {
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {
         let groups: Vec<PathBuf> = self.hierarchies.all().map(|root| self.vm(root, id)).collect();
+        // First of all: a process that is frozen in one hierarchy cannot be killed by another.
+        groups.iter().try_for_each(|group| kill::thaw_all(group))?;
         for group in groups.iter().filter(|group| group.is_dir()) {
             kill::kill_all(group)?;
         }

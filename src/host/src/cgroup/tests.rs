@@ -22,6 +22,9 @@ impl Base {
 impl Drop for Base {
     fn drop(&mut self) {
         for root in self.0.hierarchies.all() {
+            kill::thaw_all(&root.join(&self.0.base)).unwrap();
+        }
+        for root in self.0.hierarchies.all() {
             kill::kill_all(&root.join(&self.0.base)).unwrap();
             kill::remove(&root.join(&self.0.base)).unwrap();
         }

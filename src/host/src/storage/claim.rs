@@ -10,6 +10,7 @@
 //! by hand.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,14 @@ pub(super) fn disk(storage: &HostStorage, place: &Place, manifest: &DiskManifest
         DiskBackend::Directory => place.open(&place.name, OFlags::RDONLY, FileType::Directory)?,
     };
     let meta = file.metadata().map_err(|e| place.error("look at disk", e))?;
+    if manifest.backend == DiskBackend::Directory && (meta.uid() != 0 || meta.mode() & 0o077 != 0) {
+        // Ids are not shifted on the disk: where others of the host can look, a set-id program that a
+        // guest makes is one of the host's root.
+        let what = format!("directory disk {} is not root's alone", place.path.display());
+        return Err(
+            Error::new(ErrorKind::Integrity, what).hint("make it by `ocivisor disk create`")
+        );
+    }
     if manifest.backend == DiskBackend::Ext4Image && meta.len() < manifest.size_bytes {
         let what = format!(
             "disk {} is cut off: it has {} bytes of {}",

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown,
-    flock, fsync, openat, renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat,
+    Uid, fchmod, fchown, flock, fsync, openat, openat2, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -34,14 +34,16 @@ pub(super) struct Place {
 const SAFE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 impl Place {
-    /// The directory of `path` must exist.
+    /// The directory of `path` must exist, and no part of the way to it may be a symbolic link: who
+    /// names a path resolved it before, and what is a link now was exchanged since.
     pub(super) fn of(path: &Path) -> Result<Self> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             let what = format!("disk path {} names no file", path.display());
             return Err(Error::new(ErrorKind::Invalid, what));
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(parent, flags, Mode::empty())
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let dir = openat2(CWD, parent, flags, Mode::empty(), resolve)
             .map_err(|e| io_error("open directory of disk", path, &e.into()))?;
         Ok(Self { dir, name: name.to_owned(), path: path.to_owned() })
     }

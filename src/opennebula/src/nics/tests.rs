@@ -35,11 +35,19 @@ fn the_hosts_end_carries_the_vms_name() {
 
 #[test]
 fn a_target_of_others_is_not_used() {
-    for target in ["eth0", "one-41-0", "one-4", "br0", "one-420-0", "one-42-0;id"] {
+    for target in ["eth0", "one-41-0", "one-4", "br0", "one-420-0"] {
         let (spec, notes) = one(&format!("<TARGET>{target}</TARGET>")).unwrap();
         assert_eq!(spec.host_name.as_str(), "one-42-3");
         let want = format!("NIC 3: TARGET {target} is not used, the host's end is one-42-3");
         assert_eq!(notes, [NO_NETWORK.to_owned(), want]);
+    }
+}
+
+#[test]
+fn a_target_that_is_no_name_of_an_interface_is_refused() {
+    for target in ["one-42-0;id", "one-42-$(id)", "one-42-0 x", "one-42-sixteen-x"] {
+        let error = one(&format!("<TARGET>{target}</TARGET>")).unwrap_err();
+        assert!(error.message.starts_with("NIC 3: TARGET:"), "{error}");
     }
 }
 

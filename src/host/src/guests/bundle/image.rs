@@ -3,9 +3,13 @@
 //! The manifest beside the root disk carries the configuration of the image that the disk was made
 //! of. Only the fields below are read; everything else in it has no effect by construction.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::fs;
@@ -67,10 +71,30 @@ pub fn load(disk: &Path) -> Result<ImageConfig> {
     let mut path = disk.as_os_str().to_owned();
     path.push(".manifest.json");
     let path = Path::new(&path);
-    let bytes = fs::read_bounded(path, MAX_MANIFEST)?.ok_or_else(|| {
+    let bytes = read_plain(path)?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("root disk has no manifest {}", path.display()))
     })?;
     parse(&bytes).map_err(|e| e.context(path.display()))
+}
+
+/// A regular file's bytes. The manifest lies in a directory of the platform's: a link or a FIFO that
+/// was put there is neither followed nor waited for.
+fn read_plain(path: &Path) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(fs::io_error("open", path, &e.into())),
+    };
+    let meta = file.metadata().map_err(|e| fs::io_error("look at", path, &e))?;
+    if !meta.is_file() || meta.len() > MAX_MANIFEST {
+        let what = format!("{} is no file of at most {MAX_MANIFEST} bytes", path.display());
+        return Err(Error::new(ErrorKind::Integrity, what));
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_MANIFEST).read_to_end(&mut bytes);
+    read.map_err(|e| fs::io_error("read", path, &e))?;
+    Ok(Some(bytes))
 }
 
 /// Reads a manifest's bytes.

@@ -19,6 +19,8 @@ use ocivisor_core::state::GuestKind;
 
 use super::syscalls::{ALLOWED, DENIED, FAMILIES, FAMILY_PACKET, Group, SYSTEM_ONLY};
 
+/// `AF_UNIX`.
+const FAMILY_UNIX: u64 = 1;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 const EAFNOSUPPORT: u32 = 97;
@@ -109,6 +111,13 @@ fn socket_rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
         GuestKind::Application => refuse(Op::ScmpCmpEq, FAMILY_PACKET)?,
     });
     rules.push(refuse(Op::ScmpCmpGt, FAMILY_PACKET)?);
+    // A pair of sockets goes through the same creation, module loading included, in any family: only
+    // those of AF_UNIX are of use.
+    let pair = |op: Op, action: Action, errno: Option<u32>| -> Result<LinuxSyscall> {
+        rule(&["socketpair"], action, errno, vec![arg(op, FAMILY_UNIX)?])
+    };
+    rules.push(pair(Op::ScmpCmpEq, Action::ScmpActAllow, None)?);
+    rules.push(pair(Op::ScmpCmpNe, Action::ScmpActErrno, Some(EAFNOSUPPORT))?);
     Ok(rules)
 }
 
@@ -127,7 +136,7 @@ mod tests {
                 assert!(seen.insert(*name), "{name} is listed twice");
             }
         }
-        for limited in ["clone", "clone3", "unshare", "socket"] {
+        for limited in ["clone", "clone3", "unshare", "socket", "socketpair"] {
             assert!(!seen.contains(limited), "{limited} has rules of its own");
         }
         assert!(!seen.contains("socketcall"));

@@ -421,7 +421,6 @@ pub(super) const ALLOWED: &[Group] = &[
             "shmdt",
             "shmget",
             "shutdown",
-            "socketpair",
         ],
     },
     Group { reason: "randomness", names: &["getrandom"] },
