@@ -94,7 +94,16 @@ impl Host {
     /// A host whose daemon answers, with a bridge `br0` and the image `busybox`.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with more keys in the section `[guests]` of the daemon's configuration.
+    #[must_use]
+    pub fn start_with(guests: &str) -> Self {
         let mut host = Self::without_daemon();
+        let path = host.dir().join("c.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, config + guests).unwrap();
         host.start_daemon();
         host.add_bridge("br0", "192.168.100.1/24");
         let tar = host.dir().join("busybox.tar");

@@ -35,9 +35,10 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchies {
     v2: Option<PathBuf>,
-    /// Mount points by controller; co-mounted controllers share one. `name=systemd` is left out:
-    /// it limits nothing, and is systemd's.
+    /// Mount points by controller; co-mounted controllers share one.
     v1: BTreeMap<String, PathBuf>,
+    /// `name=systemd`, which limits nothing: only some runtimes (runc) make groups there.
+    named: Option<PathBuf>,
     /// Controllers of v2.
     v2_controllers: Vec<String>,
 }
@@ -65,7 +66,8 @@ impl Hierarchies {
     }
 
     fn parse(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Self {
-        let mut found = Self { v2: None, v1: BTreeMap::new(), v2_controllers: Vec::new() };
+        let mut found =
+            Self { v2: None, v1: BTreeMap::new(), named: None, v2_controllers: Vec::new() };
         for line in mountinfo.lines() {
             // proc_pid_mountinfo(5): … (5) mount point … - (9) type (10) source (11) super options
             let Some((before, after)) = line.split_once(" - ") else {
@@ -81,7 +83,9 @@ impl Hierarchies {
                 Some("cgroup2") if found.v2.is_none() => found.v2 = Some(point.into()),
                 Some("cgroup") => {
                     for option in options.split(',') {
-                        if V1_CONTROLLERS.contains(&option) {
+                        if option == "name=systemd" {
+                            found.named.get_or_insert_with(|| point.into());
+                        } else if V1_CONTROLLERS.contains(&option) {
                             found.v1.entry(option.to_owned()).or_insert_with(|| point.into());
                         }
                     }
@@ -139,7 +143,8 @@ impl Hierarchies {
 
     /// All hierarchies that may hold groups of ours.
     pub fn all(&self) -> impl Iterator<Item = &Path> {
-        self.v2.as_deref().into_iter().chain(self.distinct_v1())
+        let v2 = self.v2.as_deref().into_iter();
+        v2.chain(self.distinct_v1()).chain(self.named.as_deref())
     }
 
     fn distinct_v1(&self) -> Vec<&Path> {
@@ -224,7 +229,7 @@ mod tests {
         let limiting: Vec<&Path> = found.limiting().collect();
         let want = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"];
         assert_eq!(limiting, want.map(Path::new));
-        assert_eq!(found.all().count(), 4);
+        assert_eq!(found.all().count(), 5, "with name=systemd");
         assert_eq!(found.v1("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(found.v2("memory"), None);
     }
