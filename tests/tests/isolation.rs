@@ -154,3 +154,18 @@ fn limits_are_those_of_the_template() {
     let full = sh(&host, "one-0", "dd if=/dev/zero of=/fill bs=1M count=200");
     assert!(full.err.contains("No space left"), "{full:?}");
 }
+
+#[test]
+fn what_a_guest_uses_up_is_counted_against_an_id_of_its_own() {
+    let host = two_guests();
+    // ioctl_nsfs(2), NS_GET_OWNER_UID: the id on the host that inotify instances, namespaces and the
+    // like of everybody in the namespace are counted against as well. Root's would be everybody's.
+    let script = "import fcntl, struct, sys; b = bytearray(4); \
+                  fcntl.ioctl(open(sys.argv[1]), 0xb704, b); print(struct.unpack('I', b)[0])";
+    for vm in ["one-0", "one-1"] {
+        let ns = host.run_dir().join(format!("vms/{vm}/ns/user")).display().to_string();
+        let owner = ocivisor_tests::tool(&["python3", "-c", script, &ns]);
+        let base = host.info(vm).unwrap()["ids"]["base"].to_string();
+        assert_eq!(owner.trim(), base);
+    }
+}

@@ -65,7 +65,7 @@ pub(super) fn ensure(run: &VmRun, ids: IdRange) -> Result<()> {
 }
 
 fn make(run: &VmRun, ids: IdRange) -> Result<()> {
-    let child = sys::child_in_new_namespaces().map_err(|e| clone_error(&e))?;
+    let child = sys::child_in_new_namespaces(ids.base).map_err(|e| clone_error(&e))?;
     fault::point()?;
     let map = format!("0 {} {}\n", ids.base, IdRange::LEN);
     for name in ["uid_map", "gid_map"] {

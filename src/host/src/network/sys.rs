@@ -45,14 +45,32 @@ impl Drop for Child {
 
 /// A child in a new user namespace and a new network namespace that the former owns. Both exist on
 /// return; the id maps are not yet written.
-pub(super) fn child_in_new_namespaces() -> io::Result<Child> {
-    clone_child((libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u64, None)
+///
+/// The user namespace belongs to the host's id `owner`, not to root: the kernel counts inotify
+/// watches, namespaces and the like of everybody inside against that id on the host as well
+/// (ucounts), and a guest that uses its share up would take root's, and every other guest's.
+pub(super) fn child_in_new_namespaces(owner: u32) -> io::Result<Child> {
+    clone_ready(|tell| Task::Make { owner, tell }, "no namespaces for the guest")
 }
 
 /// A child in that user namespace, so that the maps of it can be read in `/proc/PID`.
 pub(super) fn child_in_user_namespace(user: BorrowedFd<'_>) -> io::Result<Child> {
+    let user = user.as_raw_fd();
+    clone_ready(|tell| Task::Join { user, tell }, "the namespace cannot be joined")
+}
+
+/// What a child does before it waits, and where it tells that it worked.
+#[derive(Clone, Copy)]
+enum Task {
+    /// Joins that user namespace.
+    Join { user: RawFd, tell: RawFd },
+    /// Becomes `owner`, then makes both namespaces.
+    Make { owner: u32, tell: RawFd },
+}
+
+fn clone_ready(task: impl FnOnce(RawFd) -> Task, failure: &'static str) -> io::Result<Child> {
     let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
-    let child = clone_child(0, Some((user.as_raw_fd(), tell.as_raw_fd())))?;
+    let child = clone_child(task(tell.as_raw_fd()))?;
     drop(tell);
     let mut fds = [PollFd::new(&ready, PollFlags::IN), PollFd::new(&child.pidfd, PollFlags::IN)];
     while let Err(e) = poll(&mut fds, Some(&JOIN_TIMEOUT)) {
@@ -60,21 +78,25 @@ pub(super) fn child_in_user_namespace(user: BorrowedFd<'_>) -> io::Result<Child>
             return Err(e.into());
         }
     }
-    let mut answer = [0_u8];
+    let mut answer = [0xff_u8];
     if fds[0].revents().contains(PollFlags::IN) {
         File::from(ready).read_exact(&mut answer)?;
     }
-    if answer == [1] { Ok(child) } else { Err(io::Error::other("the namespace cannot be joined")) }
+    match answer {
+        [0] => Ok(child),
+        [0xff] => Err(io::Error::other(failure)),
+        [errno] => Err(io::Error::from_raw_os_error(errno.into())),
+    }
 }
 
-fn clone_child(flags: u64, join: Option<(RawFd, RawFd)>) -> io::Result<Child> {
+fn clone_child(task: Task) -> io::Result<Child> {
     let (wait, hold) = pipe_with(PipeFlags::CLOEXEC)?;
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain integers, for which all zero is a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // The daemon's signal handlers write to its own pipes: the child must not run them. No exit
     // signal: the daemon's SIGCHLD handling shall not see this child.
-    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
     let (args, size) = (&raw const args, size_of::<libc::clone_args>());
     // SAFETY: without CLONE_VM the child has its own copy of memory and returns here on its own
@@ -84,7 +106,7 @@ fn clone_child(flags: u64, join: Option<(RawFd, RawFd)>) -> io::Result<Child> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             // SAFETY: this is the child of the clone, as `in_child` demands.
-            unsafe { in_child(wait.as_raw_fd(), join) }
+            unsafe { in_child(wait.as_raw_fd(), task) }
         }
         pid => {
             // SAFETY: the kernel stored a new descriptor there that nobody else owns.
@@ -99,16 +121,25 @@ fn clone_child(flags: u64, join: Option<(RawFd, RawFd)>) -> io::Result<Child> {
 ///
 /// # Safety
 /// Only in a process of its own.
-unsafe fn in_child(wait: RawFd, join: Option<(RawFd, RawFd)>) -> ! {
+unsafe fn in_child(wait: RawFd, task: Task) -> ! {
     let mut byte = 0_u8;
     // SAFETY: raw system calls on descriptors and on a byte of this process; the process owns its
     // copy of the descriptor table, so closing all of it harms nobody.
     unsafe {
-        if let Some((user, tell)) = join {
-            let joined = libc::syscall(libc::SYS_setns, user, libc::CLONE_NEWUSER) == 0;
-            byte = u8::from(joined);
-            libc::syscall(libc::SYS_write, tell, &raw const byte, 1_usize);
+        let (done, tell) = match task {
+            Task::Join { user, tell } => {
+                (libc::syscall(libc::SYS_setns, user, libc::CLONE_NEWUSER) == 0, tell)
+            }
+            Task::Make { owner, tell } => {
+                let both = libc::CLONE_NEWUSER | libc::CLONE_NEWNET;
+                (become_owner(owner) && libc::syscall(libc::SYS_unshare, both) == 0, tell)
+            }
+        };
+        if !done {
+            // The errno of the call that failed; all that exist fit, and 0xff is none.
+            byte = (*libc::__errno_location()).clamp(1, 0xfe) as u8;
         }
+        libc::syscall(libc::SYS_write, tell, &raw const byte, 1_usize);
         if wait > 0 {
             libc::syscall(libc::SYS_close_range, 0_u32, wait as u32 - 1, 0_u32);
         }
@@ -117,6 +148,31 @@ unsafe fn in_child(wait: RawFd, join: Option<(RawFd, RawFd)>) -> ! {
         loop {
             libc::syscall(libc::SYS_exit_group, 0);
         }
+    }
+}
+
+/// Takes that id for user and group and keeps the capabilities: hosts may refuse user namespaces to
+/// those without (`kernel.unprivileged_userns_clone`, AppArmor).
+///
+/// # Safety
+/// Only in a process of its own.
+unsafe fn become_owner(owner: u32) -> bool {
+    /// `_LINUX_CAPABILITY_VERSION_3`, capset(2).
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    // Effective, permitted, inheritable; twice, for 64 capabilities.
+    let mut sets = [0_u32; 6];
+    // SAFETY: raw system calls; the arrays have the layout and size that capset(2) states.
+    unsafe {
+        if libc::syscall(libc::SYS_prctl, libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0
+            || libc::syscall(libc::SYS_setresgid, owner, owner, owner) != 0
+            || libc::syscall(libc::SYS_setresuid, owner, owner, owner) != 0
+            || libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) != 0
+        {
+            return false;
+        }
+        (sets[0], sets[3]) = (sets[1], sets[4]);
+        libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) == 0
     }
 }
 
