@@ -250,13 +250,23 @@ mod one {
             ("0119-vmm-cancel", "vm.destroy"),
             ("0623-vmm-cancel", "vm.destroy"),
         ] {
-            let fake = Fake::start(|_, _| api_error("not_found", "no such vm"));
+            // The daemon's answer to who wants a VM gone that is not known.
+            let nothing = json!({"op": null, "vm": "one-0", "state": null, "joined": false});
+            let fake = Fake::start(move |_, _| Answer::Result(nothing.clone()));
             let (code, stdout, stderr) = call(&fake, name);
             assert_eq!((code, stdout.as_str()), (0, ""), "{name}: {stderr}");
             let calls = fake.calls();
             assert_eq!(calls[0].0, method);
             assert_eq!(calls[0].1["forget"], true);
         }
+        // A file or device that is missing while the VM is released is a failure like any other.
+        let error =
+            json!({"error": {"kind": "not_found", "message": "no device /dev/x", "hint": null}});
+        let fake = Fake::start(move |method, _| match method {
+            "op.wait" => Answer::Result(status("one-0", "shutdown", &error)),
+            _ => Answer::Result(operation("one-0")),
+        });
+        assert_eq!(call(&fake, "0083-vmm-shutdown").0, 1);
         let fake = Fake::start(|method, _| done(method));
         call(&fake, "0083-vmm-shutdown");
         let sent = &fake.calls()[0].1;

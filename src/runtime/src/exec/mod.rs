@@ -298,8 +298,11 @@ fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
         sys::Fork::Parent(first) => first,
     };
     drop(writer);
-    let said = listen_to(reader, client)?;
+    let said = listen_to(reader, client);
+    // It has said all it had to say, or hangs: in a group that the guest froze, it would for ever.
+    let _ = rustix::process::kill_process(first, rustix::process::Signal::KILL);
     waitpid(Some(first), WaitOptions::empty())?;
+    let said = said?;
     let program = said.lines().find_map(|line| line.strip_prefix("pid ")?.parse().ok());
     let program = program.and_then(Pid::from_raw);
     let refused = said.lines().find_map(|line| {
