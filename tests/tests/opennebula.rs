@@ -1,7 +1,12 @@
 //! Recorded calls of oned's driver against a real daemon: the result on the host, not only the
 //! answer (contract: argv, stdin, one line of answer, idempotency, roll-back).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "tests fill disks"
+)]
 
 use ocivisor_tests::{Answer, Call, Host, wait_for};
 use serde_json::Value;
@@ -246,4 +251,27 @@ fn a_guest_that_ends_by_itself_is_stopped_and_its_exit_is_kept() {
     assert_eq!(info["last_exit"].to_string(), "{\"code\":7,\"kind\":\"code\"}", "{info}");
     let counts = host.counts();
     assert_eq!((counts.mounts.len(), counts.processes.len(), counts.cgroups.len()), (0, 0, 0));
+}
+
+#[test]
+fn a_full_disk_is_a_failed_deploy_without_a_trace_and_the_next_one_works() {
+    // Records in one place, what belongs to a running guest in the other.
+    for place in ["s/vms", "r/vms"] {
+        let host = Host::start();
+        host.add_disk(0);
+        let dir = host.dir().join(place).display().to_string();
+        let options = "size=1m,mode=0711";
+        ocivisor_tests::tool(&["mount", "-t", "tmpfs", "-o", options, "none", &dir]);
+        let fill = host.dir().join(place).join("fill");
+        let _full = std::fs::write(&fill, vec![0; 2 << 20]);
+        let before = host.counts();
+        let deploy = Call::recorded(&host, "0079-vmm-deploy");
+        let sentence = refused(&host.driver(&deploy));
+        assert!(sentence.contains("No space left on device"), "{place}: {sentence}");
+        assert_eq!(host.info("one-0"), None);
+        assert_eq!(host.counts(), before, "{place}");
+        std::fs::remove_file(&fill).unwrap();
+        deployed(&host.driver(&deploy), 0);
+        host.driver(&Call::recorded(&host, "0083-vmm-shutdown")).ok();
+    }
 }
