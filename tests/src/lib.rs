@@ -97,13 +97,15 @@ impl Host {
         Self::start_with("")
     }
 
-    /// The same with more keys in the section `[guests]` of the daemon's configuration.
+    /// The same with more keys in the section `[guests]` of the daemon's configuration, or more
+    /// sections; `@DIR@` stands for the host's directory.
     #[must_use]
     pub fn start_with(guests: &str) -> Self {
         let mut host = Self::without_daemon();
         let path = host.dir().join("c.toml");
         let config = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, config + guests).unwrap();
+        let more = guests.replace("@DIR@", &host.dir().display().to_string());
+        std::fs::write(&path, config + &more).unwrap();
         host.start_daemon();
         host.add_bridge("br0", "192.168.100.1/24");
         let tar = host.dir().join("busybox.tar");
@@ -303,6 +305,19 @@ impl Host {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Runs a command as another user, in the group of the same number alone.
+    pub fn as_user(&self, uid: u32, command: &Command, stdin: &[u8]) -> Answer {
+        let (uid, mut other) = (uid.to_string(), Command::new("setpriv"));
+        other.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+        other.arg(command.get_program()).args(command.get_args()).env_clear();
+        other.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        other.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = other.spawn().unwrap();
+        // A command that refuses early need not read.
+        let _early = child.stdin.take().unwrap().write_all(stdin);
+        Answer::of(&child.wait_with_output().unwrap())
     }
 
     /// Runs a program in the host's network namespace.

@@ -169,6 +169,8 @@ fn install_init(config: &Config, layout: &Layout) -> Result<()> {
     };
     ensure_dir(&layout.state.join("libexec"), true)?;
     open(&layout.state, 0o711)?;
+    // Operators pass through to the socket, guests to their own directories; neither sees a name.
+    open(&layout.run, 0o711)?;
     open(&layout.state.join("libexec"), 0o711)?;
     if read_bounded(&to, MAX)?.as_deref() != Some(&wanted[..]) {
         // A new file under the old name: guests that run keep the old one.

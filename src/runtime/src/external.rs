@@ -1,4 +1,8 @@
 //! runc as the OCI runtime, by its command line; crun takes the same.
+//!
+//! Limits of processes are set here and inherited, not by runc: it sets those of another process,
+//! which takes `CAP_SYS_RESOURCE` in the guest's user namespace (prlimit(2)), and that root of the
+//! host has only if it has it on the host, since the namespace belongs to an id of the guest.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,6 +11,10 @@ use std::process::{Command, Stdio};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 
+use oci_spec::runtime::PosixRlimitType;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::create::load_config;
 use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
 
 /// Where host tools are.
@@ -23,6 +31,8 @@ pub struct External {
 
 impl Runtime for External {
     fn create(&self, creation: &Creation<'_>) -> Result<Created> {
+        let bundle = without_limits(creation.bundle)?;
+        let creation = &Creation { bundle: &bundle, ..*creation };
         // Not in the runtime's own state directory, whose entries are guests to it.
         let log = creation.bundle.join("runtime.log");
         let pid_file = creation.bundle.join("runtime.pid");
@@ -77,6 +87,30 @@ impl External {
         let pid = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
         pid.ok_or_else(|| Error::new(ErrorKind::Host, format!("{name} wrote no process id")))
     }
+}
+
+/// Takes the limits on ourselves, and makes a second bundle that does not name them.
+fn without_limits(bundle: &Path) -> Result<PathBuf> {
+    let mut config = load_config(bundle)?;
+    if let Some(mut process) = config.process().clone() {
+        for limit in process.rlimits().iter().flatten() {
+            if limit.typ() != PosixRlimitType::RlimitNofile {
+                let what = format!("limit {:?} cannot be set for this runtime", limit.typ());
+                return Err(Error::new(ErrorKind::Unsupported, what));
+            }
+            let wanted = Rlimit { current: Some(limit.soft()), maximum: Some(limit.hard()) };
+            setrlimit(Resource::Nofile, wanted)
+                .map_err(|e| Error::new(ErrorKind::Host, format!("limit open files: {e}")))?;
+        }
+        process.set_rlimits(None);
+        config.set_process(Some(process));
+    }
+    let own = bundle.join("external");
+    let written = fs::create_dir_all(&own)
+        .and_then(|()| File::create(own.join("config.json")))
+        .and_then(|file| Ok(serde_json::to_writer(io::BufWriter::new(file), &config)?));
+    written.map_err(|e| Error::new(ErrorKind::Host, format!("{}: {e}", own.display())))?;
+    Ok(own)
 }
 
 fn read_bounded(path: &Path) -> String {
