@@ -31,16 +31,14 @@ pub struct External {
 
 impl Runtime for External {
     fn create(&self, creation: &Creation<'_>) -> Result<Created> {
-        let bundle = without_limits(creation.bundle)?;
-        let creation = &Creation { bundle: &bundle, ..*creation };
-        // Not in the runtime's own state directory, whose entries are guests to it.
-        let log = creation.bundle.join("runtime.log");
-        let pid_file = creation.bundle.join("runtime.pid");
-        let created = self.run(creation, &log, &pid_file);
-        for file in [&log, &pid_file] {
-            // Best effort: both are in the bundle, which is made anew for each boot.
-            let _ = fs::remove_file(file);
-        }
+        let own = creation.bundle.join("external");
+        let created = without_limits(creation.bundle, &own).and_then(|()| {
+            let creation = Creation { bundle: &own, ..*creation };
+            // Not in the runtime's own state directory, whose entries are guests to it.
+            self.run(&creation, &own.join("runtime.log"), &own.join("runtime.pid"))
+        });
+        // Best effort: it is in the bundle, which is made anew for each boot.
+        let _ = fs::remove_dir_all(&own);
         let fifo = creation.root.join(creation.id).join("exec.fifo");
         created.map(|pid| Created { pid, start: Start::Fifo(fifo) })
     }
@@ -89,8 +87,8 @@ impl External {
     }
 }
 
-/// Takes the limits on ourselves, and makes a second bundle that does not name them.
-fn without_limits(bundle: &Path) -> Result<PathBuf> {
+/// Takes the limits on ourselves, and makes a second bundle at `own` that does not name them.
+fn without_limits(bundle: &Path, own: &Path) -> Result<()> {
     let mut config = load_config(bundle)?;
     if let Some(mut process) = config.process().clone() {
         for limit in process.rlimits().iter().flatten() {
@@ -105,12 +103,10 @@ fn without_limits(bundle: &Path) -> Result<PathBuf> {
         process.set_rlimits(None);
         config.set_process(Some(process));
     }
-    let own = bundle.join("external");
-    let written = fs::create_dir_all(&own)
+    let written = fs::create_dir_all(own)
         .and_then(|()| File::create(own.join("config.json")))
         .and_then(|file| Ok(serde_json::to_writer(io::BufWriter::new(file), &config)?));
-    written.map_err(|e| Error::new(ErrorKind::Host, format!("{}: {e}", own.display())))?;
-    Ok(own)
+    written.map_err(|e| Error::new(ErrorKind::Host, format!("{}: {e}", own.display())))
 }
 
 fn read_bounded(path: &Path) -> String {
