@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Nothing here does I/O: effects go through the traits of [`ports`], and the stateful fakes of
-//! [`testing`] stand in for a host, fail on demand and "crash" at any step. Absent on purpose:
+//! `testing` stand in for a host, fail on demand and "crash" at any step. Absent on purpose:
 //! async, serde (see `ocivisor-schema`), paths of this or that platform.
 
 pub mod admission;

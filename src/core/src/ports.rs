@@ -1,5 +1,5 @@
 //! What the engine needs of a host. Adapters are in `ocivisor-host`, fakes in
-//! [`testing`](crate::testing).
+//! `testing`.
 //!
 //! Verbs keep their promises everywhere: `ensure_*` may run twice and leaves nothing if it fails,
 //! `drop_*` succeeds on absence and works from the VM's id alone (its record may be lost),
