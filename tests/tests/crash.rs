@@ -29,10 +29,10 @@ fn points(steps: &[Step]) -> Vec<String> {
 }
 
 const BOOT: [Step; 7] = [
+    Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
-    Step::Cgroup,
     Step::Create,
     Step::Start,
     Step::Settle,

@@ -21,6 +21,12 @@ fn operators_drive_vms_on_their_disks_and_nothing_else() {
     let deploy = Call::recorded(&host, "0079-vmm-deploy");
     let answer = host.as_user(OPERATOR, &host.driver_command(&deploy), &deploy.stdin);
     assert_eq!((answer.code, answer.out.as_str()), (0, "one-0\n"), "{answer:?}");
+    // The guest's own, as seen by its own sessions and console.
+    let inside = ask(&["exec", "one-0", "--", "id", "-u"]);
+    assert_eq!((inside.code, inside.out.as_str()), (0, "0\n"), "{inside:?}");
+    let shown = ask(&["console", "--read-only", "one-0"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(shown.err.contains("one-0: console attached"), "{shown:?}");
     let cancel = Call::recorded(&host, "0119-vmm-cancel").for_vm(2, 0);
     assert_eq!(host.as_user(OPERATOR, &host.driver_command(&cancel), &cancel.stdin).code, 0);
     assert_eq!(host.counts(), before);

@@ -114,12 +114,14 @@ pub struct Plan {
     pub target: Target,
 }
 
-/// From namespaces to a guest that runs. Its NICs are whole before its first instruction.
+/// From nothing to a guest that runs. Its NICs are whole before its first instruction. Control
+/// groups come first: where moving a process into them must wait for the kernel, the adapter has
+/// the time of the other steps for that.
 const BOOT: [Step; 7] = [
+    Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
-    Step::Cgroup,
     Step::Create,
     Step::Start,
     Step::Settle,
@@ -133,8 +135,8 @@ const RELEASE: [Step; 5] =
 const REBOOT: [Step; 7] = [
     Step::DropGuest,
     Step::DropCgroup,
-    Step::Root,
     Step::Cgroup,
+    Step::Root,
     Step::Create,
     Step::Start,
     Step::Settle,

@@ -34,7 +34,8 @@ impl StateDir {
     /// `Conflict`: another daemon has it. `Unsupported`: a newer format. `Integrity`: meta.json
     /// cannot be read.
     pub fn open(layout: &Layout) -> Result<Self> {
-        for dir in [&layout.state, &layout.vms(), &layout.run, &layout.run_vms()] {
+        let (vms, run_vms, sockets) = (layout.vms(), layout.run_vms(), layout.run_sockets());
+        for dir in [&layout.state, &vms, &layout.run, &run_vms, &sockets] {
             ensure_dir(dir, true)?;
         }
         let path = layout.lock();

@@ -290,7 +290,7 @@ impl Vms {
             );
         }
         match record {
-            Some(record) if record.state.is_live() => crate::watch::guest(self, &record),
+            Some(record) if record.state.is_live() => crate::watch::new_guest(self, &record),
             Some(_) => {}
             None => {
                 drop(state);
@@ -351,7 +351,9 @@ impl Vms {
         let decision = reconcile::decide(&record, observed);
         if decision == Decision::Nothing {
             if record.state.is_live() {
-                crate::watch::guest(self, &record);
+                // Dead already, and looking at it just now did not help: the periodic comparison
+                // tries again, without haste.
+                let _ = crate::watch::guest(self, &record);
             }
             return Ok(());
         }

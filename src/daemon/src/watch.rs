@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ocivisor_core::ids::VmId;
 use ocivisor_core::state::Record;
 use ocivisor_host::process::pidfd;
 use tokio::io::Interest;
@@ -11,16 +12,12 @@ use tokio::io::unix::AsyncFd;
 use crate::vms::{Vms, blocking};
 
 /// Watches a guest until it or its shim ends, then has the VM looked at. Watching twice is fine:
-/// the second look finds all as recorded.
-pub fn guest(vms: &Arc<Vms>, record: &Record) {
-    let Some(facts) = record.guest.clone() else { return };
-    let (Some(init), Some(shim)) = (pidfd(facts.init), pidfd(facts.shim)) else {
-        // One of them is dead already, and looking at it at once did not help: the periodic
-        // comparison tries again, without haste.
-        return;
-    };
+/// the second look finds all as recorded. False: one of them is dead already.
+pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
+    let Some(facts) = record.guest.clone() else { return true };
+    let (Some(init), Some(shim)) = (pidfd(facts.init), pidfd(facts.shim)) else { return false };
     if !vms.host.begin_watch(record.id(), &facts) {
-        return;
+        return true;
     }
     let (vms, id) = (Arc::clone(vms), record.id().clone());
     tokio::spawn(async move {
@@ -35,10 +32,23 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) {
         }
         vms.host.guests.reap();
         vms.host.end_watch(&id, &facts);
-        if let Err(error) = vms.reconcile(&id, None).await {
-            tracing::error!(vm = %id, %error, "cannot see how the guest ended");
-        }
+        look(&vms, &id).await;
     });
+    true
+}
+
+/// Watches a guest that was just made. If it ended in between, the VM is looked at now.
+pub fn new_guest(vms: &Arc<Vms>, record: &Record) {
+    if !guest(vms, record) {
+        let (vms, id) = (Arc::clone(vms), record.id().clone());
+        tokio::spawn(async move { look(&vms, &id).await });
+    }
+}
+
+async fn look(vms: &Arc<Vms>, id: &VmId) {
+    if let Err(error) = vms.reconcile(id, None).await {
+        tracing::error!(vm = %id, %error, "cannot see how the guest ended");
+    }
 }
 
 /// Resolves when the process is gone, or cannot be watched.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -65,6 +65,26 @@ pub fn ensure_dir(path: &Path, durable: bool) -> Result<()> {
         sync_dir(parent)?;
     }
     Ok(())
+}
+
+/// Makes a directory that a group may pass through without seeing what is in it, or root alone if
+/// there is no group; exists is fine. Its parent exists.
+///
+/// # Errors
+/// Not made, or something else is there.
+pub fn ensure_passable(path: &Path, group: Option<u32>) -> Result<()> {
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    ensure_dir(path, false)?;
+    let set = || {
+        let now = fs::symlink_metadata(path)?;
+        if now.mode() & 0o7777 == mode && group.is_none_or(|group| now.gid() == group) {
+            return Ok(());
+        }
+        // The mode last: until then it is as closed as it was made.
+        std::os::unix::fs::lchown(path, None, group)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    set().map_err(|e: io::Error| io_error("open to its group", path, &e))
 }
 
 /// Makes the entries of a directory durable.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::ids::VmId;
+use ocivisor_shim::facts::SOCKET as SHIM_SOCKET;
 
 /// The two directories of a daemon, and the name of its cgroups.
 ///
@@ -92,78 +93,89 @@ impl Layout {
     /// Everything of a running guest that a reboot of the host may lose.
     #[must_use]
     pub fn run_vm(&self, id: &VmId) -> VmRun {
-        VmRun(self.run_vms().join(id.as_str()))
+        let sockets = self.run_sockets().join(id.as_str());
+        VmRun { dir: self.run_vms().join(id.as_str()), sockets }
+    }
+
+    /// Parent of the VMs' directories of sockets.
+    #[must_use]
+    pub fn run_sockets(&self) -> PathBuf {
+        self.run.join("sock")
     }
 }
 
-/// Paths below a VM's run directory.
+/// Paths of a VM that runs. Its directory may be passed by the guest's processes and by nobody
+/// else; what clients connect to lies elsewhere, in a directory for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VmRun(PathBuf);
+pub struct VmRun {
+    dir: PathBuf,
+    sockets: PathBuf,
+}
 
 impl VmRun {
     /// The directory itself.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.0
+        &self.dir
+    }
+
+    /// Where clients find the guest: its shim, and sessions of exec.
+    #[must_use]
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
     }
 
     /// Pinned user namespace.
     #[must_use]
     pub fn user_ns(&self) -> PathBuf {
-        self.0.join("ns/user")
+        self.dir.join("ns/user")
     }
 
     /// Pinned network namespace, owned by the user namespace.
     #[must_use]
     pub fn net_ns(&self) -> PathBuf {
-        self.0.join("ns/net")
+        self.dir.join("ns/net")
     }
 
     /// Where the guest's root filesystem is mounted.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        self.0.join("root")
+        self.dir.join("root")
     }
 
     /// Where the writable disk's own filesystem is mounted (`upper/`, `work/` inside).
     #[must_use]
     pub fn disk(&self) -> PathBuf {
-        self.0.join("disk")
+        self.dir.join("disk")
     }
 
     /// The runtime bundle, made anew for each boot.
     #[must_use]
     pub fn bundle(&self) -> PathBuf {
-        self.0.join("bundle")
+        self.dir.join("bundle")
     }
 
     /// State of the OCI runtime.
     #[must_use]
     pub fn runtime(&self) -> PathBuf {
-        self.0.join("runtime")
+        self.dir.join("runtime")
     }
 
     /// The shim listens here.
     #[must_use]
     pub fn shim_socket(&self) -> PathBuf {
-        self.0.join("shim.sock")
+        self.sockets.join(SHIM_SOCKET)
     }
 
     /// Who the shim and the guest's first process are.
     #[must_use]
     pub fn shim_facts(&self) -> PathBuf {
-        self.0.join("shim.json")
+        self.dir.join("shim.json")
     }
 
     /// How the guest ended; written by the shim.
     #[must_use]
     pub fn exit_record(&self) -> PathBuf {
-        self.0.join("exit.json")
-    }
-
-    /// Sockets of exec sessions.
-    #[must_use]
-    pub fn exec(&self) -> PathBuf {
-        self.0.join("exec")
+        self.dir.join("exit.json")
     }
 }

@@ -44,6 +44,7 @@ struct Request {
     bundle: PathBuf,
     root: PathBuf,
     vm_dir: PathBuf,
+    socket_dir: PathBuf,
     log: PathBuf,
     log_max: u64,
     engine: Engine,
@@ -68,6 +69,7 @@ impl Request {
             bundle: options.path("bundle")?,
             root: options.path("root")?,
             vm_dir: options.path("vm-dir")?,
+            socket_dir: options.path("socket-dir")?,
             log: options.path("log")?,
             log_max: options.parsed("log-max")?,
             engine: match engine.to_str() {
@@ -279,6 +281,7 @@ fn become_shim(request: &Request, created: &Created, master: &OwnedFd, told: &Ow
     let mut argv: Vec<OsString> = vec![request.shim.clone().into()];
     let mut option = |name: &str, value: OsString| argv.extend([name.into(), value]);
     option("--vm-dir", request.vm_dir.clone().into());
+    option("--socket-dir", request.socket_dir.clone().into());
     option("--log", request.log.clone().into());
     option("--log-max", request.log_max.to_string().into());
     option("--init", created.pid.to_string().into());
@@ -357,6 +360,8 @@ mod tests {
             "/r",
             "--vm-dir",
             "/d",
+            "--socket-dir",
+            "/s",
             "--log",
             "/l",
             "--log-max",

@@ -163,7 +163,8 @@ fn a_missing_shim_leaves_nothing() {
     let mut command = common::runtime(&["create"]);
     command.args(["--id", "vm-1", "--engine", "embedded", "--log-max", "1", "--status-fd", "3"]);
     command.arg("--bundle").arg(run.bundle()).arg("--root").arg(run.runtime());
-    command.arg("--vm-dir").arg(run.dir()).arg("--log").arg(guest.log());
+    command.arg("--vm-dir").arg(run.dir()).arg("--socket-dir").arg(run.sockets());
+    command.arg("--log").arg(guest.log());
     let out = command.args(["--shim", "/no/such/shim"]).output().unwrap();
     let line = String::from_utf8(out.stdout).unwrap();
     assert!(line.starts_with("error host run /no/such/shim: "), "{line}");

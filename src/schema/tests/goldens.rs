@@ -109,11 +109,11 @@ fn replies() {
     );
     pin("vm_summary.json", &VmSummary::from(&record));
     pin("vm_info.json", &VmInfo::from(&record));
-    pin("console.json", &ConsoleReply { socket: "/run/ocivisor/vms/one-42/shim.sock".into() });
+    pin("console.json", &ConsoleReply { socket: "/run/ocivisor/sock/one-42/shim.sock".into() });
     pin(
         "exec.json",
         &ExecReply {
-            socket: "/run/ocivisor/vms/one-42/exec/1.sock".into(),
+            socket: "/run/ocivisor/sock/one-42/5f3b9c0d1e2a".into(),
             token: "6f1c2f6e".into(),
         },
     );

@@ -11,8 +11,10 @@ use crate::start::StartAction;
 /// What a shim is told at birth.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Args {
-    /// The VM's run directory: socket, facts and exit record go there.
+    /// The VM's run directory: facts and exit record go there.
     pub vm_dir: PathBuf,
+    /// Where the socket goes.
+    pub socket_dir: PathBuf,
     /// The console log; one older generation is kept beside it.
     pub log: PathBuf,
     /// Most bytes of each of the two, 0 for no log.
@@ -39,8 +41,8 @@ impl Args {
     /// # Errors
     /// What is wrong with them.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Self, String> {
-        let (mut vm_dir, mut log, mut log_max, mut init, mut ticks) =
-            (None, None, None, None, None);
+        let (mut vm_dir, mut socket_dir, mut log, mut log_max) = (None, None, None, None);
+        let (mut init, mut ticks) = (None, None);
         let (mut console, mut status, mut start, mut group) = (None, None, None, None);
         let (mut adopt, mut cgroup_procs) = (false, Vec::new());
         while let Some(word) = words.next() {
@@ -52,6 +54,7 @@ impl Args {
             let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;
             let slot: &mut Option<OsString> = match name.as_str() {
                 "--vm-dir" => &mut vm_dir,
+                "--socket-dir" => &mut socket_dir,
                 "--log" => &mut log,
                 "--log-max" => &mut log_max,
                 "--init" => &mut init,
@@ -72,6 +75,7 @@ impl Args {
         }
         Ok(Self {
             vm_dir: vm_dir.ok_or("--vm-dir is missing")?.into(),
+            socket_dir: socket_dir.ok_or("--socket-dir is missing")?.into(),
             log: log.ok_or("--log is missing")?.into(),
             log_max: number("--log-max", log_max)?.ok_or("--log-max is missing")?,
             init: Process {
@@ -102,7 +106,8 @@ mod tests {
         Args::parse(line.split(' ').map(OsString::from))
     }
 
-    const LEAST: &str = "--vm-dir /v --log /l/console.log --log-max 9 --init 7 --start-ticks 8";
+    const LEAST: &str = "--vm-dir /v --socket-dir /s --log /l/console.log --log-max 9 --init 7 \
+                         --start-ticks 8";
 
     #[test]
     fn the_least_and_the_most() {
@@ -122,7 +127,8 @@ mod tests {
     fn mistakes_are_named() {
         for (line, error) in [
             ("--vm-dir", "--vm-dir needs a value"),
-            ("--vm-dir /v", "--log is missing"),
+            ("--vm-dir /v", "--socket-dir is missing"),
+            ("--vm-dir /v --socket-dir /s", "--log is missing"),
             ("--color x", "no such option: --color"),
             (&format!("{LEAST} --init 7"), "--init is given twice"),
             (&format!("{LEAST} --group -1"), "--group is not a number in range: \"-1\""),

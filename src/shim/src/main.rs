@@ -108,6 +108,8 @@ fn build(args: &Args, console: Option<OwnedFd>, init: OwnedFd) -> Result<Server,
     let children = sys::child_signals().map_err(said("watch children"))?;
     let vm_dir = files::open_dir(&args.vm_dir)
         .map_err(|e| format!("open {}: {e}", args.vm_dir.display()))?;
+    let socket_dir = files::open_dir(&args.socket_dir)
+        .map_err(|e| format!("open {}: {e}", args.socket_dir.display()))?;
     let tty = console.map(Tty::new).transpose().map_err(said("take the console over"))?;
     let own = u32::try_from(getpid().as_raw_nonzero().get()).unwrap_or(0);
     let facts = Facts {
@@ -122,8 +124,8 @@ fn build(args: &Args, console: Option<OwnedFd>, init: OwnedFd) -> Result<Server,
         start: args.start.to_text(),
     };
     // The socket first: who reads the facts may connect at once.
-    let listener = serve_socket(&vm_dir, args.group)
-        .map_err(|e| format!("listen on {}/{}: {e}", args.vm_dir.display(), facts::SOCKET))?;
+    let listener = serve_socket(&socket_dir, args.group)
+        .map_err(|e| format!("listen on {}/{}: {e}", args.socket_dir.display(), facts::SOCKET))?;
     files::replace(&vm_dir, facts::FILE, facts.to_json().as_bytes())
         .map_err(|e| format!("write {}/{}: {e}", args.vm_dir.display(), facts::FILE))?;
     Ok(Server {

@@ -17,6 +17,7 @@
 mod hierarchy;
 mod kill;
 mod limits;
+mod ready;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,6 +39,8 @@ use crate::layout::Layout;
 pub struct HostCgroups {
     base: String,
     hierarchies: Hierarchies,
+    /// The daemon's own group in the tracking hierarchy, where it can be found.
+    own: Option<PathBuf>,
 }
 
 impl HostCgroups {
@@ -51,7 +54,9 @@ impl HostCgroups {
             let what = format!("cgroup base {:?} is not a relative path", layout.cgroup_base);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        Ok(Self { base, hierarchies: Hierarchies::of_this_host()? })
+        let hierarchies = Hierarchies::of_this_host()?;
+        let own = ready::own_group(hierarchies.tracking());
+        Ok(Self { base, hierarchies, own })
     }
 
     /// What is mounted.
@@ -132,7 +137,11 @@ impl Cgroups for HostCgroups {
         self.make(id, resources).inspect_err(|_| {
             // The first error is the one to report; drop_cgroup runs again in any undo.
             let _ = self.drop_cgroup(id);
-        })
+        })?;
+        if let Some(own) = &self.own {
+            ready::make_ready_for_moves(own);
+        }
+        Ok(())
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {

@@ -71,6 +71,7 @@ impl HostGuests {
         let host_boot = boot_id()?;
         fs::ensure_dir(&self.settings.layout.vm(id), true)?;
         fs::ensure_dir(&self.run(id).runtime(), false)?;
+        self.ensure_sockets(id)?;
         let ready = self.spawn_runtime(id)?;
         self.keep_master(id);
         Ok(GuestFacts {
@@ -80,6 +81,13 @@ impl HostGuests {
             stop_signal: bundle.stop_signal,
             host_boot,
         })
+    }
+
+    /// The directory for clients: whoever is of the operators' group may pass it.
+    pub(super) fn ensure_sockets(&self, id: &VmId) -> Result<()> {
+        let run = self.run(id);
+        let dirs = [self.settings.layout.run_sockets(), run.sockets().to_owned()];
+        dirs.iter().try_for_each(|dir| fs::ensure_passable(dir, self.settings.console_group))
     }
 
     /// Clears what an earlier boot left; refuses if that still runs.
@@ -242,7 +250,7 @@ impl Guests for HostGuests {
                 kill_and_wait(shim, DEATH).map_err(|e| e.context(format!("shim of guest {id}")))?;
             }
         }
-        for session in exec_sessions(&run.exec()) {
+        for session in exec_sessions(run.sockets()) {
             kill_and_wait(session, DEATH)
                 .map_err(|e| e.context(format!("exec session of guest {id}")))?;
         }
@@ -274,8 +282,11 @@ impl Guests for HostGuests {
         };
         let known = known.filter(|known| client::process(known.init) == init);
         let shim = known.as_ref().map(|known| client::process(known.shim));
-        let shim = shim.or_else(|| facts.map(|facts| facts.shim));
-        let shim_alive = shim.is_some_and(process::is_alive);
+        // What counts is the shim on record: one that took its place, and died or was cut off
+        // before that was recorded, is to be adopted, or nobody would watch it.
+        let recorded = facts.map(|facts| facts.shim);
+        let shim_alive = recorded.or(shim).is_some_and(process::is_alive);
+        let shim = shim.or(recorded);
         if process::is_alive(init) {
             let started = known.is_none_or(|known| known.started);
             return Ok(if started {
@@ -306,15 +317,19 @@ impl Guests for HostGuests {
     }
 
     fn observe_guests(&self) -> Result<BTreeSet<VmId>> {
-        let dir = self.settings.layout.run_vms();
-        let entries = match stdfs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            Err(e) => return Err(io_error("list", &dir, &e)),
-        };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let ids = names.filter_map(|name| name.parse::<VmId>().ok());
-        Ok(ids.filter(|id| has_files(&self.run(id))).collect())
+        let layout = &self.settings.layout;
+        let mut ids = BTreeSet::new();
+        for dir in [layout.run_vms(), layout.run_sockets()] {
+            let entries = match stdfs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io_error("list", &dir, &e)),
+            };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            ids.extend(names.filter_map(|name| name.parse::<VmId>().ok()));
+        }
+        ids.retain(|id| has_files(&self.run(id)));
+        Ok(ids)
     }
 
     fn last_words(&self, id: &VmId) -> Option<String> {
@@ -409,7 +424,7 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn files(run: &VmRun) -> Vec<PathBuf> {
-    let lasting = [run.shim_facts(), run.shim_socket(), run.exit_record()];
+    let lasting = [run.shim_facts(), run.exit_record()];
     let half_written = lasting.iter().map(|path| suffixed(path, ".new"));
     // Where the runtime, if it was killed, waited for the terminal.
     let console = run.dir().join("console.sock");
@@ -417,7 +432,7 @@ fn files(run: &VmRun) -> Vec<PathBuf> {
 }
 
 fn dirs(run: &VmRun) -> [PathBuf; 3] {
-    [run.bundle(), run.runtime(), run.exec()]
+    [run.bundle(), run.runtime(), run.sockets().to_owned()]
 }
 
 fn has_files(run: &VmRun) -> bool {

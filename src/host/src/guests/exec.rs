@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::HostGuests;
 use super::spawn::quiet;
-use crate::fs::{ensure_dir, io_error};
+use crate::fs::io_error;
 
 /// Most sessions in one guest: a client that begins them without end hurts itself alone.
 const MAX_SESSIONS: usize = 64;
@@ -64,9 +64,9 @@ impl HostGuests {
     ) -> Result<ExecSession> {
         self.reap();
         let run = self.settings.layout.run_vm(id);
-        let dir = run.exec();
-        ensure_dir(&dir, false)?;
-        if sessions(&dir) >= MAX_SESSIONS {
+        self.ensure_sockets(id)?;
+        let dir = run.sockets();
+        if sessions(dir) >= MAX_SESSIONS {
             let what = format!("vm {id} has {MAX_SESSIONS} exec sessions already");
             return Err(Error::new(ErrorKind::Exhausted, what).hint("end some of them"));
         }
@@ -93,6 +93,7 @@ impl HostGuests {
     }
 }
 
+/// Sessions there, as their cards tell.
 fn sessions(dir: &Path) -> usize {
     let entries = stdfs::read_dir(dir).map(|e| e.filter_map(std::io::Result::ok));
     let is_session = |e: &stdfs::DirEntry| e.path().extension().is_some_and(|ext| ext == "json");

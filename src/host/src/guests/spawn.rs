@@ -68,7 +68,8 @@ impl HostGuests {
     /// Options that runtime and shim share.
     fn add_shim_options(&self, command: &mut Command, id: &VmId) {
         let settings = &self.settings;
-        command.arg("--vm-dir").arg(settings.layout.run_vm(id).dir());
+        let run = settings.layout.run_vm(id);
+        command.arg("--vm-dir").arg(run.dir()).arg("--socket-dir").arg(run.sockets());
         command.arg("--log").arg(settings.layout.console_log(id));
         command.args(["--log-max", &settings.log_max.0.to_string()]);
         for procs in settings.cgroups.shim_procs(id) {

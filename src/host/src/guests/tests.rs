@@ -52,7 +52,7 @@ open(my $stat, '<', "/proc/$pid/stat") or die;
 my $ticks = (split ' ', <$stat> =~ s/.*\) //r)[19];
 close $stat;
 my @group = defined $o{'--group'} ? ('--group', $o{'--group'}) : ();
-exec $o{'--shim'}, '--vm-dir', $o{'--vm-dir'}, '--log', $o{'--log'}, '--log-max', $o{'--log-max'},
+exec $o{'--shim'}, '--vm-dir', $o{'--vm-dir'}, '--socket-dir', $o{'--socket-dir'}, '--log', $o{'--log'}, '--log-max', $o{'--log-max'},
     '--init', $pid, '--start-ticks', $ticks, '--console-fd', fileno($master), '--status-fd',
     $o{'--status-fd'}, '--start', q{@START@}, @group;
 "#;
@@ -292,7 +292,8 @@ fn a_created_guest_waits_for_its_start() {
     host.guests.start_guest(&host.id, &adopted.facts).unwrap();
     host.wait_log("runs");
     host.guests.start_guest(&host.id, &adopted.facts).unwrap();
-    assert_eq!(seen(), GuestView::Running { shim_alive: true });
+    let seen = host.guests.observe_guest(&host.id, Some(&adopted.facts)).unwrap();
+    assert_eq!(seen, GuestView::Running { shim_alive: true });
 }
 
 #[test]
@@ -351,6 +352,10 @@ fn a_shim_that_dies_alone_loses_nothing() {
     assert_ne!(adoption.facts.shim, facts.shim);
     let shims = fs::read_to_string(&host.guests.settings.cgroups.shim_procs(&host.id)[0]).unwrap();
     assert!(shims.lines().any(|line| line == adoption.facts.shim.pid.to_string()), "{shims}");
+    // As long as the record names the old one, the guest is to be adopted.
+    let seen = |facts| host.guests.observe_guest(&host.id, Some(facts)).unwrap();
+    assert_eq!(seen(&facts), GuestView::Running { shim_alive: false });
+    assert_eq!(seen(&adoption.facts), GuestView::Running { shim_alive: true });
     // Again is fine and changes nothing.
     assert_eq!(host.guests.adopt_guest(&spec(), &facts).unwrap(), adoption);
     host.type_line("hello\n");
@@ -461,9 +466,9 @@ fn exec_sessions_end_with_the_guest() {
     let mut session = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let it = process::process_ref(session.id()).unwrap();
     let json = format!("{{\"pid\":{},\"start_ticks\":{}}}", it.pid, it.start_ticks);
-    crate::fs::ensure_dir(&host.run().exec(), false).unwrap();
-    crate::fs::replace(&host.run().exec().join("1.json"), json.as_bytes()).unwrap();
-    crate::fs::replace(&host.run().exec().join("2.json"), b"garbage").unwrap();
+    let sockets = host.run().sockets().to_owned();
+    crate::fs::replace(&sockets.join("1.json"), json.as_bytes()).unwrap();
+    crate::fs::replace(&sockets.join("2.json"), b"garbage").unwrap();
     host.guests.drop_guest(&host.id).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&session.wait().unwrap()), Some(9));
 }

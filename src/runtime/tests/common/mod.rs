@@ -275,7 +275,8 @@ impl Guest {
         let mut command = runtime(&["create"]);
         command.args(["--id", "vm-1", "--engine", engine, "--log-max", "1048576"]);
         command.arg("--bundle").arg(run.bundle()).arg("--root").arg(run.runtime());
-        command.arg("--vm-dir").arg(run.dir()).arg("--log").arg(self.log());
+        command.arg("--vm-dir").arg(run.dir()).arg("--socket-dir").arg(run.sockets());
+        command.arg("--log").arg(self.log());
         command.arg("--shim").arg(fake_shim()).args(["--status-fd", "3"]);
         for hierarchy in Self::hierarchies() {
             if matches!(hierarchy_name(&hierarchy), "systemd" | "unified" | "cgroup") {

@@ -32,7 +32,7 @@ pub fn begin(guest: &Guest, name: &str, request: serde_json::Value) -> Session {
 
 pub fn begin_at(guest: &Guest, name: &str, mut request: serde_json::Value, ticks: &str) -> Session {
     request["token"] = TOKEN.into();
-    let dir = guest.layout.run_vm(&guest.spec.id).exec();
+    let dir = guest.layout.run_vm(&guest.spec.id).sockets().to_owned();
     fs::create_dir_all(&dir).unwrap();
     let socket = dir.join(format!("{name}.sock"));
     let mut command = runtime(&["exec"]);

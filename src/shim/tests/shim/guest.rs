@@ -193,7 +193,7 @@ impl Drop for Guest {
 fn wrapper(script: &str, vm_dir: &Path, log: &Path, log_max: u64) -> Command {
     let mut command = Command::new("perl");
     command.args(["-e", script, "--"]).env("SHIM", SHIM).stdout(Stdio::piped());
-    command.arg("--vm-dir").arg(vm_dir).arg("--log").arg(log);
+    command.arg("--vm-dir").arg(vm_dir).arg("--socket-dir").arg(vm_dir).arg("--log").arg(log);
     command.args(["--log-max", &log_max.to_string()]);
     command
 }
