@@ -28,6 +28,12 @@ pub(crate) fn ensure_dir(at: &File, name: &str) -> io::Result<File> {
     open_dir(at, name)
 }
 
+/// Makes a directory that must not be there, and opens it; not synced.
+pub(crate) fn make_dir(at: &File, name: &str) -> io::Result<File> {
+    rustix::fs::mkdirat(at, name, Mode::RWXU)?;
+    open_dir(at, name)
+}
+
 /// What has the name; none if nothing has.
 pub(crate) fn stat(at: &File, name: &str) -> io::Result<Option<Stat>> {
     match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -116,6 +122,31 @@ pub(crate) fn publish_dir(from: &File, name: &str, to: &File, new_name: &str) ->
         Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Swaps two names in one step, and makes that durable.
+pub(crate) fn exchange(from: &File, name: &str, to: &File, new_name: &str) -> io::Result<()> {
+    rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::EXCHANGE)?;
+    rustix::fs::fsync(to)?;
+    Ok(rustix::fs::fsync(from)?)
+}
+
+/// Moves a name away, to a place that is free, and makes that durable: the new place first.
+pub(crate) fn set_aside(from: &File, name: &str, to: &File, new_name: &str) -> io::Result<()> {
+    rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE)?;
+    rustix::fs::fsync(to)?;
+    Ok(rustix::fs::fsync(from)?)
+}
+
+/// Gives a file a second name, durably.
+pub(crate) fn link(from: &File, name: &str, to: &File, new_name: &str) -> io::Result<()> {
+    rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())?;
+    Ok(rustix::fs::fsync(to)?)
+}
+
+/// Brings everything of the file system to the disk: one sync where there are many files.
+pub(crate) fn sync_all_of(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(file)?)
 }
 
 /// Removes a file if it is there; says whether it was.

@@ -20,6 +20,9 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// What is asked of a registry; of two forms the newer first.
+pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST];
+
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
@@ -236,6 +239,45 @@ impl Manifest {
         };
         serde_json::to_vec(&manifest).map_err(|e| Fault::Json(e.to_string()))
     }
+}
+
+/// The media type that a manifest says it has; Docker's is required, OCI's optional.
+pub(crate) fn media_type_inside(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Typed {
+        media_type: Option<String>,
+    }
+    serde_json::from_slice::<Typed>(bytes).ok()?.media_type
+}
+
+/// The first layer that is said to lie elsewhere (`urls`), if there is one.
+pub(crate) fn foreign_layer(bytes: &[u8]) -> Option<Digest> {
+    #[derive(Deserialize)]
+    struct Layers {
+        #[serde(default)]
+        layers: Vec<Layer>,
+    }
+    #[derive(Deserialize)]
+    struct Layer {
+        digest: Digest,
+        #[serde(default)]
+        urls: serde_json::Value,
+    }
+    let found = serde_json::from_slice::<Layers>(bytes).ok()?.layers;
+    let empty = |urls: &serde_json::Value| {
+        urls.is_null() || urls.as_array().is_some_and(std::vec::Vec::is_empty)
+    };
+    found.into_iter().find(|layer| !empty(&layer.urls)).map(|layer| layer.digest)
+}
+
+/// The media type of a stored manifest: what it says, or what follows from its config's.
+pub(crate) fn manifest_media_type(bytes: &[u8], manifest: &Manifest) -> String {
+    let implied = match manifest.config.media_type.as_str() {
+        DOCKER_CONFIG => DOCKER_MANIFEST,
+        _ => OCI_MANIFEST,
+    };
+    media_type_inside(bytes).unwrap_or_else(|| implied.to_owned())
 }
 
 pub(crate) fn count_layers(n: usize, limits: &Limits) -> Result<(), Fault> {

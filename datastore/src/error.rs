@@ -115,6 +115,14 @@ pub enum Error {
         /// The rule it breaks.
         why: DocumentFault,
     },
+    /// The host's policy does not let the image in.
+    #[error("image from {from} is not trusted: {why}")]
+    Untrusted {
+        /// The source, escaped.
+        from: String,
+        /// The rule it does not satisfy.
+        why: crate::trust::Distrust,
+    },
     /// Bytes of an archive, blob or layer were refused.
     #[error("{object} refused: {why}")]
     Refused {
@@ -122,6 +130,42 @@ pub enum Error {
         object: String,
         /// The rule they break.
         why: Refusal,
+    },
+    /// A disk image was refused.
+    #[error("disk image {file} refused: {why}")]
+    Disk {
+        /// The file.
+        file: String,
+        /// The rule it breaks.
+        why: crate::diskimage::DiskFault,
+    },
+    /// A disk was not written; nothing of it is left.
+    #[error("cannot export to {to}: {why}")]
+    Export {
+        /// The file.
+        to: String,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// A registry did not give or take something.
+    #[error("{object}: {why}")]
+    Registry {
+        /// Reference, manifest or layer.
+        object: String,
+        /// What happened.
+        why: crate::registry::RegistryFault,
+    },
+    /// The work was ended from outside ([`crate::Cancel`]); nothing of it is visible. What was fetched is kept, and
+    /// the next attempt goes on from there.
+    #[error("cancelled")]
+    Cancelled,
+    /// The confined process that unpacks did not do its work; nothing of the layer is kept.
+    #[error("cannot unpack {object}: worker {why}")]
+    Worker {
+        /// Blob, layer or archive.
+        object: String,
+        /// What became of it, and what to do where that is known.
+        why: String,
     },
 }
 
@@ -131,7 +175,12 @@ impl Error {
         object: impl Into<String>,
         source: impl Into<io::Error>,
     ) -> Self {
-        Self::Io { op, object: object.into(), source: source.into() }
+        let source = source.into();
+        // How work that is to end tells so through readers and writers: see `cancel`.
+        if source.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error()) {
+            return Self::Cancelled;
+        }
+        Self::Io { op, object: object.into(), source }
     }
 
     pub(crate) fn document(document: impl Into<String>, why: DocumentFault) -> Self {
@@ -153,7 +202,8 @@ impl Error {
 }
 
 /// A bound that was exceeded; the fields of [`crate::Limits`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Limit {
     /// [`crate::Limits::image_bytes`]
@@ -293,6 +343,20 @@ pub enum Refusal {
     /// The image archive names a file twice.
     #[error("archive holds two files of this name")]
     Twice,
+    /// A VM's file belongs to nobody of the VM.
+    #[error("{field} {id} is not one of the VM's ids")]
+    Unmapped {
+        /// `uid` or `gid`.
+        field: &'static str,
+        /// The host's number.
+        id: u32,
+    },
+    /// A VM's file that a layer cannot express.
+    #[error("not to be written as a layer: {0}")]
+    Upper(&'static str),
+    /// A file is not what it was a moment ago.
+    #[error("changed while it was read; stop or freeze who writes to it")]
+    Changed,
 }
 
 impl Refusal {
@@ -362,6 +426,8 @@ pub(crate) struct CopyFailed(#[source] pub io::Error);
 pub(crate) enum Fault {
     Refused(Refusal),
     Io(&'static str, io::Error),
+    /// The worker, not the layer: its end, or its answer.
+    Worker(String),
 }
 
 impl Fault {
@@ -387,6 +453,7 @@ impl Fault {
         match self {
             Self::Refused(why) => Error::Refused { object: object.into(), why },
             Self::Io(op, source) => Error::io(op, object, source),
+            Self::Worker(why) => Error::Worker { object: object.into(), why },
         }
     }
 }

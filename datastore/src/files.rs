@@ -9,8 +9,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+use crate::blobs::{Blobs, Opened};
 use crate::compress::{Bounded, Compression};
 use crate::digest::Digest;
 use crate::disk;
@@ -40,8 +41,9 @@ pub(crate) enum Member {
 impl Files {
     pub fn layout(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty())
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let dir = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
             .map_err(|e| Error::io("open directory", shown.clone(), e))?;
         Ok(Self::Layout { dir: dir.into(), shown })
     }
@@ -69,7 +71,7 @@ impl Files {
     }
 
     /// Opens a file by its name inside the image; returns it with its size.
-    pub fn open(&self, name: &str) -> Result<(Box<dyn Read + '_>, u64)> {
+    pub fn open(&self, name: &str) -> Result<Opened<'_>> {
         let object = || format!("{} file {}", self.shown(), escape(name.as_bytes()));
         let found = match self {
             Self::Layout { dir, .. } => {
@@ -87,26 +89,23 @@ impl Files {
         })
     }
 
-    pub fn open_blob(&self, digest: &Digest) -> Result<(Box<dyn Read + '_>, u64)> {
-        self.open(&format!("blobs/sha256/{}", digest.hex()))
-    }
-
     /// Reads a document whole.
     pub fn document(&self, name: &str, limits: &Limits) -> Result<Vec<u8>> {
         let (mut from, size) = self.open(name)?;
         let object = || format!("{} file {}", self.shown(), escape(name.as_bytes()));
         read_bounded(&mut from, size, limits, object)
     }
+}
 
-    /// Reads the document a descriptor points at, and verifies it.
-    pub fn described(&self, descriptor: &Descriptor, limits: &Limits) -> Result<Vec<u8>> {
+impl Blobs for Files {
+    fn described(&self, descriptor: &Descriptor, limits: &Limits) -> Result<Vec<u8>> {
         let Descriptor { digest, size: expected, .. } = *descriptor;
         let object = || format!("blob {digest}");
         if expected > limits.document_bytes {
             let why = DocumentFault::limit(Limit::DocumentBytes, limits.document_bytes);
             return Err(Error::document(object(), why));
         }
-        let (mut from, size) = self.open_blob(&digest)?;
+        let (mut from, size) = self.open_blob(descriptor)?;
         let refused = |why| Error::Refused { object: object(), why };
         if size != expected {
             return Err(refused(Refusal::Size { expected, got: size }));
@@ -120,6 +119,10 @@ impl Files {
             got if got != digest => Err(refused(Refusal::Digest { expected: digest, got })),
             _ => Ok(bytes),
         }
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Opened<'_>> {
+        self.open(&format!("blobs/sha256/{}", descriptor.digest.hex()))
     }
 }
 

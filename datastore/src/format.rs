@@ -5,6 +5,7 @@
 //! not touch anything.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,8 @@ fn create(root: &Path, dir: &File) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(&format).map_err(|e| io("encode")(e.into()))?;
     bytes.push(b'\n');
     let write = || {
+        // An empty directory that was there, the root of a fresh file system say, has any mode.
+        rustix::fs::fchmod(dir, rustix::fs::Mode::RWXU)?;
         disk::unlink(dir, DRAFT)?;
         disk::write_new(dir, DRAFT, &bytes)?;
         disk::publish(dir, DRAFT, dir, NAME)?;
@@ -74,6 +77,24 @@ fn create(root: &Path, dir: &File) -> Result<()> {
         disk::open_dir(dir, "..")?.sync_all()
     };
     write().map_err(io("write"))
+}
+
+/// Notes that a compatible feature is in use. The caller is alone with the store.
+pub(crate) fn add_compatible(dir: &File, feature: &str) -> io::Result<()> {
+    let bytes = disk::read_file(dir, NAME, MAX)?.ok_or(io::ErrorKind::NotFound)?;
+    let mut format: serde_json::Value = serde_json::from_slice(&bytes)?;
+    // Edited as a value: what a newer program wrote stays.
+    let list = format.get_mut("compatible").and_then(serde_json::Value::as_array_mut);
+    match list {
+        Some(list) if list.iter().any(|f| f == feature) => return Ok(()),
+        Some(list) => list.push(feature.into()),
+        None => format["compatible"] = serde_json::json!([feature]),
+    }
+    let mut bytes = serde_json::to_vec_pretty(&format)?;
+    bytes.push(b'\n');
+    disk::unlink(dir, DRAFT)?;
+    disk::write_new(dir, DRAFT, &bytes)?;
+    disk::publish(dir, DRAFT, dir, NAME)
 }
 
 fn check(root: &Path, bytes: &[u8]) -> Result<Access> {

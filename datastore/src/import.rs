@@ -4,62 +4,39 @@
 //! documents, then the image record, last the name. Before the record nothing refers to the new blobs and layers;
 //! a prune takes them if the import never comes back.
 //!
+//! Prunes are held off by the store's lock, shared. While the network is waited for it is not held; then a list in
+//! staging says what must stay. `docs/format.md` has the argument why that is enough.
+//!
 //! A blob that is not yet known to be a given layer is always read from the source and hashed, even where a
 //! layer of the claimed diff id is here: to name a digest is not to own the bytes.
 
-use std::fs::File;
-use std::io::Read;
+mod docker;
+mod progress;
+mod rootfs;
+mod vmdisk;
 
+use std::fs::File;
+
+pub use progress::Progress;
+use rustix::fs::FlockOperation;
+
+use crate::blobs::{Blobs, Opened};
 use crate::config::ImageConfig;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, Class, Descriptor, Manifest, OCI_CONFIG};
-use crate::error::{DocumentFault, Error, Limit, Refusal, Result, escape};
+use crate::error::{DocumentFault, Error, Limit, Result, escape};
 use crate::files::Files;
 use crate::ingest::{self, Budget, Ingested, Promise, Sink};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::record::{self, ImageRecord, LayerRef, Record, RefRecord};
-use crate::source::{Source, open_regular};
-use crate::staging::Staged;
+use crate::registry::Registry;
+use crate::source::{HttpsSource, RegistrySource, Source};
+use crate::staging::{Kept, Staged};
 use crate::store::{Image, Store};
 use crate::tarball::Trailer;
-use crate::unpack::Report;
 use crate::work::{Unpacked, Work};
-
-/// What an import is doing; for people, not for decisions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Progress {
-    /// The manifest is known.
-    Started {
-        /// Number of layers.
-        layers: usize,
-    },
-    /// Part of a layer was read.
-    Layer {
-        /// Counted from 1, lowest first.
-        layer: usize,
-        /// Bytes of the blob read.
-        done: u64,
-        /// Bytes of the blob.
-        total: u64,
-    },
-    /// The layer was here already.
-    LayerPresent {
-        /// Counted from 1, lowest first.
-        layer: usize,
-    },
-    /// The layer was unpacked and is in place.
-    LayerDone {
-        /// Counted from 1, lowest first.
-        layer: usize,
-        /// What unpacking left out.
-        report: Report,
-    },
-    /// The image is in the store under its name.
-    Done,
-}
 
 type Tell<'a> = &'a mut dyn FnMut(Progress);
 
@@ -72,18 +49,13 @@ pub(crate) fn run(
 ) -> Result<Image> {
     let staged = Staged::create(&store.staging, "import")
         .map_err(|e| store.io("make a directory in", "staging", e))?;
-    let import = Import { store, limits, staged, known: store.readable_records()? };
-    let record = match source {
-        Source::OciLayout { dir, tag } => import.oci(&Files::layout(dir)?, tag.as_deref(), tell)?,
-        Source::OciArchive { file, tag } => {
-            import.oci(&Files::archive(file, &import.staged, limits)?, tag.as_deref(), tell)?
+    let import = Import { store, limits, staged };
+    let (record, _held) = match source {
+        Source::Registry(source) => {
+            import.registry(source, &Registry::open(source, Some(store))?, tell)?
         }
-        Source::DockerArchive { file, tag } => {
-            import.docker(&Files::archive(file, &import.staged, limits)?, tag.as_deref(), tell)?
-        }
-        Source::RootfsTar { file } => {
-            import.rootfs(&open_regular(file)?, &file.display().to_string(), tell)?
-        }
+        Source::HttpsTar(source) => import.https(source, tell)?,
+        local => import.local(local, import.hold()?, tell)?,
     };
     let image = store.assemble(&record)?;
     import.point(name, &record.manifest)?;
@@ -95,7 +67,13 @@ struct Import<'a> {
     store: &'a Store,
     limits: &'a Limits,
     staged: Staged,
-    /// Images that were whole when we started; our lock keeps them so.
+}
+
+/// The store's lock, shared: nothing is pruned. It is not held while the network is waited for; what the import then
+/// needs of the store is kept for it ([`Staged::keep`]).
+struct Held {
+    _lock: File,
+    /// Images that were whole when it was taken; the lock keeps them so.
     known: Vec<ImageRecord>,
 }
 
@@ -107,30 +85,163 @@ struct Wanted<'a> {
     object: String,
     promise: Promise,
     diff_id: DiffId,
-    from: &'a dyn Fn() -> Result<(Box<dyn Read + 'a>, u64)>,
+    from: From<'a>,
+}
+
+/// Where a layer's bytes are.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    Member(&'a Files, &'a str),
+    Blob(&'a dyn Blobs, &'a Descriptor),
+}
+
+impl<'a> From<'a> {
+    fn open(self) -> Result<Opened<'a>> {
+        match self {
+            Self::Member(files, name) => files.open(name),
+            Self::Blob(blobs, descriptor) => blobs.open_blob(descriptor),
+        }
+    }
+
+    /// Whether the blob comes to lie in the store without our copying it.
+    fn keeps(self) -> bool {
+        matches!(self, Self::Blob(blobs, _) if blobs.keeps())
+    }
+
+    fn fetched(self) -> Option<(u64, u64)> {
+        match self {
+            Self::Blob(blobs, _) => blobs.fetched(),
+            Self::Member(..) => None,
+        }
+    }
+
+    /// Puts the blob, found right, under a name.
+    fn settle(self, to: &File, name: &str) -> Result<()> {
+        match self {
+            Self::Blob(blobs, descriptor) if blobs.keeps() => blobs.settle(descriptor, to, name),
+            Self::Blob(..) | Self::Member(..) => Ok(()),
+        }
+    }
+
+    /// Says what to tell of a layer that failed; none if another attempt may succeed.
+    fn failed(self, error: Error) -> Result<Option<Error>> {
+        match self {
+            Self::Member(..) => Ok(Some(error)),
+            Self::Blob(blobs, descriptor) => blobs.failed(descriptor, error),
+        }
+    }
 }
 
 impl Import<'_> {
-    fn oci(&self, files: &Files, tag: Option<&str>, tell: Tell<'_>) -> Result<ImageRecord> {
+    fn hold(&self) -> Result<Held> {
+        let lock = self.store.lock(FlockOperation::LockShared)?;
+        Ok(Held { _lock: lock, known: self.store.readable_records()? })
+    }
+
+    fn local(&self, source: &Source, held: Held, tell: Tell<'_>) -> Result<(ImageRecord, Held)> {
+        let record = match source {
+            Source::OciLayout { dir, tag } => {
+                return self.oci(&Files::layout(dir)?, tag.as_deref(), held, tell);
+            }
+            Source::OciArchive { file, tag } => {
+                let files = Files::archive(file, &self.staged, self.limits)?;
+                return self.oci(&files, tag.as_deref(), held, tell);
+            }
+            Source::DockerArchive { file, tag } => {
+                let files = Files::archive(file, &self.staged, self.limits)?;
+                self.docker(&files, tag.as_deref(), tell)?
+            }
+            Source::RootfsTar { file } => self.rootfs(file, tell)?,
+            Source::DiskImage { file, options } => self.disk(file, options, tell)?,
+            Source::Registry(RegistrySource { reference: from, .. }) => {
+                return Err(not_local(from));
+            }
+            Source::HttpsTar(HttpsSource { url: from, .. }) => return Err(not_local(from)),
+        };
+        Ok((record, held))
+    }
+
+    fn oci(
+        &self,
+        files: &Files,
+        tag: Option<&str>,
+        held: Held,
+        tell: Tell<'_>,
+    ) -> Result<(ImageRecord, Held)> {
         self.check_layout(files)?;
-        let top = self.choose(files, tag)?;
-        if let Some(record) = self.present(&top.digest)? {
-            return Ok(record);
+        let object = format!("{} file index.json", files.shown());
+        let bytes = files.document("index.json", self.limits)?;
+        let top = follow(files, object, bytes, None, tag, self.limits)?;
+        self.image(files, &top, held, tell)
+    }
+
+    fn registry(
+        &self,
+        source: &RegistrySource,
+        registry: &Registry,
+        tell: Tell<'_>,
+    ) -> Result<(ImageRecord, Held)> {
+        // What is here under its digest needs no question, unless it has to be signed.
+        let signed = self.store.wants_signatures(source);
+        if !signed && let Some(digest) = registry.digest() {
+            let held = self.hold()?;
+            if let Some(record) = self.present(&held, &digest)? {
+                return Ok((record, held));
+            }
         }
-        let manifest_bytes = files.described(&top, self.limits)?;
+        let top = registry.choose(self.limits)?;
+        self.store.admit_signed(source, &registry.chain(&top.digest), registry)?;
+        self.image(registry, &top, self.hold()?, tell)
+    }
+
+    /// Brings in the image of a manifest.
+    fn image(
+        &self,
+        blobs: &dyn Blobs,
+        top: &Descriptor,
+        held: Held,
+        tell: Tell<'_>,
+    ) -> Result<(ImageRecord, Held)> {
+        if let Some(record) = self.present(&held, &top.digest)? {
+            return Ok((record, held));
+        }
+        let held = release(blobs, held);
+        let manifest_bytes = blobs.described(top, self.limits)?;
         let about = |why| Error::document(format!("manifest {}", top.digest), why);
         let manifest =
             Manifest::parse(&manifest_bytes, &top.media_type, self.limits).map_err(about)?;
-        let config_bytes = files.described(&manifest.config, self.limits)?;
+        let config_bytes = blobs.described(&manifest.config, self.limits)?;
         let config = manifest.config.digest;
-        let diff_ids = self.check_config(&config_bytes, &config, manifest.layers.len())?;
+        let (_, diff_ids) =
+            check_config(&config_bytes, &config, manifest.layers.len(), self.limits)?;
 
         tell(Progress::Started { layers: diff_ids.len() });
-        let mut budget = Budget::new(self.limits);
+        let held = self.regain(held)?;
+        let kept = Kept {
+            blobs: manifest.layers.iter().map(|l| l.digest).collect(),
+            layers: diff_ids.iter().copied().collect(),
+        };
+        self.staged.keep(&kept).map_err(|e| self.store.io("write a file in", "staging", e))?;
+        let mut known = Vec::new();
+        for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            known.push(self.known_layer(&held, &layer.digest, diff_id)?);
+        }
+        let held = release(blobs, held);
+        let needed: Vec<&Descriptor> = manifest
+            .layers
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|(layer, _)| layer)
+            .collect();
+        blobs.announce(&needed, self.limits)?;
+        let mut budget =
+            Budget::new(self.limits).unpacked_by(&self.store.unpacker).until(&self.store.cancel);
         let mut layers = Vec::new();
-        for (n, (layer, diff_id)) in manifest.layers.iter().zip(diff_ids).enumerate() {
+        let all = manifest.layers.iter().zip(diff_ids).zip(known);
+        for (n, ((layer, diff_id), known)) in all.enumerate() {
             let number = n + 1;
-            if let Some(known) = self.known_layer(&layer.digest, &diff_id)? {
+            if let Some(known) = known {
                 tell(Progress::LayerPresent { layer: number });
                 layers.push(LayerRef { media_type: layer.media_type.clone(), ..known });
                 continue;
@@ -146,12 +257,32 @@ impl Import<'_> {
                     compression: Some(compression),
                 },
                 diff_id,
-                from: &|| files.open_blob(&layer.digest),
+                from: From::Blob(blobs, layer),
             };
             let read = self.layer(&wanted, &mut budget, tell)?;
             layers.push(layer_ref(&read, &layer.media_type));
         }
-        self.commit(&manifest_bytes, &config_bytes, layers)
+        let held = self.regain(held)?;
+        self.check_kept(&layers)?;
+        Ok((self.commit(&manifest_bytes, &config_bytes, layers)?, held))
+    }
+
+    fn regain(&self, held: Option<Held>) -> Result<Held> {
+        held.map_or_else(|| self.hold(), Ok)
+    }
+
+    /// No prune takes what was kept, but a repair puts aside what is damaged.
+    fn check_kept(&self, layers: &[LayerRef]) -> Result<()> {
+        for layer in layers {
+            let gone = |what| Err(Error::damaged(what, "went away while the image came in"));
+            if !self.has_blob(&layer.blob, layer.size)? {
+                return gone(format!("blob {}", layer.blob));
+            }
+            if !self.store.has_layer(&layer.diff_id)? {
+                return gone(format!("layer {}", layer.diff_id));
+            }
+        }
+        Ok(())
     }
 
     fn check_layout(&self, files: &Files) -> Result<()> {
@@ -172,120 +303,27 @@ impl Import<'_> {
         }
     }
 
-    /// Follows indexes down to one manifest.
-    fn choose(&self, files: &Files, tag: Option<&str>) -> Result<Descriptor> {
-        let host = document::host_platform();
-        let mut bytes = files.document("index.json", self.limits)?;
-        let mut object = format!("{} file index.json", files.shown());
-        let mut media_type: Option<String> = None;
-        for depth in 0..=self.limits.index_nesting {
-            let about = |why| Error::document(object.clone(), why);
-            let entries =
-                document::parse_index(&bytes, media_type.as_deref(), self.limits).map_err(about)?;
-            // Only the outermost index has tags.
-            let tag = tag.filter(|_| depth == 0);
-            let next = document::choose(entries, tag, &host).map_err(about)?;
-            match Class::of(&next.media_type).map_err(about)? {
-                Class::Manifest => return Ok(next),
-                Class::Index => {
-                    bytes = files.described(&next, self.limits)?;
-                    object = format!("index {}", next.digest);
-                    media_type = Some(next.media_type);
-                }
-            }
-        }
-        let why = DocumentFault::limit(Limit::IndexNesting, self.limits.index_nesting);
-        Err(Error::document(object, why))
-    }
-
-    fn check_config(&self, bytes: &[u8], digest: &Digest, layers: usize) -> Result<Vec<DiffId>> {
-        let about = |why| Error::document(format!("config {digest}"), why);
-        let (config, diff_ids) = ImageConfig::parse(bytes, self.limits).map_err(about)?;
-        let (platform, host) = (config.platform(), document::host_platform());
-        if platform != host {
-            return Err(Error::Platform {
-                image: digest.to_string(),
-                image_platform: platform.to_string(),
-                host: host.to_string(),
-            });
-        }
-        if diff_ids.len() != layers {
-            return Err(about(DocumentFault::LayerCount {
-                manifest: layers,
-                config: diff_ids.len(),
-            }));
-        }
-        Ok(diff_ids)
-    }
-
-    fn docker(&self, files: &Files, tag: Option<&str>, tell: Tell<'_>) -> Result<ImageRecord> {
-        let bytes = files.document("manifest.json", self.limits)?;
-        let saved = document::choose_saved(&bytes, tag, self.limits)
-            .map_err(|why| Error::document(format!("{} file manifest.json", files.shown()), why))?;
-        let config_bytes = files.document(&saved.config, self.limits)?;
-        let got = Digest::of(&config_bytes);
-        // The file is named by its digest: `HEX.json`, or `blobs/sha256/HEX`.
-        let named = saved
-            .config
-            .rsplit('/')
-            .next()
-            .and_then(|f| Digest::from_hex(f.trim_end_matches(".json")));
-        if let Some(expected) = named.filter(|d| *d != got) {
-            let why = Refusal::Digest { expected, got };
-            return Err(Error::Refused { object: format!("config {expected}"), why });
-        }
-        let diff_ids = self.check_config(&config_bytes, &got, saved.layers.len())?;
-
-        tell(Progress::Started { layers: diff_ids.len() });
-        let mut budget = Budget::new(self.limits);
-        let mut layers = Vec::new();
-        for (n, (file, diff_id)) in saved.layers.iter().zip(diff_ids).enumerate() {
-            let wanted = Wanted {
-                number: n + 1,
-                object: format!("layer {diff_id}"),
-                promise: Promise { diff_id: Some(diff_id), ..Promise::default() },
-                diff_id,
-                from: &|| files.open(file),
-            };
-            let read = self.layer(&wanted, &mut budget, tell)?;
-            layers.push(layer_ref(&read, document::layer_media_type(read.compression)));
-        }
-        let manifest = self.manifest_for(&config_bytes, &layers)?;
-        self.commit(&manifest, &config_bytes, layers)
-    }
-
-    fn rootfs(&self, file: &File, shown: &str, tell: Tell<'_>) -> Result<ImageRecord> {
-        tell(Progress::Started { layers: 1 });
-        let total = file.metadata().map_err(|e| Error::io("inspect", shown, e))?.len();
-        let mut budget = Budget::new(self.limits);
-        let work = Work::new(self.store, &self.staged)?;
-        let sink = Sink::Unpack(&work.fs, Trailer::Required);
-        let mut input = file;
-        let read = ingest::ingest(
-            &mut input,
-            Some(&work.blob),
-            &Promise::default(),
-            &sink,
-            &mut budget,
-            &mut |done| {
-                tell(Progress::Layer { layer: 1, done, total });
-            },
-        )
-        .map_err(|(fault, at)| {
-            fault.about(at.map_or(shown.to_owned(), |at| format!("{shown} entry \"{at}\"")))
-        })?;
-        work.publish(&read, Unpacked::Yes)?;
-        tell(Progress::LayerDone { layer: 1, report: read.report.clone() });
-
-        let about = |why| Error::document("synthesized config", why);
-        let config = ImageConfig::synthesize(read.diff_id).map_err(about)?;
-        let layers = vec![layer_ref(&read, document::layer_media_type(read.compression))];
-        let manifest = self.manifest_for(&config, &layers)?;
-        self.commit(&manifest, &config, layers)
-    }
-
     /// Brings one layer in: its blob, and its files unless they are here.
     fn layer(
+        &self,
+        wanted: &Wanted<'_>,
+        budget: &mut Budget<'_>,
+        tell: Tell<'_>,
+    ) -> Result<Ingested> {
+        loop {
+            match self.attempt(wanted, budget, tell) {
+                Ok(read) => return Ok(read),
+                // Nothing is wrong with what came so far.
+                Err(_) if self.store.cancel.is_cancelled() => return Err(Error::Cancelled),
+                Err(error) => match wanted.from.failed(error)? {
+                    Some(error) => return Err(error),
+                    None => continue,
+                },
+            }
+        }
+    }
+
+    fn attempt(
         &self,
         wanted: &Wanted<'_>,
         budget: &mut Budget<'_>,
@@ -294,7 +332,7 @@ impl Import<'_> {
         let layer = wanted.number;
         // One importer per layer; the others wait here, then find it done.
         let name = format!("layer-{}", wanted.diff_id.hex());
-        let claimed = Staged::claim(&self.store.staging, name)
+        let claimed = Staged::claim(&self.store.staging, name, &self.store.cancel)
             .map_err(|e| self.store.io("make a directory in", "staging", e))?;
         let work = Work::new(self.store, &claimed)?;
         let unpacked =
@@ -303,19 +341,25 @@ impl Import<'_> {
             Unpacked::Yes => Sink::Unpack(&work.fs, Trailer::Optional),
             Unpacked::Before => Sink::Verify,
         };
-        let (mut from, total) = (wanted.from)()?;
+        let (mut from, total) = wanted.from.open()?;
         let read = ingest::ingest(
             &mut from,
-            Some(&work.blob),
+            (!wanted.from.keeps()).then_some(&work.blob),
             &wanted.promise,
             &sink,
             budget,
-            &mut |done| tell(Progress::Layer { layer, done, total }),
+            &mut |done| {
+                tell(Progress::Layer { layer, done, total });
+                if let Some((done, total)) = wanted.from.fetched() {
+                    tell(Progress::Fetched { done, total });
+                }
+            },
         )
         .map_err(|(fault, at)| {
             let object = &wanted.object;
             fault.about(at.map_or(object.clone(), |at| format!("{object} entry \"{at}\"")))
         })?;
+        wanted.from.settle(&claimed.dir, "blob")?;
         work.publish(&read, unpacked)?;
         tell(match unpacked {
             Unpacked::Yes => Progress::LayerDone { layer, report: read.report.clone() },
@@ -325,9 +369,14 @@ impl Import<'_> {
     }
 
     /// A layer that a whole image has, made from the same blob.
-    fn known_layer(&self, blob: &Digest, diff_id: &DiffId) -> Result<Option<LayerRef>> {
+    fn known_layer(
+        &self,
+        held: &Held,
+        blob: &Digest,
+        diff_id: &DiffId,
+    ) -> Result<Option<LayerRef>> {
         let same = |l: &&LayerRef| l.blob == *blob && l.diff_id == *diff_id;
-        let Some(known) = self.known.iter().flat_map(|r| &r.layers).find(same) else {
+        let Some(known) = held.known.iter().flat_map(|r| &r.layers).find(same) else {
             return Ok(None);
         };
         let whole = self.has_blob(blob, known.size)? && self.store.has_layer(diff_id)?;
@@ -335,8 +384,8 @@ impl Import<'_> {
     }
 
     /// The image of that manifest, if nothing of it is missing.
-    fn present(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
-        let Some(record) = self.known.iter().find(|r| r.manifest == *manifest) else {
+    fn present(&self, held: &Held, manifest: &Digest) -> Result<Option<ImageRecord>> {
+        let Some(record) = held.known.iter().find(|r| r.manifest == *manifest) else {
             return Ok(None);
         };
         for (digest, size) in record.blobs() {
@@ -377,6 +426,10 @@ impl Import<'_> {
     fn commit(&self, manifest: &[u8], config: &[u8], layers: Vec<LayerRef>) -> Result<ImageRecord> {
         let manifest_digest = self.put_blob(manifest)?;
         let config_digest = self.put_blob(config)?;
+        // What was reused may have been put in place by a process that was killed before it synced.
+        for (dir, name) in [(&self.store.blobs, "blobs/sha256"), (&self.store.layers, "layers")] {
+            dir.sync_all().map_err(|e| self.store.io("sync", name, e))?;
+        }
         let record = ImageRecord::new(
             (manifest_digest, manifest.len() as u64),
             (config_digest, config.len() as u64),
@@ -387,6 +440,7 @@ impl Import<'_> {
     }
 
     fn point(&self, name: &ImageName, manifest: &Digest) -> Result<()> {
+        self.store.images.sync_all().map_err(|e| self.store.io("sync", "images", e))?;
         let record = RefRecord::new(name.clone(), *manifest);
         self.put(&record, &self.store.refs, "refs", &name.file_name().0)
     }
@@ -411,6 +465,15 @@ impl Import<'_> {
     }
 }
 
+/// Gives the lock back where the network will be waited for.
+fn release(blobs: &dyn Blobs, held: Held) -> Option<Held> {
+    if blobs.is_far() { None } else { Some(held) }
+}
+
+fn not_local(from: &dyn std::fmt::Display) -> Error {
+    Error::Source { from: escape(from.to_string().as_bytes()), why: "it is not local".into() }
+}
+
 fn layer_ref(read: &Ingested, media_type: &str) -> LayerRef {
     LayerRef {
         diff_id: read.diff_id,
@@ -418,4 +481,57 @@ fn layer_ref(read: &Ingested, media_type: &str) -> LayerRef {
         media_type: media_type.to_owned(),
         size: read.size,
     }
+}
+
+/// Follows an index, which is `object`, down to one manifest.
+pub(crate) fn follow(
+    blobs: &dyn Blobs,
+    mut object: String,
+    mut bytes: Vec<u8>,
+    mut media_type: Option<String>,
+    tag: Option<&str>,
+    limits: &Limits,
+) -> Result<Descriptor> {
+    let host = document::host_platform();
+    for depth in 0..=limits.index_nesting {
+        let about = |why| Error::document(object.clone(), why);
+        let entries =
+            document::parse_index(&bytes, media_type.as_deref(), limits).map_err(about)?;
+        // Only the outermost index has tags.
+        let tag = tag.filter(|_| depth == 0);
+        let next = document::choose(entries, tag, &host).map_err(about)?;
+        match Class::of(&next.media_type).map_err(about)? {
+            Class::Manifest => return Ok(next),
+            Class::Index => {
+                bytes = blobs.described(&next, limits)?;
+                object = format!("index {}", next.digest);
+                media_type = Some(next.media_type);
+            }
+        }
+    }
+    let why = DocumentFault::limit(Limit::IndexNesting, limits.index_nesting);
+    Err(Error::document(object, why))
+}
+
+/// Reads the config of an image of so many layers, which must be for this host.
+pub(crate) fn check_config(
+    bytes: &[u8],
+    digest: &Digest,
+    layers: usize,
+    limits: &Limits,
+) -> Result<(ImageConfig, Vec<DiffId>)> {
+    let about = |why| Error::document(format!("config {digest}"), why);
+    let (config, diff_ids) = ImageConfig::parse(bytes, limits).map_err(about)?;
+    let (platform, host) = (config.platform(), document::host_platform());
+    if platform != host {
+        return Err(Error::Platform {
+            image: digest.to_string(),
+            image_platform: platform.to_string(),
+            host: host.to_string(),
+        });
+    }
+    if diff_ids.len() != layers {
+        return Err(about(DocumentFault::LayerCount { manifest: layers, config: diff_ids.len() }));
+    }
+    Ok((config, diff_ids))
 }

@@ -1,41 +1,57 @@
-//! One pass over a layer: count and hash the blob, keep a copy, decompress, hash the tar, unpack.
+//! One pass over a layer: count and hash the blob, keep a copy, and hand it on to be unpacked, here or in a worker.
 //!
 //! ```text
-//! source ─► Meter (size, sha256) ─► copy in staging
-//!              └─► Decoder ─► Meter (limits, sha256 = diff id) ─► tar reader ─► tree
+//! source ─► Blob (size, sha256, copy in staging) ─┬─► content            (in this process)
+//!                                                 └─► pipe ─► worker: content, confined
 //! ```
 //!
 //! Nothing is read twice, so a source that changes under us cannot show one content to the hash and another to
-//! the unpacker. Both ends are drained: what follows the end of the tar belongs to its digest all the same.
+//! the unpacker. What the blob is, is decided here, whoever unpacks: a worker never sees what it is promised to be.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::compress::{Compression, Decoder};
+use crate::cancel::Cancel;
+use crate::compress::Compression;
+use crate::content::{self, Content, Fallible, Task};
 use crate::digest::{DiffId, Digest};
-use crate::error::{CopyFailed, Fault, Limit, Refusal};
+use crate::error::{CopyFailed, Doing, Fault, Refusal};
+use crate::flush::Flusher;
 use crate::limits::Limits;
-use crate::tarball::{Streaming, Tarball, Trailer};
-use crate::unpack::{self, Report};
-
-const BUFFER: usize = 128 * 1024;
+use crate::tarball::Trailer;
+use crate::unpack::{Direct, Report};
+use crate::worker::{self, Unpacker};
 
 /// How often progress is told, in bytes of the blob.
 const STEP: u64 = 4 << 20;
 
-/// What an image may still use of its limits.
+/// What an image may still use of its limits, and who uses it.
 #[derive(Debug)]
 pub(crate) struct Budget<'a> {
     pub limits: &'a Limits,
+    unpacker: &'a Unpacker,
+    cancel: Cancel,
     pub bytes: u64,
     pub entries: u64,
 }
 
 impl<'a> Budget<'a> {
     pub fn new(limits: &'a Limits) -> Self {
-        Self { limits, bytes: limits.image_bytes, entries: limits.entries }
+        let unpacker = &Unpacker::InProcess;
+        let (bytes, entries) = (limits.image_bytes, limits.entries);
+        Self { limits, unpacker, cancel: Cancel::default(), bytes, entries }
+    }
+
+    /// By whom layers are unpacked, or only measured; else by the caller's process.
+    pub fn unpacked_by(self, unpacker: &'a Unpacker) -> Self {
+        Self { unpacker, ..self }
+    }
+
+    /// By whose word the work ends before its time.
+    pub fn until(self, cancel: &Cancel) -> Self {
+        Self { cancel: cancel.clone(), ..self }
     }
 }
 
@@ -76,42 +92,38 @@ pub(crate) fn ingest(
     sink: &Sink<'_>,
     budget: &mut Budget<'_>,
     progress: &mut dyn FnMut(u64),
-) -> Result<Ingested, (Fault, Option<String>)> {
-    let blob =
-        Blob { from, copy, hasher: Sha256::new(), count: 0, max: promise.size, progress, told: 0 };
-    let buffered = BufReader::with_capacity(BUFFER, blob);
-    let plain = |fault: Fault| (fault, None);
-    let (decoder, compression) = Decoder::new(buffered, promise.compression).map_err(plain)?;
-    let layer = Layer {
-        decoder,
+) -> Fallible<Ingested> {
+    let from: &mut dyn Read = &mut budget.cancel.watch(from);
+    let mut blob = Blob {
+        from,
+        copy,
         hasher: Sha256::new(),
         count: 0,
-        limits: budget.limits,
-        max: budget.bytes,
+        max: promise.size,
+        progress,
+        told: 0,
+        flusher: Flusher::new(match sink {
+            Sink::Unpack(into, _) => Some(*into),
+            Sink::Verify => copy,
+        }),
     };
-    let mut layer = BufReader::with_capacity(BUFFER, layer);
-
-    let mut report = Report::default();
-    if let Sink::Unpack(into, trailer) = sink {
-        let source = Streaming(&mut layer);
-        let tarball = Tarball::new(source, budget.limits, &mut budget.entries, *trailer);
-        report = unpack::unpack(tarball, into, budget.limits).map_err(|(f, at)| (f, Some(at)))?;
-        if *trailer == Trailer::Required && report.entries == 0 {
-            return Err(plain(Refusal::NoFiles.into()));
-        }
-    }
-    drain(&mut layer).map_err(plain)?;
-    let layer = layer.into_inner();
-    budget.bytes -= layer.count;
-    let diff_id = DiffId(Digest::finish(layer.hasher));
-
-    let mut rest = layer.decoder.into_inner();
-    if drain(&mut rest).map_err(plain)? > 0 {
-        let text = "bytes after its end".to_owned();
-        return Err(plain(Refusal::Stream(text).into()));
-    }
-    let blob = rest.into_inner();
+    let task = Task {
+        limits: budget.limits,
+        bytes: budget.bytes,
+        entries: budget.entries,
+        compression: promise.compression,
+        into: match sink {
+            Sink::Unpack(into, trailer) => Some((*into, *trailer)),
+            Sink::Verify => None,
+        },
+    };
+    let content = match budget.unpacker {
+        Unpacker::InProcess => content::read(&mut blob, &task, &mut Direct)?,
+        Unpacker::Worker(worker) => worker::client::read(worker, &mut blob, &task)?,
+    };
     (blob.progress)(blob.count);
+    blob.flusher.finish().doing("sync").map_err(|fault| (fault, None))?;
+    let Content { diff_id, bytes, headers, compression, report } = content;
     let read = Ingested {
         size: blob.count,
         digest: Digest::finish(blob.hasher),
@@ -119,7 +131,9 @@ pub(crate) fn ingest(
         compression,
         report,
     };
-    check(&read, promise).map_err(|refusal| plain(refusal.into()))?;
+    check(&read, promise).map_err(|refusal| (Fault::from(refusal), None))?;
+    budget.bytes -= bytes;
+    budget.entries -= headers;
     Ok(read)
 }
 
@@ -137,10 +151,6 @@ fn check(read: &Ingested, promise: &Promise) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn drain(from: &mut impl Read) -> Result<u64, Fault> {
-    io::copy(from, &mut io::sink()).map_err(Fault::from_read)
-}
-
 /// The blob as it comes: counted, hashed, copied.
 struct Blob<'a> {
     from: &'a mut dyn Read,
@@ -150,6 +160,7 @@ struct Blob<'a> {
     max: Option<u64>,
     progress: &'a mut dyn FnMut(u64),
     told: u64,
+    flusher: Flusher<'a>,
 }
 
 impl Read for Blob<'_> {
@@ -166,36 +177,8 @@ impl Read for Blob<'_> {
         if self.count - self.told >= STEP {
             self.told = self.count;
             (self.progress)(self.count);
+            self.flusher.at(self.count);
         }
-        Ok(n)
-    }
-}
-
-/// The uncompressed tar: counted against the limits, hashed.
-struct Layer<'a, R: io::BufRead> {
-    decoder: Decoder<R>,
-    hasher: Sha256,
-    count: u64,
-    limits: &'a Limits,
-    max: u64,
-}
-
-impl Read for Layer<'_, BufReader<Blob<'_>>> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.decoder.read(buf)?;
-        self.count += n as u64;
-        if self.count > self.max {
-            return Err(io::Error::other(Refusal::limit(
-                Limit::ImageBytes,
-                self.limits.image_bytes,
-            )));
-        }
-        let compressed = self.decoder.get_ref().get_ref().count;
-        let fair = compressed.saturating_mul(self.limits.ratio);
-        if self.count > self.limits.ratio_floor && self.count > fair {
-            return Err(io::Error::other(Refusal::limit(Limit::Ratio, self.limits.ratio)));
-        }
-        self.hasher.update(&buf[..n]);
         Ok(n)
     }
 }

@@ -3,13 +3,14 @@
 //! ```text
 //! <root>/                       0700, all directories below it too
 //!   format.json                 version and features; unknown ones refuse
-//!   lock                        flock: imports shared, prune exclusive
+//!   lock                        flock: imports shared while they publish, prune exclusive
 //!   blobs/sha256/<hex>          manifests, configs, compressed layers: bytes as they came
 //!   layers/<diff id hex>/fs     the layer's files, unshifted ids, overlayfs form
 //!   layers/<diff id hex>/layer.json
 //!   images/<manifest hex>.json  an image that is whole here
 //!   refs/<name>                 a name, and the manifest it points at
 //!   staging/<op>/               work in progress, locked by its owner
+//!   partial/<hex>               blobs on their way from a registry, locked by who fetches them
 //! ```
 //!
 //! A layer is unpacked once per host and shared by all guests: it is named by the digest of its tar, never
@@ -20,44 +21,77 @@
 //! Every byte of an image is an attacker's. See `unpack` for files, `tarball` for archives, `document` and
 //! `config` for JSON, [`Limits`] for what it may cost. Nothing of an image selects a path outside the store.
 //!
-//! The crate knows no guests, no registries and no async. A confined worker process for unpacking is the
-//! caller's; all that this crate does between `open` and `import`'s return can run in one.
+//! The crate knows no guests and no async. Layers are unpacked by a confined process where the
+//! caller names one ([`worker::Worker`]), by the importing process otherwise.
 //!
 //! On-disk format: `docs/format.md`.
 
 #![forbid(unsafe_code)]
 
+mod blobs;
+mod cancel;
 mod compress;
 mod config;
+mod content;
+mod df;
 mod digest;
 mod disk;
+mod diskimage;
 mod document;
 mod error;
+mod export;
 mod files;
+mod flush;
 mod format;
 mod fsck;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzzing;
 mod import;
 mod ingest;
 mod limits;
 mod name;
+mod out;
 mod prune;
 mod record;
+mod registry;
 mod source;
 mod staging;
 mod store;
+mod tag;
 mod tarball;
+pub mod trust;
 mod unpack;
+mod walk;
 mod work;
+pub mod worker;
 
+pub use cancel::Cancel;
 pub use compress::Compression;
 pub use config::{ImageConfig, ImageUser, Principal};
+pub use df::{DiskUsage, ImageSpace, Space};
 pub use digest::{DiffId, Digest};
+pub use diskimage::{DiskFault, DiskFormat, DiskOptions};
+#[cfg(feature = "fuzzing")]
+pub use diskimage::{fuzz_disk, fuzz_qcow2};
 pub use error::{DocumentFault, Error, Limit, Refusal, Result};
-pub use fsck::Finding;
+pub use export::{DiskExport, ExportedDisk};
+pub use fsck::{
+    CheckOptions, Checked, Finding, Found, FsckReport, Outcome, Refetch, RepairOptions, Severity,
+};
+#[cfg(feature = "fuzzing")]
+pub use fuzzing::{fuzz_answer, fuzz_config, fuzz_manifest, fuzz_reference, fuzz_stream, fuzz_tar};
 pub use import::Progress;
 pub use limits::Limits;
 pub use name::{ImageName, Reference};
-pub use prune::{Pruned, Usage};
-pub use source::Source;
+pub use out::{
+    Archive, CommitChanges, CommitOptions, Committed, Exported, HistoryRow, IdMap, Inspection,
+    LayerInfo, Omitted, Packing, Upper,
+};
+pub use prune::{PruneOptions, Pruned, Usage};
+pub use registry::{
+    HttpsUrl, Patience, PushProgress, Pushed, Registries, RegistriesConfig, RegistryConfig,
+    RegistryFault, RegistryHost, RegistryReference, Remote,
+};
+pub use source::{HttpsSource, RegistrySource, Source};
 pub use store::{Image, Listed, Store};
 pub use unpack::Report;

@@ -3,8 +3,10 @@
 //! Every number here bounds something an attacker chooses. The defaults let through what public registries
 //! hold; a caller that trusts a source may raise them.
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds on one import. All are inclusive: a value equal to the limit is still accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Uncompressed bytes of all layers together.
     pub image_bytes: u64,

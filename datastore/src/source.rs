@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::compress::{Bounded, Compression};
+use crate::digest::Digest;
+use crate::diskimage::{self, DiskFormat, DiskOptions};
 use crate::error::{Doing, Error, Fault, Result, escape};
 use crate::limits::Limits;
+use crate::registry::{self, HttpsUrl, Registries, RegistryReference};
 use crate::tarball::{Seeking, Skip, Streaming, Tarball, Trailer};
 
 /// An image outside the store. Archives and tars may be compressed with gzip, xz or zstd.
@@ -37,19 +39,77 @@ pub enum Source {
         /// Which image, by `RepoTags`; the only one if none.
         tag: Option<String>,
     },
+    /// An image in a registry.
+    Registry(RegistrySource),
     /// A root file system as a tar: it becomes an image of one layer.
     RootfsTar {
         /// The tar.
         file: PathBuf,
     },
+    /// The same from a web server.
+    HttpsTar(HttpsSource),
+    /// The disk of a virtual machine: its root file system becomes an image of one layer.
+    DiskImage {
+        /// The disk, raw or qcow2.
+        file: PathBuf,
+        /// What is said about it.
+        options: DiskOptions,
+    },
+}
+
+/// An image in a registry, and how registries are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistrySource {
+    /// Which image.
+    pub reference: RegistryReference,
+    /// Logins, proxies, exceptions.
+    pub registries: Registries,
+}
+
+/// A file on a web server, what it must be, and how servers are reached: as registries are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpsSource {
+    /// Where.
+    pub url: HttpsUrl,
+    /// Digest of the file as it comes. It must be stated; a source that was only read from text has none yet.
+    pub digest: Option<Digest>,
+    /// Logins, proxies, certificate authorities.
+    pub registries: Registries,
+}
+
+impl Source {
+    /// The same source, reached with that configuration if it is on a server.
+    #[must_use]
+    pub fn with_registries(self, registries: &Registries) -> Self {
+        match self {
+            Self::Registry(source) => {
+                Self::Registry(RegistrySource { registries: registries.clone(), ..source })
+            }
+            Self::HttpsTar(source) => {
+                Self::HttpsTar(HttpsSource { registries: registries.clone(), ..source })
+            }
+            other => other,
+        }
+    }
 }
 
 impl FromStr for Source {
     type Err = Error;
 
-    /// Reads `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:TAG]`, `rootfs:FILE`, or a bare
-    /// path, whose content then decides. A path that exists as written is never cut at a colon.
+    /// Reads `docker://REFERENCE` (with the default [`Registries`]), `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
+    /// `docker-archive:FILE[:TAG]`, `rootfs:FILE`, `https://HOST/PATH` (without its digest), `disk:FILE[:PARTITION]` (also `raw:` and `qcow2:`, where the format
+    /// is to be said), or a bare path, whose content then decides. A path that exists as written is never cut at a
+    /// colon.
     fn from_str(text: &str) -> Result<Self> {
+        if text.starts_with(registry::SCHEME) {
+            let source =
+                RegistrySource { reference: text.parse()?, registries: Registries::default() };
+            return Ok(Self::Registry(source));
+        }
+        if text.starts_with(registry::HTTPS) || text.starts_with("http://") {
+            let (digest, registries) = (None, Registries::default());
+            return Ok(Self::HttpsTar(HttpsSource { url: text.parse()?, digest, registries }));
+        }
         let (scheme, rest) = text.split_once(':').unwrap_or(("", text));
         match scheme {
             "oci" => {
@@ -68,6 +128,9 @@ impl FromStr for Source {
                 let file = path(text, rest)?;
                 Ok(Self::RootfsTar { file })
             }
+            "disk" => Self::disk(text, rest, None),
+            "raw" => Self::disk(text, rest, Some(DiskFormat::Raw)),
+            "qcow2" => Self::disk(text, rest, Some(DiskFormat::Qcow2)),
             _ => Self::detect(&path(text, text)?),
         }
     }
@@ -109,6 +172,17 @@ enum Sign {
 }
 
 impl Source {
+    /// `FILE[:PARTITION]`.
+    fn disk(text: &str, rest: &str, format: Option<DiskFormat>) -> Result<Self> {
+        let (file, partition) = cut_tag(text, rest)?;
+        let number = |n: String| {
+            n.parse().map_err(|_| refuse(text, "the partition after the last ':' is no number"))
+        };
+        let partition = partition.map(number).transpose()?;
+        let options = DiskOptions { format, partition, ..DiskOptions::default() };
+        Ok(Self::DiskImage { file, options })
+    }
+
     /// Decides by content what a path is.
     pub fn detect(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
@@ -124,6 +198,9 @@ impl Source {
             };
         }
         let file = open_regular(path)?;
+        if diskimage::detect(&file, path) {
+            return Ok(Self::DiskImage { file: path.into(), options: DiskOptions::default() });
+        }
         let limits = Limits::default();
         let scan = || match Compression::of(&file)? {
             Compression::None => scan(Seeking(&file), path, &limits),
@@ -181,15 +258,15 @@ fn sign(path: &[u8]) -> Sign {
     }
 }
 
-/// Opens a regular file; a fifo does not hang us, a device is not touched, a link is not followed.
+/// Opens a regular file; a fifo does not hang us, a device is not touched. No part of the path may be a link: who
+/// names a file for others resolves it first, and what is a link afterwards was exchanged.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let shown = path.display().to_string();
-    let file = File::options()
-        .read(true)
-        .custom_flags(flags.cast_signed())
-        .open(path)
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
         .map_err(|e| Error::io("open", shown.clone(), e))?;
+    let file = File::from(file);
     let meta = file.metadata().map_err(|e| Error::io("inspect", shown.clone(), e))?;
     if meta.is_file() { Ok(file) } else { Err(refuse(&shown, "it is not a regular file")) }
 }
@@ -226,6 +303,25 @@ mod tests {
         );
         assert!(matches!("oci:".parse::<Source>(), Err(Error::Source { .. })));
         assert!(matches!("".parse::<Source>(), Err(Error::Source { .. })));
+    }
+
+    #[test]
+    fn addresses_are_taken_with_tls_and_without_login_only() {
+        let Source::HttpsTar(source) = "https://a.example/x.tar?sig=1".parse().unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (source.url.to_string().as_str(), source.digest),
+            ("https://a.example/x.tar", None)
+        );
+        for (text, want) in [
+            ("http://a.example/x", "http is read and changed on the way by anybody; use https"),
+            ("https://u:p@a.example/x", "the address has user information"),
+            ("https:///x", "the address has a bad host"),
+        ] {
+            let Err(Error::Source { from, why }) = text.parse::<Source>() else { panic!("{text}") };
+            assert_eq!((from.as_str(), why.as_str()), (text, want));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The store: opening, looking up, naming.
 //!
-//! Who may do what at the same time: importing takes the store's lock shared, pruning exclusive. Looking up takes
+//! Who may do what at the same time: importing takes the store's lock shared, pruning exclusive. While an import or a
+//! push waits for the network it does without, and what it needs is kept ([`crate::staging`]). Looking up takes
 //! none: everything visible is whole and never changes, only names move. A reader that races a prune sees
 //! "no such image", as it would a moment later.
 
@@ -13,6 +14,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::cancel::Cancel;
 use crate::config::ImageConfig;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
@@ -24,6 +26,8 @@ use crate::name::{FileName, ImageName, Reference};
 use crate::record::{self, ImageRecord, LayerRecord, Record, RefRecord};
 use crate::source::Source;
 use crate::staging;
+use crate::trust::Policy;
+use crate::worker::{Unpacker, Worker};
 
 /// A store of images on a local file system. Handles may be shared between threads, and several processes may
 /// have the same store open.
@@ -37,6 +41,9 @@ pub struct Store {
     pub(crate) images: File,
     pub(crate) refs: File,
     pub(crate) staging: File,
+    pub(crate) unpacker: Unpacker,
+    pub(crate) policy: Option<Policy>,
+    pub(crate) cancel: Cancel,
     access: Access,
 }
 
@@ -116,6 +123,9 @@ impl Store {
             images: ensure(&dir, "images")?,
             refs: ensure(&dir, "refs")?,
             staging: ensure(&dir, "staging")?,
+            unpacker: Unpacker::default(),
+            policy: None,
+            cancel: Cancel::default(),
             access,
             dir,
         };
@@ -125,6 +135,34 @@ impl Store {
             staging::clean(&store.staging).map_err(|e| store.io("clean", "staging", e))?;
         }
         Ok(store)
+    }
+
+    /// Has layers unpacked by confined processes from now on.
+    #[must_use]
+    pub fn with_worker(mut self, worker: Worker) -> Self {
+        self.unpacker = Unpacker::Worker(worker);
+        self
+    }
+
+    /// Another handle of the store, whose operations end when `cancel` says so.
+    ///
+    /// They fail with [`Error::Cancelled`], soon: within a second where bytes, a lock or another attempt are waited
+    /// for; a connection that is being made may take its time ([`crate::Patience::connect`]), and so may the disk.
+    pub fn cancelled_by(&self, cancel: &Cancel) -> Result<Self> {
+        let again = |file: &File| file.try_clone().map_err(|e| self.io("open", "", e));
+        Ok(Self {
+            root: self.root.clone(),
+            dir: again(&self.dir)?,
+            blobs: again(&self.blobs)?,
+            layers: again(&self.layers)?,
+            images: again(&self.images)?,
+            refs: again(&self.refs)?,
+            staging: again(&self.staging)?,
+            unpacker: self.unpacker.clone(),
+            policy: self.policy.clone(),
+            cancel: cancel.clone(),
+            access: self.access.clone(),
+        })
     }
 
     /// Brings an image in and points `name` at it, replacing what the name pointed at.
@@ -139,8 +177,8 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Image> {
         self.check_writable()?;
-        let _shared = self.lock(FlockOperation::LockShared)?;
-        import::run(self, source, name, limits, progress)
+        self.admit(source)?;
+        self.cancel.told(import::run(self, source, name, limits, progress))
     }
 
     /// Finds an image by name or digest, and verifies its config and that its layers are there.
@@ -224,7 +262,7 @@ impl Store {
     }
 
     /// Reads and verifies a blob that is a document.
-    fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+    pub(crate) fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         let hex = digest.hex();
         let bytes = disk::read_file(&self.blobs, &hex, size)
             .map_err(|e| self.io("read", &format!("blobs/sha256/{hex}"), e))?
@@ -320,7 +358,12 @@ impl Store {
         }
     }
 
-    fn read_record<R: Record>(&self, at: &File, folder: &str, file: &str) -> Result<Option<R>> {
+    pub(crate) fn read_record<R: Record>(
+        &self,
+        at: &File,
+        folder: &str,
+        file: &str,
+    ) -> Result<Option<R>> {
         let Some(bytes) = disk::read_file(at, file, record::MAX)
             .map_err(|e| self.io("read", &format!("{folder}/{file}"), e))?
         else {
@@ -332,11 +375,19 @@ impl Store {
     /// Takes the store's lock for as long as the file lives.
     pub(crate) fn lock(&self, how: FlockOperation) -> Result<File> {
         let file = open_lock(&self.dir).map_err(|e| self.io("open", "lock", e))?;
-        if disk::lock(&file, how).map_err(|e| self.io("lock", "lock", e))? {
-            Ok(file)
-        } else {
-            Err(Error::Busy { root: self.root.clone() })
+        let failed = |e| self.io("lock", "lock", e);
+        // A repair may hold it for long: who waits can be told not to.
+        let (once, wait) = match how {
+            FlockOperation::LockShared => (FlockOperation::NonBlockingLockShared, true),
+            FlockOperation::LockExclusive => (FlockOperation::NonBlockingLockExclusive, true),
+            other => (other, false),
+        };
+        if wait {
+            self.cancel.until(|| disk::lock(&file, once)).map_err(failed)?;
+        } else if !disk::lock(&file, once).map_err(failed)? {
+            return Err(Error::Busy { root: self.root.clone() });
         }
+        Ok(file)
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {

@@ -1,137 +1,252 @@
-//! SIGKILL in the middle of an import: whatever the moment, the store opens, is sound, and takes the image.
+//! SIGKILL at random: whatever a process was doing, the store opens, is sound, and has what it had.
+//!
+//! A child does one thing after another to a store and says on stdout what it begins and what it has done. It is
+//! killed at a random moment, again and again, on the same store. What it had said to be done must hold.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
-use ocivisor_datastore::{Limits, Source, Store};
+use ocivisor_datastore::{CheckOptions, Finding, ImageName, Limits, RepairOptions, Source, Store};
 use serde_json::json;
 
-const STORE: &str = "OCIVISOR_TEST_CRASH_STORE";
-const LAYOUT: &str = "OCIVISOR_TEST_CRASH_LAYOUT";
+const TOP: &str = "OCIVISOR_TEST_CRASH_TOP";
+const SEED: &str = "OCIVISOR_TEST_CRASH_SEED";
+const DAMAGE: &str = "OCIVISOR_TEST_CRASH_DAMAGE";
 
-const KILLS: u32 = 15;
+const ROUNDS: u32 = 100;
+const IMAGES: u32 = 4;
 
-/// The child's life: one import, then a byte on stdout. Without the variables there is nothing to do.
+/// Small, and the same in every run: what happens when is the scheduler's choice anyway.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u32) -> u32 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((self.0 >> 33) % u64::from(below)).unwrap()
+    }
+}
+
+fn name(text: &str) -> ImageName {
+    text.parse().unwrap()
+}
+
+fn layout(top: &Path, n: u32) -> Layout {
+    Layout { dir: top.join(format!("layout{n}")) }
+}
+
+/// Images that share layers.
+fn make_layouts(top: &Path) {
+    let layer = |n: u32| {
+        let mut tar = RawTar::new().dir("d");
+        for file in 0..12u8 {
+            tar = tar.file(&format!("d/l{n}f{file}"), &vec![file; 700 * usize::from(file)]);
+        }
+        gzipped(&tar.file(".wh.gone", b"").end())
+    };
+    for n in 0..IMAGES {
+        let layout = Layout::new(&layout(top, n).dir);
+        layout.image(&[layer(0), layer(n + 1), layer(n + 2)], &json!({"Cmd": [n.to_string()]}));
+    }
+}
+
+fn source(top: &Path, n: u32) -> Source {
+    layout(top, n).source()
+}
+
+/// The child's life. Without the variables there is nothing to do.
 #[test]
 fn child() {
-    let (Some(store), Some(layout)) = (std::env::var_os(STORE), std::env::var_os(LAYOUT)) else {
-        return;
-    };
-    let store = Store::open(store.as_ref()).unwrap();
-    let source = Source::OciLayout { dir: layout.into(), tag: None };
-    store.import(&source, &"app".parse().unwrap(), &Limits::default(), &mut |_| {}).unwrap();
+    let Some(top) = std::env::var_os(TOP) else { return };
+    let top = Path::new(&top);
+    let seed = std::env::var(SEED).unwrap().parse().unwrap();
+    let damage = std::env::var_os(DAMAGE).is_some();
+    let mut random = Random(seed);
+    let mut out = std::io::stdout();
+    let store = Store::open(&top.join("store")).unwrap();
+    loop {
+        let (n, m) = (random.next(IMAGES), random.next(IMAGES));
+        let (from, to) = (name(&format!("n{n}")), name(&format!("n{m}")));
+        // One write each, so that a line is there or not.
+        let mut say = |text: String| out.write_all(format!("{text}\n").as_bytes()).unwrap();
+        match random.next(8) {
+            0..=2 => {
+                say(format!("begin n{n}"));
+                let made = store.import(&source(top, n), &from, &Limits::default(), &mut |_| {});
+                say(format!("done n{n} {}", made.unwrap().manifest_digest));
+            }
+            3 => {
+                say(format!("begin n{m}"));
+                let tagged = store.tag(&from.into(), &to).map(|i| i.manifest_digest.to_string());
+                // Its name was not there, or its layers were just damaged.
+                say(format!("done n{m} {}", tagged.unwrap_or_else(|_| "unchanged".into())));
+            }
+            4 => {
+                say(format!("begin n{n}"));
+                store.remove(&from).unwrap();
+                say(format!("done n{n} none"));
+            }
+            5 => drop(store.prune(&HashSet::new()).unwrap()),
+            6 if damage => {
+                for listed in store.list().unwrap() {
+                    let file = store.layer_path(&listed.layers[1]).join("d");
+                    for file in fs::read_dir(file).into_iter().flatten().flatten().take(3) {
+                        put(&file.path(), b"damaged");
+                    }
+                }
+            }
+            _ => {
+                let options = RepairOptions {
+                    check: CheckOptions::default(),
+                    in_use: &HashSet::new(),
+                    refetch: None,
+                };
+                store.repair(&options).unwrap();
+            }
+        }
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test runs itself as the process to be killed")]
-fn spawn(bench: &Bench) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["child", "--exact"])
-        .env(STORE, bench.path("store"))
-        .env(LAYOUT, bench.path("layout"))
+fn spawn(bench: &Bench, seed: u32, damage: bool) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["child", "--exact", "--nocapture"])
+        .env(TOP, bench.top.path())
+        .env(SEED, seed.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// Waits until the child ends or the time is over, then kills it; says whether it had succeeded.
-fn run_for(mut child: Child, time: Duration) -> bool {
-    let mut stdout = child.stdout.take().unwrap();
-    let (ended, end) = mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut text = String::new();
-        drop(stdout.read_to_string(&mut text));
-        // Nobody listens any more once the time was over.
-        let _ = ended.send(());
-    });
-    let over = end.recv_timeout(time).is_err();
-    if over {
-        child.kill().unwrap();
+        .stderr(Stdio::piped());
+    if damage {
+        command.env(DAMAGE, "1");
     }
-    reader.join().unwrap();
-    child.wait().unwrap().success()
+    command.spawn().unwrap()
 }
 
-fn layout(bench: &Bench) -> Layout {
-    let layout = bench.layout("layout");
-    let layers: Vec<_> = (0..4u32)
-        .map(|layer| {
-            let mut tar = RawTar::new();
-            for n in 0..250u32 {
-                let content = vec![(n % 251) as u8; 4000 + n as usize * 7];
-                tar = tar.file(&format!("l{layer}/d{}/f{n}", n % 9), &content);
+/// Lets the child run for a while from its first word on, kills it, and returns what it said.
+fn run_for(mut child: Child, time: Duration) -> String {
+    let mut stdout = child.stdout.take().unwrap();
+    let (said, words) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let mut buf = [0; 4096];
+        while let Ok(n @ 1..) = stdout.read(&mut buf) {
+            text.extend(&buf[..n]);
+            if text.windows(5).any(|w| w == b"begin") {
+                let _ = said.send(());
             }
-            gzipped(&tar.file(".wh.gone", b"").end())
+        }
+        String::from_utf8(text).unwrap()
+    });
+    let started = words.recv_timeout(Duration::from_secs(60));
+    // Only a child that died sends nothing any more before the time is over.
+    let (never, end) = mpsc::channel::<()>();
+    let _ = end.recv_timeout(time);
+    drop(never);
+    child.kill().unwrap();
+    let text = reader.join().unwrap();
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    let status = child.wait().unwrap();
+    assert!(started.is_ok() && status.code().is_none(), "the child ended: {text}\n{errors}");
+    text
+}
+
+/// What each name may point at: one thing, or two while the child was at it.
+type Truth = BTreeMap<String, Vec<String>>;
+
+fn follow(truth: &mut Truth, text: &str, digests: &[String]) {
+    let mut begun: Option<(String, Vec<String>)> = None;
+    for line in text.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["begin", name] => {
+                begun = Some((name.to_owned(), truth.get(name).cloned().unwrap_or_default()));
+                // Anything an operation could make of it.
+                let all = digests.iter().cloned().chain(["none".to_owned()]).collect();
+                truth.insert(name.to_owned(), all);
+            }
+            ["done", name, "unchanged"] => {
+                let (_, before) = begun.take().unwrap();
+                truth.insert(name.to_owned(), before);
+            }
+            ["done", name, what] => drop(truth.insert(name.to_owned(), vec![what.to_owned()])),
+            _ => {}
+        }
+    }
+}
+
+fn rounds(damage: bool, rounds: u32) {
+    let bench = Bench::new();
+    make_layouts(bench.top.path());
+    let digests: Vec<String> = (0..IMAGES)
+        .map(|n| {
+            let other = Store::open(&bench.path("other")).unwrap();
+            let limits = Limits::default();
+            let made = other.import(&source(bench.top.path(), n), &name("x"), &limits, &mut |_| {});
+            made.unwrap().manifest_digest.to_string()
         })
         .collect();
-    layout.image(&layers, &json!({"Cmd": ["x"]}));
-    layout
-}
-
-#[test]
-fn killed_at_any_moment_the_store_is_sound_and_takes_the_image() {
-    let mut whole = {
-        let bench = Bench::new();
-        layout(&bench);
-        let start = Instant::now();
-        assert!(run_for(spawn(&bench), Duration::from_secs(120)));
-        start.elapsed()
-    };
-    let mut killed = 0;
-    for attempt in 0..60u32 {
-        if killed == KILLS {
-            break;
-        }
-        let bench = Bench::new();
-        let layout = layout(&bench);
-        // Moments spread evenly over the whole import, however many attempts it takes.
-        let time = whole.mul_f64((f64::from(attempt) * 0.618_034).fract());
-        let start = Instant::now();
-        let finished = run_for(spawn(&bench), time);
-        if finished {
-            // The machine was busier when the measure was taken.
-            whole = start.elapsed();
-        } else {
-            killed += 1;
-        }
+    let mut truth = Truth::new();
+    for n in 0..IMAGES {
+        truth.insert(format!("n{n}"), vec!["none".into()]);
+    }
+    let mut random = Random(42);
+    for round in 0..rounds {
+        let time = Duration::from_micros(u64::from(random.next(40_000)));
+        let text = run_for(spawn(&bench, round, damage), time);
+        follow(&mut truth, &text, &digests);
 
         // Before anybody cleans: what is visible is whole, and rubbish is in staging only.
         let found = bench.store.fsck().unwrap();
-        let rubbish = |f: &ocivisor_datastore::Finding| {
-            matches!(f, ocivisor_datastore::Finding::StagingLeftover { .. })
+        let expected = |f: &Finding| {
+            matches!(f, Finding::StagingLeftover { .. })
+                || (damage && matches!(f, Finding::LayerChanged { .. }))
         };
-        assert!(found.iter().all(rubbish), "{time:?}: {found:?}");
+        assert!(found.iter().all(expected), "{round}: {found:?}\n{text}");
         let store = Store::open(&bench.path("store")).unwrap();
-        assert_eq!(store.fsck().unwrap(), vec![], "{time:?}");
-        assert_eq!(entries(&bench.path("store/staging")), Vec::<String>::new(), "{time:?}");
+        assert_eq!(entries(&bench.path("store/staging")), Vec::<String>::new(), "{round}");
         for listed in store.list().unwrap() {
             store.resolve(&listed.manifest_digest.into()).unwrap();
         }
-        if finished {
-            store.resolve(&"app".parse::<ocivisor_datastore::ImageName>().unwrap().into()).unwrap();
+        for (name_text, may) in &mut truth {
+            let is = match store.resolve(&name(name_text).into()) {
+                Ok(image) => image.manifest_digest.to_string(),
+                Err(ocivisor_datastore::Error::NotFound { .. }) => "none".to_owned(),
+                Err(e) => panic!("{round}: {e:?}"),
+            };
+            assert!(may.contains(&is), "{round}: {name_text} is {is}, not {may:?}\n{text}");
+            *may = vec![is];
         }
-
-        let image = store.import(
-            &layout.source(),
-            &"app".parse().unwrap(),
-            &Limits::default(),
-            &mut |_| {},
-        );
-        let image = image.unwrap();
-        for (n, layer) in image.layers.iter().enumerate() {
-            let files = store.layer_path(layer).join(format!("l{n}/d5/f248"));
-            assert_eq!(fs::read(files).unwrap(), vec![248; 4000 + 248 * 7]);
-            assert_eq!(tree(&store.layer_path(layer)).len(), 1 + 1 + 9 + 250 + 1);
-        }
-        assert_eq!(store.fsck().unwrap(), vec![]);
     }
-    assert_eq!(killed, KILLS, "too few imports were killed in time");
+    let options =
+        RepairOptions { check: CheckOptions::default(), in_use: &HashSet::new(), refetch: None };
+    let report = bench.store.repair(&options).unwrap();
+    assert!(report.findings.iter().all(|f| !f.is_open()), "{report:?}");
+    assert_eq!(bench.store.fsck().unwrap(), vec![]);
+    // All of it again, to the end.
+    for n in 0..IMAGES {
+        let limits = Limits::default();
+        let name = name(&format!("n{n}"));
+        bench.store.import(&source(bench.top.path(), n), &name, &limits, &mut |_| {}).unwrap();
+    }
+    assert_eq!(bench.store.fsck().unwrap(), vec![]);
+}
+
+#[test]
+fn killed_at_any_moment_a_hundred_times_the_store_is_sound_and_keeps_its_word() {
+    rounds(false, ROUNDS);
+}
+
+#[test]
+fn killed_in_the_middle_of_repairs_the_store_can_still_be_repaired() {
+    rounds(true, ROUNDS / 3);
 }

@@ -5,11 +5,12 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::*;
 use ocivisor_datastore::{
-    Digest, Error, Finding, Image, ImageName, Limits, Reference, Store, Usage,
+    Digest, Error, Image, ImageName, ImageSpace, Limits, PruneOptions, Reference, Store, Usage,
 };
 use serde_json::json;
 
@@ -261,187 +262,150 @@ fn usage_counts_what_is_there() {
     assert_eq!(usage, want);
 }
 
-// Fsck: each test breaks one thing and expects exactly that finding
-
-struct Broken {
-    bench: Bench,
-    image: Image,
-    blob: Digest,
+#[test]
+fn a_dry_run_says_what_a_prune_does() {
+    let bench = Bench::new();
+    import(&bench, "kept", &[layer("base")]);
+    let dropped = import(&bench, "dropped", &[layer("base"), layer("d")]);
+    bench.store.remove(&name("dropped")).unwrap();
+    let before = tree(&bench.path("store"));
+    let options = PruneOptions { in_use: &nothing(), dry_run: true, partial_age: None };
+    let would = bench.store.prune_with(&options).unwrap();
+    assert_same_tree(&tree(&bench.path("store")), &before, "dry run");
+    assert_eq!(would.images, [dropped.manifest_digest]);
+    assert_eq!(would.layers, [dropped.layers[1]]);
+    assert_eq!(bench.store.prune(&nothing()).unwrap(), would);
 }
 
-impl Broken {
-    fn new() -> Self {
-        let bench = Bench::new();
-        let image = import(&bench, "app", &[layer("a")]);
-        let blob = Digest::of(&layer("a").blob);
-        assert_eq!(bench.store.fsck().unwrap(), vec![]);
-        Self { bench, image, blob }
+#[test]
+fn downloads_that_were_broken_off_go_by_age_and_not_under_their_owner() {
+    let bench = Bench::new();
+    let partial = bench.path("store/partial");
+    fs::create_dir(&partial).unwrap();
+    let hex = |n: u8| Digest::of(&[n]).hex();
+    for n in 0..3 {
+        put(&partial.join(hex(n)), &[n; 100]);
     }
-
-    fn path(&self, folder: &str, file: &str) -> std::path::PathBuf {
-        self.bench.path("store").join(folder).join(file)
+    put(&partial.join("notes"), b"");
+    let hour = std::time::Duration::from_secs(3600);
+    let long_ago = std::time::SystemTime::now() - 2 * hour;
+    for n in 0..2 {
+        fs::File::open(partial.join(hex(n))).unwrap().set_modified(long_ago).unwrap();
     }
+    let owned = fs::File::open(partial.join(hex(1))).unwrap();
+    rustix::fs::flock(&owned, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let with = |partial_age, dry_run| {
+        let options = PruneOptions { in_use: &nothing(), dry_run, partial_age };
+        let pruned = bench.store.prune_with(&options).unwrap();
+        (pruned.partials, pruned.partial_bytes)
+    };
+    assert_eq!(with(None, false), (0, 0));
+    assert_eq!(with(Some(hour), true), (1, 100));
+    assert_eq!(with(Some(hour), false), (1, 100));
+    let mut left = vec![hex(1), hex(2), "notes".to_owned()];
+    left.sort();
+    assert_eq!(entries(&partial), left);
+}
 
-    fn record(&self) -> std::path::PathBuf {
-        self.path("images", &format!("{}.json", self.image.manifest_digest.hex()))
+// Tags
+
+#[test]
+fn a_tag_names_an_image_that_is_here_and_nothing_else() {
+    let bench = Bench::new();
+    let one = import(&bench, "one", &[layer("a")]);
+    let two = import(&bench, "two", &[layer("b")]);
+    assert_eq!(bench.store.tag(&name("one").into(), &name("team/app:1")).unwrap(), one);
+    assert_eq!(bench.store.tag(&two.manifest_digest.into(), &name("one")).unwrap(), two);
+    assert_eq!(bench.store.resolve(&name("team/app:1").into()).unwrap(), one);
+    assert_eq!(bench.store.resolve(&name("one").into()).unwrap(), two);
+    for absent in [name("none").into(), Reference::Digest(Digest::of(b""))] {
+        let error = bench.store.tag(&absent, &name("new")).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
     }
-
-    fn found(&self) -> Vec<Finding> {
-        self.bench.store.fsck().unwrap()
-    }
-
-    /// An import of the same image repairs the store.
-    fn repaired(&self) {
-        import(&self.bench, "app", &[layer("a")]);
-        assert_eq!(self.found(), vec![]);
-    }
-}
-
-#[test]
-fn fsck_finds_a_flipped_bit_in_a_blob() {
-    let broken = Broken::new();
-    let path = broken.path("blobs/sha256", &broken.blob.hex());
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[10] ^= 1;
-    put(&path, &bytes);
-    let want = Finding::BlobCorrupt { blob: broken.blob, got: Digest::of(&bytes) };
-    assert_eq!(broken.found(), [want]);
-}
-
-#[test]
-fn fsck_finds_a_lost_blob_and_an_import_repairs_it() {
-    let broken = Broken::new();
-    fs::remove_file(broken.path("blobs/sha256", &broken.blob.hex())).unwrap();
-    let want = Finding::BlobMissing { image: broken.image.manifest_digest, blob: broken.blob };
-    assert_eq!(broken.found(), [want]);
-    broken.repaired();
-}
-
-#[test]
-fn fsck_finds_a_shortened_blob_and_an_import_repairs_it() {
-    let broken = Broken::new();
-    let path = broken.path("blobs/sha256", &broken.blob.hex());
-    let bytes = fs::read(&path).unwrap();
-    put(&path, &bytes[..5]);
-    let want = [
-        Finding::BlobSize {
-            image: broken.image.manifest_digest,
-            blob: broken.blob,
-            expected: bytes.len() as u64,
-            got: 5,
-        },
-        Finding::BlobCorrupt { blob: broken.blob, got: Digest::of(&bytes[..5]) },
-    ];
-    assert_eq!(broken.found(), want);
-    broken.repaired();
-}
-
-#[test]
-fn fsck_finds_a_lost_layer_and_an_import_repairs_it() {
-    let broken = Broken::new();
-    let layer = broken.image.layers[0];
-    fs::remove_dir_all(broken.path("layers", &layer.hex())).unwrap();
-    let want = Finding::LayerMissing { image: broken.image.manifest_digest, layer };
-    assert_eq!(broken.found(), [want]);
-    assert!(matches!(broken.bench.store.resolve(&name("app").into()), Err(Error::Damaged { .. })));
-    broken.repaired();
-}
-
-#[test]
-fn fsck_finds_a_layer_without_record_or_files() {
-    let broken = Broken::new();
-    let hex = broken.image.layers[0].hex();
-    let unreadable =
-        |why: &str| Finding::Unreadable { path: format!("layers/{hex}"), why: why.into() };
-    fs::remove_dir_all(broken.path("layers", &hex).join("fs")).unwrap();
-    assert_eq!(broken.found(), [unreadable("is absent")]);
-    put(&broken.path("layers", &hex).join("layer.json"), b"[]");
-    let found = broken.found();
-    assert!(
-        matches!(&found[..], [Finding::Unreadable { why, .. }] if why.starts_with("invalid")),
-        "{found:?}"
-    );
-}
-
-#[test]
-fn fsck_finds_dangling_and_false_names() {
-    let broken = Broken::new();
-    let manifest = broken.image.manifest_digest;
-    let moved = broken.path("refs", "other");
-    put(&moved, &fs::read(broken.path("refs", "app")).unwrap());
-    let want = Finding::Unreadable { path: "refs/other".into(), why: "is about app".into() };
-    assert_eq!(broken.found(), [want]);
-    fs::remove_file(moved).unwrap();
-    fs::remove_file(broken.record()).unwrap();
-    assert_eq!(broken.found(), [Finding::DanglingName { name: name("app"), manifest }]);
-    let error = broken.bench.store.resolve(&name("app").into()).unwrap_err();
+    // A name for what is not whole would be a name for nothing.
+    fs::remove_dir_all(bench.path("store/layers").join(one.layers[0].hex())).unwrap();
+    let error = bench.store.tag(&one.manifest_digest.into(), &name("new")).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
-    broken.repaired();
+    assert_eq!(entries(&bench.path("store/refs")), ["one", "team=sapp=c1", "two"]);
+    assert_eq!(entries(&bench.path("store/staging")), Vec::<String>::new());
 }
 
+// Space
+
 #[test]
-fn fsck_finds_records_that_cannot_be_read_or_lie() {
-    let broken = Broken::new();
-    let good = fs::read_to_string(broken.record()).unwrap();
-    put(&broken.record(), good.replace("\"version\": 1", "\"version\": 9").as_bytes());
-    let path = format!("images/{}.json", broken.image.manifest_digest.hex());
-    let why = "record version 9 is not 1".to_owned();
-    let dangling =
-        Finding::DanglingName { name: name("app"), manifest: broken.image.manifest_digest };
-    assert_eq!(broken.found(), [Finding::Unreadable { path: path.clone(), why }, dangling.clone()]);
-    put(&broken.record(), good.replace("\"layers\": [", "\"new\": 1, \"layers\": [").as_bytes());
-    let found = broken.found();
-    assert!(
-        matches!(&found[..], [Finding::Unreadable { why, .. }, _] if why.starts_with("unknown field"))
-    );
-    // Another image's layers under this image's config.
-    let other = import(&broken.bench, "other", &[layer("b")]);
-    put(
-        &broken.record(),
-        good.replace(&broken.image.layers[0].hex(), &other.layers[0].hex()).as_bytes(),
-    );
-    let why = format!(
-        "image store is damaged at config {}: lists other layers than the image record; run fsck, then import \
-         the image again",
-        broken.image.config_digest
-    );
+fn df_tells_shared_from_unique_and_counts_links_once() {
+    let bench = Bench::new();
+    let mib = vec![7; 1 << 20];
+    let big = |file: &str| gzipped(&RawTar::new().file(file, &mib).hardlink("again", file).end());
+    let (base, own) = (big("base"), big("own"));
+    let one = import(&bench, "one", &[base.clone(), own.clone()]);
+    let two = import(&bench, "two", std::slice::from_ref(&base));
+    bench.store.tag(&name("two").into(), &name("second")).unwrap();
+    bench.store.remove(&name("one")).unwrap();
+
+    let usage = bench.store.df(&nothing()).unwrap();
+    let blob = |layer: &Layer| {
+        allocated(&bench.path("store/blobs/sha256").join(Digest::of(&layer.blob).hex()))
+    };
+    let document =
+        |digest: &Digest| allocated(&bench.path("store/blobs/sha256").join(digest.hex()));
+    let dir = |layer: &ocivisor_datastore::DiffId| {
+        let top = bench.path("store/layers").join(layer.hex());
+        let bytes =
+            allocated(&top) + allocated(&top.join("layer.json")) + allocated(&top.join("fs"));
+        let files = ["base", "own"].map(|f| top.join("fs").join(f));
+        bytes + files.iter().filter(|f| f.exists()).map(|f| allocated(f)).sum::<u64>()
+    };
+    let documents =
+        |image: &Image| document(&image.manifest_digest) + document(&image.config_digest);
+    let shared = blob(&base) + dir(&one.layers[0]);
+    let mut want = vec![
+        ImageSpace {
+            manifest_digest: one.manifest_digest,
+            names: vec![],
+            blobs: documents(&one) + blob(&base) + blob(&own),
+            layers: dir(&one.layers[0]) + dir(&one.layers[1]),
+            shared,
+            unique: documents(&one) + blob(&own) + dir(&one.layers[1]),
+        },
+        ImageSpace {
+            manifest_digest: two.manifest_digest,
+            names: vec![name("second"), name("two")],
+            blobs: documents(&two) + blob(&base),
+            layers: dir(&one.layers[0]),
+            shared,
+            unique: documents(&two),
+        },
+    ];
+    want.sort_by_key(|i| i.manifest_digest);
+    assert_eq!(usage.images, want);
+    assert_eq!((usage.blobs.count, usage.layers.count), (6, 2));
+    let one_only = documents(&one) + blob(&own) + dir(&one.layers[1]);
+    assert_eq!(usage.reclaimable, Some(one_only));
+    assert_eq!(usage.total, du(&bench.path("store")));
+    assert!(usage.layers.allocated < 3 << 20, "{usage:?}");
+
+    bench.store.prune(&nothing()).unwrap();
+    let after = bench.store.df(&nothing()).unwrap();
+    assert_eq!(after.reclaimable, Some(0));
     assert_eq!(
-        broken.found(),
-        [Finding::ImageInconsistent { image: broken.image.manifest_digest, why }]
+        after.blobs.allocated + after.layers.allocated + one_only,
+        usage.blobs.allocated + usage.layers.allocated
     );
+    put(&bench.path("store/images").join(format!("{}.json", two.manifest_digest.hex())), b"{");
+    assert_eq!(bench.store.df(&nothing()).unwrap().reclaimable, None);
 }
 
-#[test]
-fn fsck_finds_strays_and_prune_leaves_them() {
-    let broken = Broken::new();
-    let strays = ["blobs/sha256/notes", "images/x.json", "layers/tmp", "refs/=x", "stray"];
-    for path in strays {
-        put(&broken.bench.path("store").join(path), b"");
-    }
-    let found = broken.found();
-    assert_eq!(found, strays.map(|path| Finding::Stray { path: path.into() }));
-    for path in ["images/x.json", "refs/=x"] {
-        fs::remove_file(broken.bench.path("store").join(path)).unwrap();
-    }
-    broken.bench.store.prune(&nothing()).unwrap();
-    assert_eq!(broken.found().len(), 3);
+fn allocated(path: &Path) -> u64 {
+    fs::symlink_metadata(path).unwrap().blocks() * 512
 }
 
-#[test]
-fn fsck_finds_what_a_dead_process_left_and_open_removes_it() {
-    let broken = Broken::new();
-    fs::create_dir_all(broken.path("staging", "import-1-0").join("layer/fs/etc")).unwrap();
-    assert_eq!(broken.found(), [Finding::StagingLeftover { name: "import-1-0".into() }]);
-    Store::open(&broken.bench.path("store")).unwrap();
-    assert_eq!(broken.found(), vec![]);
-}
-
-#[test]
-fn a_finding_is_json_with_a_tag() {
-    let finding = Finding::StagingLeftover { name: "x".into() };
-    let want = json!({"finding": "staging_leftover", "name": "x"});
-    assert_eq!(serde_json::to_value(&finding).unwrap(), want);
-    assert_eq!(finding.to_string(), "staging/x was left by a dead process");
+/// What coreutils say.
+#[expect(clippy::disallowed_methods, reason = "tests run foreign tools")]
+fn du(path: &Path) -> u64 {
+    let output = std::process::Command::new("du").args(["-s", "-B1"]).arg(path).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split('\t').next().unwrap().parse().unwrap()
 }
 
 // Beside each other

@@ -35,7 +35,12 @@ impl Counts {
             mounts: mounts_below(host.dir()),
             loops: loops_below(host.dir()),
             links,
-            cgroups: cgroups_of(host.name()).iter().map(|p| p.display().to_string()).collect(),
+            cgroups: cgroups_of(host.name())
+                .iter()
+                .map(|group| group.display().to_string())
+                // That of the daemon's helpers stays with the daemon.
+                .filter(|group| !group.contains("/+"))
+                .collect(),
             processes: processes_of(host).into_iter().map(|(_, line)| line).collect(),
             files: files_of(host),
         }

@@ -129,11 +129,15 @@ impl Host {
         for sub in ["s", "r", "ds"] {
             std::fs::create_dir(host.dir().join(sub)).unwrap();
         }
+        // What a guest that ends at once may take for it; more where processors are emulated.
+        let settle = std::env::var("OCIVISOR_TEST_SETTLE_MS").unwrap_or_else(|_| "50".to_owned());
         let config = format!(
             "cgroup_base = \"{}\"\nlibexec_dir = \"{}\"\nlog_level = \"info\"\n\
-             [guests]\nsettle_ms = 50\n",
+             [images]\npolicy = \"{}\"\n[guests]\nsettle_ms = {settle}\n",
             host.name,
-            bin_dir().display()
+            bin_dir().display(),
+            // Not the machine's own.
+            host.dir().join("policy.json").display()
         );
         std::fs::write(host.dir().join("c.toml"), config).unwrap();
         host

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::cmd::{cargo, output, run, step, target};
 
 /// Programs of the workspace that are linked dynamically.
-const DYNAMIC: [&str; 3] = ["ocivisord", "ocivisor", "ocivisor-runtime"];
+const DYNAMIC: [&str; 4] = ["ocivisord", "ocivisor", "ocivisor-runtime", "ocivisor-unpack"];
 /// The package of the static ones.
 const SHIM: &str = "ocivisor-shim";
 /// The static ones: one is resident once per guest, the other runs inside of guests.
@@ -88,6 +88,18 @@ pub fn build(what: What) -> Result<PathBuf> {
         What::Tried => gather("programs-tried", "debug", &["first", "floor"]),
         What::ProgramsAndTests => gather("programs-for-tests", "debug", &[]),
     }
+}
+
+/// Builds an example of a package, and returns where it is.
+///
+/// # Errors
+/// It does not build.
+pub fn example(package: &str, name: &str, what: What) -> Result<PathBuf> {
+    let optimised = what == What::Optimised;
+    let release: &[&str] = if optimised { &["--release"] } else { &[] };
+    run(cargo(&["build", "-p", package, "--example", name]).args(release))?;
+    let profile = if optimised { "release" } else { "debug" };
+    Ok(target().join(profile).join("examples").join(name))
 }
 
 /// Links statically. `--target` keeps the flags from build scripts, and its output apart.

@@ -45,7 +45,7 @@ pub fn documentation() -> Result<()> {
 pub fn shell() -> Result<()> {
     step("shell scripts");
     let mut scripts = Vec::new();
-    for dir in ["driver-scripts", ".ci"] {
+    for dir in ["driver-scripts", ".ci", "xtask/src/vm"] {
         find_scripts(&root().join(dir), &mut scripts)?;
     }
     if scripts.is_empty() {

@@ -12,6 +12,7 @@ mod cmd;
 mod packages;
 mod quickstart;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

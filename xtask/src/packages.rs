@@ -40,7 +40,7 @@ pub const FOR_QUICKSTART: [Package; 3] =
     [tool("mmdebstrap", "mmdebstrap"), tool("ip", "iproute2"), tool("ping", "iputils-ping")];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 9] = [
+pub const FOR_TESTS: [Package; 21] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -48,13 +48,40 @@ pub const FOR_TESTS: [Package; 9] = [
     tool("runc", "runc"),
     tool("skopeo", "skopeo"),
     tool("umoci", "umoci"),
+    tool("podman", "podman"),
+    tool("buildah", "buildah"),
     tool("curl", "curl"),
+    tool("fincore", "util-linux-extra"),
     tool("python3", "python3"),
+    tool("docker-registry", "docker-registry"),
+    tool("htpasswd", "apache2-utils"),
+    tool("strace", "strace"),
+    tool("openssl", "openssl"),
+    tool("losetup", "mount"),
+    tool("qemu-img", "qemu-utils"),
+    tool("mkfs.xfs", "xfsprogs"),
+    tool("mkfs.btrfs", "btrfs-progs"),
+    tool("sfdisk", "fdisk"),
+];
+
+/// What a VM for tests needs besides.
+pub const FOR_VM: [Package; 3] = [
+    tool("mmdebstrap", "mmdebstrap"),
+    tool("mke2fs", "e2fsprogs"),
+    tool("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
 /// With whom the bench compares.
 pub const FOR_BENCH: [Package; 3] =
     [tool("runc", "runc"), tool("crun", "crun"), tool("dockerd", "docker.io")];
+
+/// With whom the bench of images compares; the last two make what is imported.
+pub const FOR_IMAGE_BENCH: [Package; 4] = [
+    tool("podman", "podman"),
+    tool("dockerd", "docker.io"),
+    tool("skopeo", "skopeo"),
+    tool("umoci", "umoci"),
+];
 
 /// What the checks need besides.
 pub const FOR_CHECKS: [Package; 1] = [tool("shellcheck", "shellcheck")];

@@ -15,6 +15,10 @@ use crate::packages::{FOR_CHECKS, FOR_TESTS, TO_BUILD, ensure};
 pub struct Options {
     /// Only tests whose name contains this, without the checks; more than one are alternatives
     filter: Vec<String>,
+    /// In a VM with cgroup v2 and systemd: a short selection of the tests that need root, or the
+    /// suites and tests that are named
+    #[arg(long)]
+    vm: bool,
 }
 
 /// Runs everything. The first check that fails ends it; tests all run before they fail.
@@ -64,6 +68,9 @@ fn everything(options: &Options) -> Result<()> {
 /// # Errors
 /// Something failed.
 pub fn run(options: &Options) -> Result<()> {
+    if options.vm {
+        return crate::vm::run(&options.filter);
+    }
     let began = Instant::now();
     everything(options)?;
     let seconds = began.elapsed().as_secs();

@@ -11,7 +11,7 @@
 mod header;
 mod pax;
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use crate::error::{Fault, Limit, Refusal};
 use crate::limits::Limits;
@@ -300,6 +300,28 @@ impl<'a, R: Skip> Tarball<'a, R> {
             return Err(Refusal::Header("two long names for one entry").into());
         }
         Ok(())
+    }
+}
+
+impl<R: BufRead> Tarball<'_, Streaming<R>> {
+    /// The next data of the current entry as it lies in the reader's buffer; empty at its end.
+    pub fn chunk(&mut self) -> Result<&[u8], Fault> {
+        let most = usize::try_from(self.data).unwrap_or(usize::MAX);
+        if most == 0 {
+            return Ok(&[]);
+        }
+        let there = self.from.0.fill_buf().map_err(Fault::from_read)?;
+        if there.is_empty() {
+            return Err(Refusal::Truncated.into());
+        }
+        Ok(&there[..there.len().min(most)])
+    }
+
+    /// Takes `n` bytes of what [`Self::chunk`] showed.
+    pub fn consume(&mut self, n: usize) {
+        self.from.0.consume(n);
+        self.data -= n as u64;
+        self.at += n as u64;
     }
 }
 

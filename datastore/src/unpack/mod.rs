@@ -13,16 +13,21 @@
 //! (root, 0755), and a lower layer's symbolic link is not followed. Builders write every parent, so
 //! this shows in hand-made layers only; `Report::implied_dirs` counts it.
 
+mod marks;
 mod tree;
 mod xattr;
 
 use std::fs::File;
+use std::io::{BufRead, Write};
 
 use crate::error::{Doing, Fault, Limit, Refusal, escape};
 use crate::limits::Limits;
-use crate::tarball::{Entry, Kind, Skip, Tarball};
+use crate::tarball::{Entry, Kind, Streaming, Tarball};
 use serde::{Deserialize, Serialize};
 use tree::{Attributes, Tree};
+
+pub(crate) use marks::{Direct, Marks, OPAQUE_XATTR, OPAQUE_YES};
+pub(crate) use xattr::CAPABILITY;
 
 /// What unpacking did, beside making files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,15 +50,16 @@ pub struct Report {
 /// Unpacks all entries into `root`, an empty directory nobody else can reach.
 ///
 /// An error comes with the path of the entry, escaped.
-pub(crate) fn unpack<R: Skip>(
-    mut tarball: Tarball<'_, R>,
+pub(crate) fn unpack<R: BufRead>(
+    mut tarball: Tarball<'_, Streaming<R>>,
     root: &File,
     limits: &Limits,
+    marks: &mut dyn Marks,
 ) -> Result<Report, (Fault, String)> {
     let mut report = Report::default();
     let mut at = String::from("start of tar");
     let mut run = || -> Result<(), Fault> {
-        let mut tree = Tree::new(root)?;
+        let mut tree = Tree::new(root, marks)?;
         while let Some(entry) = tarball.next()? {
             at = escape(&entry.path);
             report.entries += 1;
@@ -155,10 +161,10 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
-fn place<R: Skip>(
-    tree: &mut Tree,
+fn place<R: BufRead>(
+    tree: &mut Tree<'_>,
     entry: &Entry,
-    tarball: &mut Tarball<'_, R>,
+    tarball: &mut Tarball<'_, Streaming<R>>,
     limits: &Limits,
     report: &mut Report,
 ) -> Result<(), Fault> {
@@ -186,11 +192,11 @@ fn place<R: Skip>(
     }
 }
 
-fn content<R: Skip>(
-    tree: &mut Tree,
+fn content<R: BufRead>(
+    tree: &mut Tree<'_>,
     path: &[u8],
     entry: &Entry,
-    tarball: &mut Tarball<'_, R>,
+    tarball: &mut Tarball<'_, Streaming<R>>,
     limits: &Limits,
     report: &mut Report,
 ) -> Result<(), Fault> {
@@ -226,24 +232,27 @@ fn content<R: Skip>(
         }
         Kind::File => {
             let attributes = attributes(entry, report)?;
-            let file = tree.create(path)?;
-            report.bytes += copy(tarball, &file)?;
-            report.xattrs_dropped += tree::apply(&file, &attributes, tree::Shape::File)?;
+            let mut file = tree.create(path)?;
+            report.bytes += copy(tarball, &file.file)?;
+            report.xattrs_dropped += tree.finish_file(&mut file, &attributes)?;
             Ok(())
         }
     }
 }
 
-fn copy<R: Skip>(tarball: &mut Tarball<'_, R>, mut file: &File) -> Result<u64, Fault> {
-    use std::io::Write;
-    let mut buf = [0; 64 * 1024];
+fn copy<R: BufRead>(
+    tarball: &mut Tarball<'_, Streaming<R>>,
+    mut file: &File,
+) -> Result<u64, Fault> {
     let mut total = 0;
     loop {
-        let n = tarball.read(&mut buf)?;
+        let chunk = tarball.chunk()?;
+        let n = chunk.len();
         if n == 0 {
             return Ok(total);
         }
-        file.write_all(&buf[..n]).doing("write")?;
+        file.write_all(chunk).doing("write")?;
+        tarball.consume(n);
         total += n as u64;
     }
 }

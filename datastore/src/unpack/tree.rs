@@ -6,6 +6,9 @@
 //!
 //! One parent directory is kept open, since entries come sorted. Its times are restored when it is left:
 //! that keeps the mtimes of directories right without a list of all directories in memory.
+//!
+//! Most entries are new names, so each is made first, and what has the name is looked at only if the kernel says
+//! that something has it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +19,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{join, split};
+use super::{CAPABILITY, Marks, join, split};
 use crate::disk;
 use crate::error::{Doing, Fault, Refusal};
 
@@ -36,17 +39,35 @@ const PLAIN: Attributes =
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(super) struct Tree {
+pub(super) struct Tree<'m> {
     root: OwnedFd,
+    marks: &'m mut dyn Marks,
+    /// What is made is root's at once.
+    made_by_root: bool,
     open: Option<Open>,
     implied: u64,
+}
+
+/// A file in the making.
+pub(super) struct NewFile<'p> {
+    pub file: File,
+    parent: Parent,
+    name: &'p [u8],
+}
+
+/// A directory in use.
+#[derive(Clone)]
+struct Parent {
+    fd: Rc<OwnedFd>,
+    /// What is made in it inherits its group.
+    setgid: bool,
 }
 
 /// The parent directory in use.
 struct Open {
     /// None once a link or directory was removed that the path may have led through.
     path: Option<Vec<u8>>,
-    fd: Rc<OwnedFd>,
+    parent: Parent,
     times: Timestamps,
 }
 
@@ -59,12 +80,14 @@ enum Was {
     Other,
 }
 
-impl Tree {
+impl<'m> Tree<'m> {
     /// Starts with an empty directory and gives it root:root, 0755.
-    pub fn new(root: &File) -> Result<Self, Fault> {
+    pub fn new(root: &File, marks: &'m mut dyn Marks) -> Result<Self, Fault> {
         let root = OwnedFd::from(root.try_clone().doing("duplicate descriptor of")?);
-        apply(&root, &PLAIN, Shape::Directory)?;
-        Ok(Self { root, open: None, implied: 0 })
+        apply(&root, &PLAIN)?;
+        let made_by_root =
+            rustix::process::geteuid().is_root() && rustix::process::getegid().is_root();
+        Ok(Self { root, marks, made_by_root, open: None, implied: 0 })
     }
 
     /// Leaves the last directory; returns how many had to be invented.
@@ -76,29 +99,60 @@ impl Tree {
     /// Sets the attributes of the root itself; returns how many xattrs the file system does not take.
     pub fn root(&mut self, attributes: &Attributes) -> Result<u64, Fault> {
         self.leave()?;
-        apply(&self.root, attributes, Shape::Directory)
+        apply(&self.root, attributes)
     }
 
     pub fn directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<u64, Fault> {
         let (parent, name) = self.enter(path)?;
-        let was = self.clear(&parent, name, true)?;
-        if was != Was::Directory {
-            rustix::fs::mkdirat(&*parent, name, Mode::RWXU).doing("make directory")?;
+        let make = || rustix::fs::mkdirat(&*parent.fd, name, Mode::RWXU);
+        let mut was = Was::Nothing;
+        if let Err(error) = make() {
+            if error != Errno::EXIST {
+                return Err(error).doing("make directory");
+            }
+            was = self.clear(&parent.fd, name, true)?;
+            if was != Was::Directory {
+                make().doing("make directory")?;
+            }
         }
-        let fd = open_plain(&parent, name, DIR)?;
+        let fd = open_plain(&parent.fd, name, DIR)?;
         if was == Was::Whiteout {
             // The lower layer's directory of that name stays hidden.
-            mark_opaque(&fd)?;
+            self.mark_opaque(&fd)?;
         }
-        apply(&fd, attributes, Shape::Directory)
+        apply(&fd, attributes)
     }
 
     /// Makes a new empty file.
-    pub fn create(&mut self, path: &[u8]) -> Result<File, Fault> {
+    pub fn create<'p>(&mut self, path: &'p [u8]) -> Result<NewFile<'p>, Fault> {
         let (parent, name) = self.enter(path)?;
-        self.clear(&parent, name, false)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        open_plain(&parent, name, flags).map(File::from)
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let made = self.anew(&parent, name, || rustix::fs::openat(&*parent.fd, name, flags, mode));
+        Ok(NewFile { file: made?.doing("open")?.into(), parent, name })
+    }
+
+    /// Gives a file with its content its attributes; returns how many xattrs the file system does not take.
+    pub fn finish_file(
+        &mut self,
+        new: &mut NewFile<'_>,
+        attributes: &Attributes,
+    ) -> Result<u64, Fault> {
+        let fd = new.file.as_fd();
+        self.own(&new.parent, attributes, |uid, gid| rustix::fs::fchown(fd, uid, gid))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode)).doing("change mode of")?;
+        let mut dropped = 0;
+        for (name, value) in &attributes.xattrs {
+            let set = if name == CAPABILITY {
+                self.marks.capability(fd, &new.parent.fd, new.name, value)
+            } else {
+                rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())
+            };
+            dropped += dropped_xattr(set)?;
+        }
+        rustix::fs::futimens(fd, &times(attributes.mtime)).doing("set times of")?;
+        Ok(dropped)
     }
 
     pub fn symlink(
@@ -108,28 +162,28 @@ impl Tree {
         attributes: &Attributes,
     ) -> Result<(), Fault> {
         let (parent, name) = self.enter(path)?;
-        self.clear(&parent, name, false)?;
-        match rustix::fs::symlinkat(target, &*parent, name) {
+        let make = || rustix::fs::symlinkat(target, &*parent.fd, name);
+        match self.anew(&parent, name, make)? {
             Err(Errno::NAMETOOLONG) => return Err(Refusal::Symlink("target too long").into()),
             other => other.doing("make symbolic link")?,
         }
-        let (uid, gid) = owner(attributes);
-        rustix::fs::chownat(&*parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-            .doing("change owner of")?;
-        set_times_at(&parent, name, attributes.mtime)
+        self.own(&parent, attributes, |uid, gid| {
+            rustix::fs::chownat(&*parent.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        })?;
+        set_times_at(&parent.fd, name, attributes.mtime)
     }
 
     pub fn fifo(&mut self, path: &[u8], attributes: &Attributes) -> Result<(), Fault> {
         let (parent, name) = self.enter(path)?;
-        self.clear(&parent, name, false)?;
-        rustix::fs::mknodat(&*parent, name, FileType::Fifo, Mode::empty(), 0).doing("make fifo")?;
-        let (uid, gid) = owner(attributes);
-        rustix::fs::chownat(&*parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-            .doing("change owner of")?;
+        let make = || rustix::fs::mknodat(&*parent.fd, name, FileType::Fifo, Mode::empty(), 0);
+        self.anew(&parent, name, make)?.doing("make fifo")?;
+        self.own(&parent, attributes, |uid, gid| {
+            rustix::fs::chownat(&*parent.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        })?;
         // There is no fchmodat without following before Linux 6.6; the name is the fifo made above.
         let mode = Mode::from_raw_mode(attributes.mode);
-        rustix::fs::chmodat(&*parent, name, mode, AtFlags::empty()).doing("change mode of")?;
-        set_times_at(&parent, name, attributes.mtime)
+        rustix::fs::chmodat(&*parent.fd, name, mode, AtFlags::empty()).doing("change mode of")?;
+        set_times_at(&parent.fd, name, attributes.mtime)
     }
 
     /// Links `path` to a regular file of this layer that came before.
@@ -154,12 +208,17 @@ impl Tree {
         }
 
         let (parent, name) = self.enter(path)?;
-        let there = stat(&parent, name)?;
-        if there.is_some_and(|s| (s.st_dev, s.st_ino) == (source.st_dev, source.st_ino)) {
-            return Ok(());
+        let link = || rustix::fs::linkat(&from, target_name, &*parent.fd, name, AtFlags::empty());
+        let mut made = link();
+        if made == Err(Errno::EXIST) {
+            let there = stat(&parent.fd, name)?;
+            if there.is_some_and(|s| (s.st_dev, s.st_ino) == (source.st_dev, source.st_ino)) {
+                return Ok(());
+            }
+            self.clear(&parent.fd, name, false)?;
+            made = link();
         }
-        self.clear(&parent, name, false)?;
-        match rustix::fs::linkat(&from, target_name, &*parent, name, AtFlags::empty()) {
+        match made {
             // The link took the place of a directory above its target.
             Err(Errno::NOENT) => Err(ABSENT.into()),
             Err(Errno::MLINK) => {
@@ -172,14 +231,14 @@ impl Tree {
     /// Hides a name of the layers below.
     pub fn whiteout(&mut self, path: &[u8]) -> Result<(), Fault> {
         let (parent, name) = self.enter(path)?;
-        match stat(&parent, name)?.map(|s| was(&s)) {
+        match stat(&parent.fd, name)?.map(|s| was(&s)) {
             // The layer has the name itself, which hides what is below; a directory would be merged.
-            Some(Was::Directory) => mark_opaque(&open_plain(&parent, name, DIR)?),
+            Some(Was::Directory) => self.mark_opaque(&open_plain(&parent.fd, name, DIR)?),
             Some(Was::Whiteout | Was::Other) => Ok(()),
             Some(Was::Nothing) | None => {
-                rustix::fs::mknodat(&*parent, name, FileType::CharacterDevice, Mode::empty(), 0)
+                rustix::fs::mknodat(&*parent.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
                     .doing("make whiteout")?;
-                set_times_at(&parent, name, PLAIN.mtime)
+                set_times_at(&parent.fd, name, PLAIN.mtime)
             }
         }
     }
@@ -187,14 +246,51 @@ impl Tree {
     /// Hides all that the layers below have in the directory `path`.
     pub fn opaque(&mut self, path: &[u8]) -> Result<(), Fault> {
         let (directory, _) = self.enter(&join(path, b"."))?;
-        mark_opaque(&directory)
+        self.mark_opaque(&directory.fd)
+    }
+
+    fn mark_opaque(&mut self, dir: &OwnedFd) -> Result<(), Fault> {
+        match self.marks.opaque(dir) {
+            Err(Errno::NAMETOOLONG) => Err(Refusal::Parent("path too long").into()),
+            other => other.doing("make opaque"),
+        }
+    }
+
+    /// Makes something of that name, removing what has it.
+    fn anew<T>(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<Result<T, Errno>, Fault> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.clear(&parent.fd, name, false)?;
+                Ok(make())
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Changes the owner of what was just made in `parent`, unless it is the right one already.
+    fn own(
+        &self,
+        parent: &Parent,
+        attributes: &Attributes,
+        change: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
+    ) -> Result<(), Fault> {
+        if self.made_by_root && !parent.setgid && (attributes.uid, attributes.gid) == (0, 0) {
+            return Ok(());
+        }
+        let (uid, gid) = owner(attributes);
+        change(uid, gid).doing("change owner of")
     }
 
     /// Opens the parent of `path`, making it where it is missing; returns it with the last component.
-    fn enter<'p>(&mut self, path: &'p [u8]) -> Result<(Rc<OwnedFd>, &'p [u8]), Fault> {
+    fn enter<'p>(&mut self, path: &'p [u8]) -> Result<(Parent, &'p [u8]), Fault> {
         let (above, name) = split(path);
         if let Some(open) = self.open.as_ref().filter(|o| o.path.as_deref() == Some(above)) {
-            return Ok((Rc::clone(&open.fd), name));
+            return Ok((open.parent.clone(), name));
         }
         self.leave()?;
         let fd = match self.look(above) {
@@ -206,15 +302,16 @@ impl Tree {
             Err(Errno::NAMETOOLONG) => return Err(Refusal::Parent("path too long").into()),
             other => other.doing("open directory")?,
         };
-        let fd = Rc::new(fd);
-        let times = times_of(&fd)?;
-        self.open = Some(Open { path: Some(above.to_vec()), fd: Rc::clone(&fd), times });
-        Ok((fd, name))
+        let stat = rustix::fs::fstat(&fd).doing("inspect")?;
+        let parent = Parent { fd: Rc::new(fd), setgid: stat.st_mode & 0o2000 != 0 };
+        let times = times_of(&stat);
+        self.open = Some(Open { path: Some(above.to_vec()), parent: parent.clone(), times });
+        Ok((parent, name))
     }
 
     fn leave(&mut self) -> Result<(), Fault> {
         match self.open.take() {
-            Some(open) => rustix::fs::futimens(&*open.fd, &open.times).doing("set times of"),
+            Some(open) => rustix::fs::futimens(&*open.parent.fd, &open.times).doing("set times of"),
             None => Ok(()),
         }
     }
@@ -247,16 +344,16 @@ impl Tree {
                 }
                 Some(_) => return Err(Refusal::Parent("not a directory").into()),
             };
-            let times = times_of(&parent)?;
+            let times = times_of(&rustix::fs::fstat(&parent).doing("inspect")?);
             if hidden {
                 rustix::fs::unlinkat(&parent, name, AtFlags::empty()).doing("remove whiteout")?;
             }
             rustix::fs::mkdirat(&parent, name, Mode::RWXU).doing("make directory")?;
             let made = open_plain(&parent, name, DIR)?;
             if hidden {
-                mark_opaque(&made)?;
+                self.mark_opaque(&made)?;
             }
-            apply(&made, &PLAIN, Shape::Directory)?;
+            apply(&made, &PLAIN)?;
             rustix::fs::futimens(&parent, &times).doing("set times of")?;
             self.implied += 1;
         }
@@ -282,36 +379,37 @@ impl Tree {
     }
 }
 
-/// Which attributes an inode can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    File,
-    Directory,
-}
-
-/// Sets owner, mode, xattrs and times, in the order in which the kernel does not undo one by another (chown
-/// clears setuid and capabilities). Returns how many xattrs the file system does not take.
-pub(super) fn apply(fd: impl AsFd, attributes: &Attributes, shape: Shape) -> Result<u64, Fault> {
+/// Sets owner, mode, xattrs and times of a directory, in the order in which the kernel does not undo one by another
+/// (chown clears setgid). Returns how many xattrs it cannot have.
+fn apply(fd: impl AsFd, attributes: &Attributes) -> Result<u64, Fault> {
     let fd = fd.as_fd();
     let (uid, gid) = owner(attributes);
     rustix::fs::fchown(fd, uid, gid).doing("change owner of")?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode)).doing("change mode of")?;
     let mut dropped = 0;
     for (name, value) in &attributes.xattrs {
-        if shape == Shape::Directory && name.starts_with(b"security.") {
+        if name == CAPABILITY {
             dropped += 1;
             continue;
         }
-        match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
-            Err(Errno::OPNOTSUPP) => dropped += 1,
-            Err(Errno::TOOBIG | Errno::RANGE) => {
-                return Err(Refusal::Xattr("larger than the file system takes").into());
-            }
-            other => other.doing("set extended attribute of")?,
-        }
+        let set = rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty());
+        dropped += dropped_xattr(set)?;
     }
     rustix::fs::futimens(fd, &times(attributes.mtime)).doing("set times of")?;
     Ok(dropped)
+}
+
+/// One if the file system has no such attributes.
+fn dropped_xattr(set: Result<(), Errno>) -> Result<u64, Fault> {
+    match set {
+        Ok(()) => Ok(0),
+        Err(Errno::OPNOTSUPP) => Ok(1),
+        Err(Errno::TOOBIG | Errno::RANGE) => {
+            Err(Refusal::Xattr("larger than the file system takes").into())
+        }
+        Err(Errno::NAMETOOLONG) => Err(Refusal::Parent("path too long").into()),
+        Err(e) => Err(e).doing("set extended attribute of"),
+    }
 }
 
 fn owner(attributes: &Attributes) -> (Option<Uid>, Option<Gid>) {
@@ -323,20 +421,13 @@ fn times((seconds, nanos): (i64, u32)) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn times_of(fd: &OwnedFd) -> Result<Timestamps, Fault> {
-    let stat = rustix::fs::fstat(fd).doing("inspect")?;
-    let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
-    Ok(times((stat.st_mtime, nanos)))
+fn times_of(stat: &Stat) -> Timestamps {
+    times((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or_default()))
 }
 
 fn set_times_at(parent: &OwnedFd, name: &[u8], mtime: (i64, u32)) -> Result<(), Fault> {
     rustix::fs::utimensat(parent, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
         .doing("set times of")
-}
-
-fn mark_opaque(fd: impl AsFd) -> Result<(), Fault> {
-    rustix::fs::fsetxattr(fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .doing("make opaque")
 }
 
 fn stat(parent: &OwnedFd, name: &[u8]) -> Result<Option<Stat>, Fault> {

@@ -8,7 +8,7 @@
 
 use crate::error::Refusal;
 
-const CAPABILITY: &[u8] = b"security.capability";
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// `XATTR_SIZE_MAX` of the kernel.
 const VALUE_MAX: usize = 65_536;

@@ -238,11 +238,15 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
+        Self::opened(|root| Store::open(root).unwrap())
+    }
+
+    pub fn opened(open: impl FnOnce(&Path) -> Store) -> Self {
         let top = tempfile::tempdir().unwrap();
         fs::create_dir_all(top.path().join("probe/dir")).unwrap();
         put(&top.path().join("probe/shadow"), b"root:secret");
         put(&top.path().join("probe/dir/keep"), b"keep");
-        let store = Store::open(&top.path().join("store")).unwrap();
+        let store = open(&top.path().join("store"));
         let probe_before = tree(&top.path().join("probe"));
         Self { top, store, probe_before }
     }

@@ -3,6 +3,9 @@
 //! A request that changes something carries an id; the same id is one effect, also across a
 //! restart of the daemon. So when a connection breaks before the answer came, the same request is
 //! simply sent again, for a while ([`PATIENCE`]).
+//!
+//! Operations on VMs go on whatever becomes of us. Long work on images that somebody waits for ends with the waiting:
+//! SIGINT and SIGTERM cancel it.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -11,8 +14,9 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::RequestId;
 use ocivisor_rpc::{Client, ClientError};
-use ocivisor_schema::reply::{OpStatusReply, OperationReply};
+use ocivisor_schema::reply::{ImageOperationReply, OpStatusReply, OperationReply, ProgressV1};
 use ocivisor_schema::{OutcomeV1, Text};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
@@ -22,6 +26,8 @@ use crate::output::{Output, complain};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries to reach it.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often long work is asked how far it is.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What every command needs.
 #[derive(Debug, Clone)]
@@ -59,7 +65,7 @@ pub enum Ended {
     /// Recorded; the caller does not wait.
     NotAwaited(OperationReply),
     /// Done.
-    Done(OpStatusReply),
+    Done(Box<OpStatusReply>),
 }
 
 impl Context {
@@ -136,7 +142,8 @@ impl Context {
                 self.output.list(&reply, || vec![op()], text)
             }
             Ended::Done(status) => {
-                let text = || format!("{}: {done}\n", status.vm);
+                let vm = status.vm.as_ref().map(ToString::to_string).unwrap_or_default();
+                let text = || format!("{vm}: {done}\n");
                 self.output.emit(&status, text)
             }
         }
@@ -185,11 +192,100 @@ impl Context {
         }
     }
 
-    async fn send_until_answered(
+    /// A request for long work on images: sends it, waits as told and shows how far it is. `None`
+    /// if the caller does not wait; the operation's id is printed then. If we are told to end, so is the
+    /// operation; told so twice, we do not wait for that.
+    ///
+    /// # Errors
+    /// As the operation ended, or why that is not known.
+    pub async fn run_image_operation(
+        &self,
+        send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<ImageOperationReply, ClientError>,
+    ) -> Result<Option<OpStatusReply>, Failure> {
+        let client = self.daemon().await?;
+        let reply = self.send_until_answered(&client, send).await?;
+        if self.wait == Wait::No {
+            let op = reply.op.to_string();
+            self.output.list(&reply, || vec![op.clone()], || format!("{}: {op}\n", reply.image))?;
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let mut shown = None;
+        let mut ending = false;
+        let mut signals = Signals::new()?;
+        loop {
+            let left = self.timeout.map(|t| t.saturating_sub(began.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) {
+                let what = format!("{}: {} goes on", reply.image, reply.op);
+                return Err(Failure::new(Exit::Timeout, what).hint("ocivisor events shows its end"));
+            }
+            let wait = left.map_or(LOOK, |left| left.min(LOOK));
+            let answer = tokio::select! {
+                answer = client.op_wait(reply.op, millis(wait)) => answer,
+                () = signals.next() => {
+                    if std::mem::replace(&mut ending, true) {
+                        let what = format!("{}: {} is being cancelled", reply.image, reply.op);
+                        return Err(Failure::new(Exit::Conflict, what));
+                    }
+                    self.cancel(&client, &reply).await?;
+                    continue;
+                }
+            };
+            let status = match answer {
+                // Nothing is recorded of such work, so a daemon that was replaced knows nothing.
+                Err(ClientError::Api(e)) if e.error.kind == ErrorKind::NotFound => {
+                    let what = format!("{}: ocivisord ended before it was done", reply.image);
+                    return Err(
+                        Failure::new(Exit::Failure, what).hint("ask again: it goes on from there")
+                    );
+                }
+                Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
+                    if began.elapsed() < self.patience =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                answer => answer?,
+            };
+            if status.done {
+                return match outcome(status)? {
+                    Ended::Done(status) => Ok(Some(*status)),
+                    Ended::AlreadyTrue(_) | Ended::NotAwaited(_) => Ok(None),
+                };
+            }
+            let now = how_far(&status);
+            if now.is_some() && now != shown {
+                progress(
+                    self.output,
+                    &format!("{}: {}", reply.image, now.as_deref().unwrap_or("")),
+                );
+                shown = now;
+            }
+        }
+    }
+
+    /// Has an operation end.
+    async fn cancel(&self, client: &Client, reply: &ImageOperationReply) -> Result<(), Failure> {
+        progress(self.output, &format!("{}: cancelling {}", reply.image, reply.op));
+        let on = |why: String| {
+            let what = format!("{}: {} goes on: {why}", reply.image, reply.op);
+            Failure::new(Exit::Failure, what).hint("ocivisor events shows its end")
+        };
+        match tokio::time::timeout(self.patience, client.op_cancel(reply.op)).await {
+            // Not known any more: the next look says what is to be said.
+            Ok(Err(ClientError::Api(e))) if e.error.kind == ErrorKind::NotFound => Ok(()),
+            Ok(Err(ClientError::Api(e))) => Err(on(e.error.message)),
+            Ok(Err(error)) => Err(on(error.to_string())),
+            Err(_) => Err(on("the daemon does not answer".into())),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    async fn send_until_answered<T>(
         &self,
         client: &Client,
-        send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<OperationReply, ClientError>,
-    ) -> Result<OperationReply, Failure> {
+        send: &impl AsyncFn(&Client, Text<RequestId>) -> Result<T, ClientError>,
+    ) -> Result<T, Failure> {
         let began = Instant::now();
         loop {
             match send(client, Text(self.request_id.clone())).await {
@@ -224,10 +320,46 @@ impl Context {
     }
 }
 
+/// What tells us to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From here on they do not kill us.
+    fn new() -> Result<Self, Failure> {
+        let failed = |e| Failure::new(Exit::Failure, format!("catch signals: {e}"));
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => (),
+            _ = self.terminate.recv() => (),
+        }
+    }
+}
+
+/// The step in words, in whole percents.
+fn how_far(status: &OpStatusReply) -> Option<String> {
+    let step = status.step.clone()?;
+    Some(match status.progress {
+        Some(ProgressV1 { done, total: Some(total) }) if total > 0 => {
+            format!("{step}, {}%", u128::from(done.min(total)) * 100 / u128::from(total))
+        }
+        Some(ProgressV1 { done, .. }) => format!("{step}, {} MiB", done >> 20),
+        None => step,
+    })
+}
+
 fn outcome(status: OpStatusReply) -> Result<Ended, Failure> {
     match &status.result {
         Some(OutcomeV1::Error(error)) => Err(Error::from(error.clone()).into()),
-        Some(OutcomeV1::Ok) | None => Ok(Ended::Done(status)),
+        Some(OutcomeV1::Ok) | None => Ok(Ended::Done(Box::new(status))),
     }
 }
 

@@ -8,20 +8,25 @@ use base64::Engine as _;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::spec::VmSpec;
-use ocivisor_core::state::Request;
+use ocivisor_core::state::{Record, Request};
 use ocivisor_host::guests::ExecRequest;
 use ocivisor_rpc::{
     API_VERSION, ApiError, ApiServer, Extensions, MAX_EVENTS, MAX_WAIT_MS, async_trait,
 };
+use ocivisor_schema::image::{
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, MadeV1, SourceStatV1,
+};
 use ocivisor_schema::reply::{
     CgroupLayoutV1, ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo,
-    ImageInfo, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply, VmCounts,
-    VmInfo, VmSummary,
+    ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply,
+    VersionReply, VmCounts, VmInfo, VmSummary,
 };
 use ocivisor_schema::{Text, VmSpecV1};
 
+use crate::host::Host;
 use crate::images;
-use crate::operations::Status;
+use crate::jobs::{Jobs, Teller};
+use crate::operations::{Status, Subject};
 use crate::paths::{Caller, PathPolicy};
 use crate::vms::{Vms, blocking};
 
@@ -32,6 +37,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug)]
 pub struct Daemon {
     vms: Arc<Vms>,
+    jobs: Arc<Jobs>,
     paths: PathPolicy,
 }
 
@@ -40,7 +46,46 @@ type Reply<T> = std::result::Result<T, ApiError>;
 impl Daemon {
     /// Serves these VMs.
     pub fn new(vms: Arc<Vms>, paths: PathPolicy) -> Self {
-        Self { vms, paths }
+        let (operations, events) = (Arc::clone(&vms.operations), Arc::clone(&vms.events));
+        let jobs = Arc::new(Jobs::new(operations, events, crate::host::now));
+        Self { vms, jobs, paths }
+    }
+
+    /// The long work on images.
+    pub fn jobs(&self) -> Arc<Jobs> {
+        Arc::clone(&self.jobs)
+    }
+
+    /// Begins long work on images.
+    fn image_work(
+        &self,
+        request: Text<RequestId>,
+        kind: &'static str,
+        subject: String,
+        work: impl FnOnce(&Vms, &Teller) -> Result<MadeV1> + Send + 'static,
+    ) -> Reply<ImageOperationReply> {
+        let vms = Arc::clone(&self.vms);
+        Ok(self.jobs.begin(request.0, kind, subject, move |tell| work(&vms, tell).map(Some))?)
+    }
+
+    /// Begins long work on images that needs a VM to be left alone meanwhile.
+    fn vm_image_work(
+        &self,
+        request: Text<RequestId>,
+        kind: &'static str,
+        vm: VmId,
+        work: impl FnOnce(&Host, &Record, &Teller) -> Result<MadeV1> + Send + 'static,
+    ) -> Reply<ImageOperationReply> {
+        self.vms.get(&vm)?;
+        let (vms, runtime) = (Arc::clone(&self.vms), tokio::runtime::Handle::current());
+        let begun = self.jobs.begin(request.0, kind, vm.to_string(), move |tell| {
+            let tell = Arc::clone(tell);
+            let cancel = tell.cancel().clone();
+            let held = vms.hold(&vm, cancel, move |host, record| work(host, record, &tell));
+            // On a thread for blocking work, where waiting is allowed.
+            runtime.block_on(held).map(Some)
+        });
+        Ok(begun?)
     }
 
     async fn submit(&self, vm: VmId, request: Request, id: RequestId) -> Reply<OperationReply> {
@@ -62,13 +107,20 @@ impl Daemon {
             let what = format!("no operation {op} (only the last ones are remembered)");
             ApiError::new(ErrorKind::NotFound, what).op(op)
         })?;
+        let (vm, image) = match status.subject {
+            Subject::Vm(id) => (Some(Text(id)), None),
+            Subject::Image(name) => (None, Some(name)),
+        };
         Ok(OpStatusReply {
             op: Text(op),
-            vm: Text(status.vm),
-            kind: Text(status.kind),
+            vm,
+            image,
+            kind: status.kind.to_owned(),
             done: status.result.is_some(),
-            step: status.step.map(str::to_owned),
+            step: status.step,
+            progress: status.progress,
             result: status.result.as_ref().map(Into::into),
+            made: status.made,
         })
     }
 
@@ -183,6 +235,11 @@ impl ApiServer for Daemon {
         Self::status(op.0, self.vms.operations.get(op.0))
     }
 
+    async fn op_cancel(&self, _: &Extensions, op: Text<OpId>) -> Reply<OpStatusReply> {
+        self.jobs.cancel(op.0).map_err(|error| ApiError::from(error).op(op.0))?;
+        Self::status(op.0, self.vms.operations.get(op.0))
+    }
+
     async fn vm_list(&self, _: &Extensions) -> Reply<Vec<VmSummary>> {
         Ok(self.vms.list().iter().map(VmSummary::from).collect())
     }
@@ -237,17 +294,158 @@ impl ApiServer for Daemon {
     async fn image_import(
         &self,
         caller: &Extensions,
-        _request_id: Text<RequestId>,
+        request_id: Text<RequestId>,
         source: String,
-        name: String,
-    ) -> Reply<ImageInfo> {
+        name: Option<String>,
+        options: Option<ImportOptionsV1>,
+    ) -> Reply<ImageOperationReply> {
         let (caller, paths) = (Caller::of(caller), self.paths.clone());
-        // Twice is one effect by nature: what is there is not imported again.
-        self.work(move |vms| {
-            let source = images::source(&source, caller, &paths)?;
-            vms.host.images.import(&source, &name)
+        let find = move || {
+            let options = options.unwrap_or_default();
+            images::source(&source, name.as_deref(), &options, caller, &paths)
+        };
+        let (source, name) = blocking(find).await??;
+        let subject = name.to_string();
+        self.image_work(request_id, "import", subject, move |vms, tell| {
+            vms.host.images.heeding(tell)?.import(&source, &name, tell).map(MadeV1::Image)
         })
-        .await
+    }
+
+    async fn image_stat(&self, _: &Extensions, source: String) -> Reply<SourceStatV1> {
+        self.work(move |vms| vms.host.images.stat(&source)).await
+    }
+
+    async fn image_push(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        image: String,
+        target: String,
+    ) -> Reply<ImageOperationReply> {
+        self.image_work(request_id, "push", image.clone(), move |vms, tell| {
+            vms.host.images.heeding(tell)?.push(&image, &target, tell).map(MadeV1::Pushed)
+        })
+    }
+
+    async fn image_save(
+        &self,
+        caller: &Extensions,
+        request_id: Text<RequestId>,
+        images: Vec<String>,
+        format: String,
+        path: String,
+    ) -> Reply<ImageOperationReply> {
+        let path = self.resolve(caller, path.into()).await?;
+        self.image_work(request_id, "save", images.join(" "), move |vms, tell| {
+            vms.host.images.heeding(tell)?.save(&images, &format, &path, tell).map(MadeV1::File)
+        })
+    }
+
+    async fn image_export(
+        &self,
+        caller: &Extensions,
+        request_id: Text<RequestId>,
+        image: Option<String>,
+        vm: Option<Text<VmId>>,
+        format: String,
+        size_bytes: Option<u64>,
+        path: String,
+    ) -> Reply<ImageOperationReply> {
+        let path = self.resolve(caller, path.into()).await?;
+        let form = images::Form::of(&format, size_bytes)?;
+        match (image, vm) {
+            (Some(image), None) => {
+                self.image_work(request_id, "export", image.clone(), move |vms, tell| {
+                    vms.host
+                        .images
+                        .heeding(tell)?
+                        .export_image(&image, form, &path, tell)
+                        .map(MadeV1::File)
+                })
+            }
+            (None, Some(vm)) => {
+                self.vm_image_work(request_id, "export", vm.0, move |host, record, tell| {
+                    host.images
+                        .heeding(tell)?
+                        .export_vm(host, record, form, &path, tell)
+                        .map(MadeV1::File)
+                })
+            }
+            _ => {
+                let what = "an image or a vm is to be exported: name one of them";
+                Err(Error::new(ErrorKind::Invalid, what).into())
+            }
+        }
+    }
+
+    async fn image_commit(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        name: String,
+        options: Option<CommitOptionsV1>,
+    ) -> Reply<ImageOperationReply> {
+        let name = images::name(&name)?;
+        let options = options.unwrap_or_default();
+        self.vm_image_work(request_id, "commit", vm.0, move |host, record, tell| {
+            host.images
+                .heeding(tell)?
+                .commit(host, record, &name, &options, tell)
+                .map(MadeV1::Image)
+        })
+    }
+
+    async fn image_build(
+        &self,
+        caller: &Extensions,
+        request_id: Text<RequestId>,
+        dir: String,
+        name: String,
+    ) -> Reply<ImageOperationReply> {
+        let dir = self.resolve(caller, dir.into()).await?;
+        let parsed = images::name(&name)?;
+        self.image_work(request_id, "build", name, move |vms, tell| {
+            vms.host.images.heeding(tell)?.build(&dir, &parsed, tell).map(MadeV1::Image)
+        })
+    }
+
+    async fn image_fsck(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        repair: bool,
+    ) -> Reply<ImageOperationReply> {
+        self.image_work(request_id, "fsck", "datastore".into(), move |vms, tell| {
+            vms.host.images.fsck(&vms.disks(), repair, tell).map(MadeV1::Findings)
+        })
+    }
+
+    async fn image_prune(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        dry_run: bool,
+    ) -> Reply<ImageOperationReply> {
+        self.image_work(request_id, "prune", "datastore".into(), move |vms, _| {
+            vms.host.images.prune(|| vms.disks(), dry_run).map(MadeV1::Pruned)
+        })
+    }
+
+    async fn image_tag(&self, _: &Extensions, image: String, name: String) -> Reply<ImageInfo> {
+        self.work(move |vms| vms.host.images.tag(&image, &name)).await
+    }
+
+    async fn image_inspect(&self, _: &Extensions, image: String) -> Reply<ImageInspect> {
+        self.work(move |vms| vms.host.images.inspect(&image)).await
+    }
+
+    async fn image_history(&self, _: &Extensions, image: String) -> Reply<Vec<HistoryV1>> {
+        self.work(move |vms| vms.host.images.history(&image)).await
+    }
+
+    async fn image_df(&self, _: &Extensions) -> Reply<DfReply> {
+        self.work(|vms| vms.host.images.df(&vms.disks())).await
     }
 
     async fn image_list(&self, _: &Extensions) -> Reply<Vec<ImageInfo>> {
@@ -256,8 +454,7 @@ impl ApiServer for Daemon {
 
     async fn image_remove(&self, _: &Extensions, name: String) -> Reply<RemovedReply> {
         self.work(move |vms| {
-            let disks: Vec<_> = vms.list().iter().map(|r| r.spec.root.path.clone()).collect();
-            let removed = vms.host.images.remove(&name, &disks)?;
+            let removed = vms.host.images.remove(&name, || vms.disks())?;
             Ok(RemovedReply { removed })
         })
         .await

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
 use ocivisor_core::spec::normal_path;
+use ocivisor_datastore::RegistriesConfig;
 use ocivisor_host::fs::read_bounded;
 use ocivisor_host::layout::Layout;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,10 @@ pub struct Config {
     pub access: Access,
     /// Guests.
     pub guests: Guests,
+    /// Images.
+    pub images: Images,
+    /// Registries, by host.
+    pub registries: RegistriesConfig,
 }
 
 /// Who may do what; root may everything.
@@ -70,6 +75,21 @@ pub struct Guests {
     pub runtime: RuntimeName,
 }
 
+/// Which images are let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// A containers-policy.json(5): whose signatures an image must have. No such file: every image is
+    /// let in.
+    pub policy: PathBuf,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { policy: "/etc/containers/policy.json".into() }
+    }
+}
+
 /// OCI runtimes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,6 +112,8 @@ impl Default for Config {
             libexec_dir: None,
             access: Access::default(),
             guests: Guests::default(),
+            images: Images::default(),
+            registries: RegistriesConfig::default(),
         }
     }
 }
@@ -111,14 +133,22 @@ impl Default for Access {
 impl Default for Guests {
     fn default() -> Self {
         Self {
-            // Above what distributions give to users (/etc/subuid begins at 100000) and below 2^31,
-            // where some tools see negative numbers.
-            first_id: 1 << 30,
-            id_ranges: 16_000,
+            // Between what systemd-nspawn takes for containers (0x00080000 to 0x6FFFFFFF, far above
+            // what distributions give to users) and what systemd has for foreign trees
+            // (0x7FFE0000); from 2^31 on some tools see negative numbers. One range is left over.
+            first_id: 0x7000_0000,
+            id_ranges: 4093,
             settle_ms: 50,
             console_log_bytes: 1 << 20,
             runtime: RuntimeName::Embedded,
         }
+    }
+}
+
+impl Guests {
+    /// First of the ids that helpers have which unpack layers: right behind those of guests.
+    pub fn worker_ids(&self) -> u32 {
+        self.first_id + self.id_ranges * IdRange::LEN
     }
 }
 
@@ -170,8 +200,9 @@ impl Config {
             return Err(Error::new(ErrorKind::Invalid, what).hint(hint));
         }
         let guests = &self.guests;
-        let end =
-            u64::from(guests.first_id) + u64::from(guests.id_ranges) * u64::from(IdRange::LEN);
+        // One range more is for the helpers that unpack layers.
+        let ranges = u64::from(guests.id_ranges) + 1;
+        let end = u64::from(guests.first_id) + ranges * u64::from(IdRange::LEN);
         if guests.id_ranges == 0 || guests.first_id < IdRange::LEN || end > u64::from(u32::MAX) {
             return bad(
                 "guests.first_id and guests.id_ranges leave no ids from 65536 to 2^32".into()

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ocivisor_core::ids::VmId;
 use ocivisor_core::state::Timestamp;
 use ocivisor_schema::event::{EventDataV1, EventV1};
 use ocivisor_schema::reply::EventsReply;
 use ocivisor_schema::{Text, TimeV1};
 use tokio::sync::watch;
+
+use crate::operations::Subject;
 
 /// Events that are kept.
 const KEPT: usize = 10_000;
@@ -36,11 +37,15 @@ impl Events {
     }
 
     /// Adds an event.
-    pub fn publish(&self, at: Timestamp, vm: &VmId, data: EventDataV1) {
+    pub fn publish(&self, at: Timestamp, subject: &Subject, data: EventDataV1) {
+        let (vm, image) = match subject {
+            Subject::Vm(id) => (Some(Text(id.clone())), None),
+            Subject::Image(name) => (None, Some(name.clone())),
+        };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let seq = kept.next;
         kept.next += 1;
-        kept.events.push_back(EventV1 { seq, at: TimeV1(at), vm: Text(vm.clone()), data });
+        kept.events.push_back(EventV1 { seq, at: TimeV1(at), vm, image, data });
         if kept.events.len() > KEPT {
             kept.events.pop_front();
         }
@@ -73,7 +78,7 @@ mod tests {
 
     #[tokio::test]
     async fn events_are_replayed_in_order_without_gaps() {
-        let (events, vm) = (Events::new(Timestamp(1)), "one-1".parse().unwrap());
+        let (events, vm) = (Events::new(Timestamp(1)), Subject::Vm("one-1".parse().unwrap()));
         for _ in 0..5 {
             events.publish(Timestamp(1), &vm, EventDataV1::VmForgotten);
         }
@@ -89,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_forgotten_is_said_to_be_lost() {
-        let (events, vm) = (Events::new(Timestamp(1)), "one-1".parse().unwrap());
+        let (events, vm) = (Events::new(Timestamp(1)), Subject::Vm("one-1".parse().unwrap()));
         for _ in 0..KEPT + 3 {
             events.publish(Timestamp(1), &vm, EventDataV1::VmForgotten);
         }

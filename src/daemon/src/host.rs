@@ -62,8 +62,8 @@ impl Host {
     pub fn new(config: &Config) -> Result<Self> {
         let layout = config.layout();
         install_init(config, &layout)?;
-        let images = Images::open(&layout)?;
         let cgroups = HostCgroups::new(&layout)?;
+        let images = Images::open(config, &layout, &cgroups)?;
         let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
         let boot = std::fs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
         Ok(Self {
@@ -189,10 +189,15 @@ impl IdRanges for Host {
     }
 }
 
+/// The host's clock.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 impl Clock for HostClock {
     fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        now()
     }
 
     fn host_boot(&self) -> String {

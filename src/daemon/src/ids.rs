@@ -6,7 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 
-use crate::config::Guests;
+use crate::config::{Config, Guests};
+
+mod overlap;
 
 /// The allocator.
 #[derive(Debug)]
@@ -14,6 +16,15 @@ pub struct Ranges {
     first: u32,
     count: u32,
     taken: Mutex<BTreeMap<VmId, IdRange>>,
+}
+
+/// Tells in the log who else uses ids that are set aside for guests; see [`overlap`].
+pub fn warn_of_overlaps(config: &Config) {
+    let first = u64::from(config.guests.first_id);
+    let end = first + u64::from(config.guests.id_ranges) * u64::from(IdRange::LEN);
+    for what in overlap::with(&(first..end), &config.cgroup_base) {
+        tracing::warn!("guests.first_id: {what}; give guests ids that nobody else uses");
+    }
 }
 
 impl Ranges {

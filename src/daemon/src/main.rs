@@ -19,6 +19,7 @@ mod faults;
 mod host;
 mod ids;
 mod images;
+mod jobs;
 mod logging;
 mod offline;
 mod operations;
@@ -101,6 +102,7 @@ fn run(arguments: &Arguments) -> ocivisor_core::error::Result<ExitCode> {
     }
     config.check()?;
     if arguments.check_config {
+        images::policy(&config.images.policy)?;
         println!("{}", config.to_toml());
         return Ok(ExitCode::SUCCESS);
     }

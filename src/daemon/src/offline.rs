@@ -44,7 +44,7 @@ fn fsck(host: &Host) -> Result<ExitCode> {
             }
         }
     }
-    for finding in host.images.fsck()? {
+    for finding in host.images.findings()? {
         findings += 1;
         println!("datastore: {finding}");
     }

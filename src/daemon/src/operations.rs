@@ -9,6 +9,8 @@ use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::state::OpKind;
 use ocivisor_host::fs::{read_bounded, replace};
 use ocivisor_host::layout::Layout;
+use ocivisor_schema::image::MadeV1;
+use ocivisor_schema::reply::ProgressV1;
 use tokio::sync::watch;
 
 /// Finished operations that are remembered.
@@ -17,17 +19,30 @@ const KEPT: usize = 4096;
 /// Numbers reserved on disk at a time, so that no number is given twice over restarts.
 const BLOCK: u64 = 1000;
 
+/// What an operation is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A virtual machine.
+    Vm(VmId),
+    /// An image, by its name here or as the caller named it.
+    Image(String),
+}
+
 /// What is known of one operation.
 #[derive(Debug, Clone)]
 pub struct Status {
     /// Whose.
-    pub vm: VmId,
+    pub subject: Subject,
     /// What.
-    pub kind: OpKind,
+    pub kind: &'static str,
     /// The step it is at.
-    pub step: Option<&'static str>,
+    pub step: Option<String>,
+    /// How far that is.
+    pub progress: Option<ProgressV1>,
     /// How it ended.
     pub result: Option<Result<()>>,
+    /// What it made.
+    pub made: Option<MadeV1>,
 }
 
 /// All operations of this run of the daemon.
@@ -85,31 +100,44 @@ impl Operations {
     }
 
     /// An operation that begins, or is found in a record.
-    pub fn begin(&self, op: OpId, vm: &VmId, kind: OpKind) {
-        let status = Status { vm: vm.clone(), kind, step: None, result: None };
+    pub fn begin(&self, op: OpId, subject: Subject, kind: &'static str) {
+        let (step, progress, result, made) = (None, None, None, None);
+        let status = Status { subject, kind, step, progress, result, made };
         self.inner().known.entry(op).or_insert_with(|| watch::channel(status).0);
     }
 
     /// An operation that is known to have ended.
     pub fn note(&self, op: OpId, vm: &VmId, kind: OpKind, result: Result<()>) {
-        self.begin(op, vm, kind);
+        self.begin(op, Subject::Vm(vm.clone()), kind.name());
         self.finish(op, result);
     }
 
-    /// The step it is at.
-    pub fn step(&self, op: OpId, step: &'static str) {
+    /// The step it is at, and how far.
+    pub fn step(&self, op: OpId, step: &str, progress: Option<ProgressV1>) {
         if let Some(sender) = self.inner().known.get(&op) {
-            sender.send_modify(|status| status.step = Some(step));
+            sender.send_modify(|status| {
+                status.progress = progress;
+                if status.step.as_deref() != Some(step) {
+                    status.step = Some(step.to_owned());
+                }
+            });
         }
     }
 
     /// It ended. A second end changes nothing.
     pub fn finish(&self, op: OpId, result: Result<()>) {
+        self.finish_with(op, result, None);
+    }
+
+    /// It ended and made something.
+    pub fn finish_with(&self, op: OpId, result: Result<()>, made: Option<MadeV1>) {
         let mut inner = self.inner();
         let Some(sender) = inner.known.get(&op) else { return };
         let first = sender.send_if_modified(|status| {
             let first = status.result.is_none();
-            status.result.get_or_insert(result);
+            if first {
+                (status.result, status.made) = (Some(result), made);
+            }
             first
         });
         if first {
@@ -155,10 +183,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let operations = Operations::open(&layout(dir.path())).unwrap();
         let (op, vm) = (operations.next().unwrap(), "one-1".parse().unwrap());
-        operations.begin(op, &vm, OpKind::Start);
-        operations.step(op, "root");
+        operations.begin(op, Subject::Vm(vm), OpKind::Start.name());
+        operations.step(op, "root", None);
         let early = operations.wait(op, Duration::ZERO).await.unwrap();
-        assert_eq!((early.step, early.result), (Some("root"), None));
+        assert_eq!((early.step.as_deref(), early.result), (Some("root"), None));
         let long = Duration::from_secs(60);
         let (late, ()) = tokio::join!(operations.wait(op, long), async {
             operations.finish(op, Ok(()));

@@ -31,6 +31,7 @@ pub fn run(config: &Config) -> Result<()> {
     let layout = config.layout();
     let locked = StateDir::open(&layout)?;
     raise_open_files();
+    crate::ids::warn_of_overlaps(config);
     let host = Arc::new(Host::new(config)?);
     let operations = Arc::new(Operations::open(&layout)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -52,7 +53,7 @@ fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!("the limit of open files stays as it is: {error}");
     }
 }
 
@@ -61,11 +62,14 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
         match loaded {
             Loaded::Record(record) => vms.load(*record).await,
             Loaded::Damaged(id, why) => {
-                tracing::error!(vm = %id, why, "damaged record: the vm is left alone");
+                tracing::error!(vm = %id, "vm {id}: damaged record, the vm is left alone: {why}");
+                vms.host.cgroups.thaw(&id);
                 vms.load_damaged(&id, why);
             }
         }
     }
+    // By a daemon that died while it had a guest stand still.
+    thaw_all(&vms);
     vms.reconcile_all(true).await?;
 
     let mut server = ServerConfig::new(vms.host.layout.socket());
@@ -86,13 +90,22 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
         Duration::from_secs(config.reconcile_seconds),
     ));
     let paths = PathPolicy::new(&config.access.operate_dirs);
-    server.serve(Daemon::new(Arc::clone(&vms), paths), told_to_stop()).await;
+    let daemon = Daemon::new(Arc::clone(&vms), paths);
+    let jobs = daemon.jobs();
+    server.serve(daemon, told_to_stop()).await;
     periodic.abort();
     tracing::info!("stopping; guests run on");
+    jobs.cancel_all();
     // systemd not being there is fine.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     vms.settle(Instant::now() + STOP_GRACE).await;
+    // Work that does not end in time ends with this process; no guest stands still for it any more.
+    thaw_all(&vms);
     Ok(())
+}
+
+fn thaw_all(vms: &Vms) {
+    vms.list().iter().for_each(|record| vms.host.cgroups.thaw(record.id()));
 }
 
 async fn reconcile_often(vms: Arc<Vms>, period: Duration) {
@@ -100,7 +113,7 @@ async fn reconcile_often(vms: Arc<Vms>, period: Duration) {
     loop {
         ticks.tick().await;
         if let Err(error) = vms.reconcile_all(false).await {
-            tracing::error!(%error, "cannot compare records and host");
+            tracing::error!("cannot compare records and host: {error}");
         }
     }
 }

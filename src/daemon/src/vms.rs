@@ -15,6 +15,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::reconcile::{self, Decision, Observed};
 use ocivisor_core::state::{OpKind, Record, Request};
+use ocivisor_datastore::Cancel;
 use ocivisor_schema::Text;
 use ocivisor_schema::event::EventDataV1;
 use ocivisor_schema::reply::{OperationReply, StateNameV1};
@@ -24,7 +25,7 @@ use tokio::task::spawn_blocking;
 use crate::events::Events;
 use crate::faults;
 use crate::host::Host;
-use crate::operations::Operations;
+use crate::operations::{Operations, Subject};
 
 /// All VMs of the daemon.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ struct State {
 #[derive(Debug)]
 struct Running {
     give_up: Arc<AtomicBool>,
+    /// Of work on the VM as it is, which who wishes it gone need not wait for.
+    cancel: Option<Cancel>,
     done: watch::Receiver<bool>,
 }
 
@@ -82,7 +85,7 @@ impl Vms {
             self.operations.note(done.id, &id, done.kind, done.result.clone());
         }
         if let Some(op) = &record.op {
-            self.operations.begin(op.id, &id, op.request.kind());
+            self.operations.begin(op.id, Subject::Vm(id.clone()), op.request.kind().name());
         }
         let slot = self.slot(&id);
         *lock(&slot.shown) = Some(record.clone());
@@ -98,6 +101,11 @@ impl Vms {
     pub fn list(&self) -> Vec<Record> {
         let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
         slots.iter().filter_map(|slot| lock(&slot.shown).clone()).collect()
+    }
+
+    /// The root disks of all VMs.
+    pub fn disks(&self) -> Vec<std::path::PathBuf> {
+        self.list().iter().map(|record| record.spec.root.path.clone()).collect()
     }
 
     /// A VM's record.
@@ -158,8 +166,17 @@ impl Vms {
                     return self.decide(id, slot, &mut state, decision, request, request_id).await;
                 }
             };
-            if let Some(running) = state.running.as_ref().filter(|_| give_up) {
-                running.give_up.store(true, Ordering::Relaxed);
+            if let Some(running) = &state.running {
+                if give_up {
+                    running.give_up.store(true, Ordering::Relaxed);
+                }
+                let ends = matches!(
+                    request,
+                    Request::Destroy { .. } | Request::Shutdown { force: true, .. }
+                );
+                if let Some(cancel) = running.cancel.as_ref().filter(|_| ends) {
+                    cancel.cancel();
+                }
             }
             drop(state);
             ended(wait).await;
@@ -202,16 +219,14 @@ impl Vms {
                     let done = record.finished.iter().find(|done| done.id == victim);
                     let result = done.map_or(Ok(()), |done| done.result.clone());
                     self.operations.finish(victim, result.clone());
-                    let operation = Text(done.map_or(kind, |done| done.kind));
+                    let operation = done.map_or(kind, |done| done.kind).name().to_owned();
                     let (op, result) = (Text(victim), (&result).into());
                     self.publish(id, EventDataV1::OperationFinished { op, operation, result });
                 }
-                self.operations.begin(op, id, kind);
-                tracing::info!(vm = %id, %op, kind = kind.name(), "operation begins");
-                self.publish(
-                    id,
-                    EventDataV1::OperationStarted { op: Text(op), operation: Text(kind) },
-                );
+                self.operations.begin(op, Subject::Vm(id.clone()), kind.name());
+                tracing::info!(vm = %id, %op, kind = kind.name(), "{kind} {id} begins");
+                let operation = kind.name().to_owned();
+                self.publish(id, EventDataV1::OperationStarted { op: Text(op), operation });
                 state.record = Some(record.clone());
                 *lock(&slot.shown) = Some(record.clone());
                 let reply = reply(state, Some(op), false);
@@ -234,7 +249,8 @@ impl Vms {
     ) {
         let (done, receiver) = watch::channel(false);
         let give_up = Arc::new(AtomicBool::new(false));
-        state.running = Some(Running { give_up: Arc::clone(&give_up), done: receiver });
+        let running = Running { give_up: Arc::clone(&give_up), cancel: None, done: receiver };
+        state.running = Some(running);
         let (vms, slot) = (Arc::clone(self), Arc::clone(slot));
         tokio::spawn(async move {
             let (host, hooks) =
@@ -269,9 +285,9 @@ impl Vms {
             Err(error) => (Some(before.clone()), Err(error)),
         };
         match &result {
-            Ok(()) => tracing::info!(vm = %id, %op, kind = kind.name(), "operation done"),
+            Ok(()) => tracing::info!(vm = %id, %op, kind = kind.name(), "{kind} {id}: done"),
             Err(error) => {
-                tracing::error!(vm = %id, %op, kind = kind.name(), %error, "operation failed");
+                tracing::error!(vm = %id, %op, kind = kind.name(), "{kind} {id} failed: {error}");
             }
         }
         state.record.clone_from(&record);
@@ -284,7 +300,7 @@ impl Vms {
                 &id,
                 EventDataV1::OperationFinished {
                     op: Text(op),
-                    operation: Text(kind),
+                    operation: kind.name().to_owned(),
                     result: (&result).into(),
                 },
             );
@@ -331,7 +347,7 @@ impl Vms {
     }
 
     fn publish(&self, id: &VmId, data: EventDataV1) {
-        self.events.publish(self.host.now(), id, data);
+        self.events.publish(self.host.now(), &Subject::Vm(id.clone()), data);
     }
 
     /// Brings one VM's record and host together, if nobody is at work on it.
@@ -357,19 +373,61 @@ impl Vms {
             }
             return Ok(());
         }
-        tracing::info!(vm = %id, ?decision, "record and host differ");
+        tracing::info!(vm = %id, ?decision, "vm {id}: record and host differ");
         let kind = record.op.as_ref().map_or(OpKind::Collect, |op| op.request.kind());
         let op = match &record.op {
             Some(op) => op.id,
             None => self.operations.next()?,
         };
         if decision == Decision::Collect {
-            self.operations.begin(op, id, kind);
+            self.operations.begin(op, Subject::Vm(id.clone()), kind.name());
         }
         self.carry_out(&slot, &mut state, op, kind, move |host, hooks| {
             host.engine().reconcile(record, observed, op, hooks)
         });
         Ok(())
+    }
+
+    /// Runs `work` on a VM as it is, with nothing else at work on it: requests that would change it
+    /// wait meanwhile; those that end it tell `cancel` first.
+    ///
+    /// # Errors
+    /// `NotFound`: no such VM. `Conflict`: an operation is under way. What `work` says.
+    pub async fn hold<T: Send + 'static>(
+        self: &Arc<Self>,
+        id: &VmId,
+        cancel: Cancel,
+        work: impl FnOnce(&Host, &Record) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = lock(&self.slots).get(id).cloned().ok_or_else(|| not_found(id))?;
+        let mut state = slot.state.lock().await;
+        let record = state.record.clone().ok_or_else(|| not_found(id))?;
+        if let Some(op) = &record.op {
+            let what = format!("vm {id}: {} is under way", op.request.kind());
+            return Err(Error::new(ErrorKind::Conflict, what).hint("try again when it is done"));
+        }
+        if state.running.is_some() {
+            let what = format!("vm {id}: something is at work on it");
+            return Err(Error::new(ErrorKind::Conflict, what).hint("try again in a moment"));
+        }
+        let (done, receiver) = watch::channel(false);
+        let give_up = Arc::new(AtomicBool::new(false));
+        state.running = Some(Running { give_up, cancel: Some(cancel), done: receiver });
+        drop(state);
+        let (vms, vm) = (Arc::clone(self), id.clone());
+        // A task of its own, so that the slot is free again whatever becomes of the caller.
+        let task = tokio::spawn(async move {
+            let host = Arc::clone(&vms.host);
+            let worked = blocking(move || work(&host, &record)).await;
+            slot.state.lock().await.running = None;
+            done.send_replace(true);
+            // What ended meanwhile was not looked at.
+            if let Err(error) = vms.reconcile(&vm, None).await {
+                tracing::error!(vm = %vm, "vm {vm}: cannot compare record and host: {error}");
+            }
+            worked.and_then(|worked| worked)
+        });
+        task.await.unwrap_or_else(|e| Err(Error::new(ErrorKind::Host, format!("vm {id}: {e}"))))
     }
 
     /// Compares all records with the host, and clears what no record knows.
@@ -386,14 +444,14 @@ impl Vms {
         let known: Vec<VmId> = lock(&self.slots).keys().cloned().collect();
         for id in &known {
             if let Err(error) = self.reconcile(id, Some(seen.contains(id))).await {
-                tracing::error!(vm = %id, %error, "cannot compare record and host");
+                tracing::error!(vm = %id, "vm {id}: cannot compare record and host: {error}");
             }
         }
         for orphan in seen.iter().filter(|id| orphans && !known.contains(id)) {
-            tracing::warn!(vm = %orphan, "something is left of a vm without a record: clearing it");
+            tracing::warn!(vm = %orphan, "vm {orphan}: something is left without a record, clearing it");
             let (host, id) = (Arc::clone(&self.host), orphan.clone());
             if let Err(error) = blocking(move || host.engine().clear_orphan(&id)).await? {
-                tracing::error!(vm = %orphan, %error, "cannot clear what is left");
+                tracing::error!(vm = %orphan, "vm {orphan}: cannot clear what is left: {error}");
             }
         }
         Ok(())
@@ -442,9 +500,10 @@ impl Hooks for OpHooks {
     fn at(&self, id: &VmId, point: Point) {
         faults::hit(self.kind.name(), point);
         if let Point::Before(step) = point {
-            self.vms.operations.step(self.op, step.name());
+            self.vms.operations.step(self.op, step.name(), None);
             let (op, step) = (Text(self.op), step.name().to_owned());
-            self.vms.publish(id, EventDataV1::OperationProgress { op, step });
+            let progress = None;
+            self.vms.publish(id, EventDataV1::OperationProgress { op, step, progress });
         }
     }
 

@@ -24,7 +24,7 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
         // A second holder of the console, so that it outlives its shim.
         let (host, vm) = (Arc::clone(&vms.host), id.clone());
         if let Err(error) = blocking(move || host.guests.keep_master(&vm)).await {
-            tracing::warn!(vm = %id, %error, "the console is held by its shim alone");
+            tracing::warn!(vm = %id, "vm {id}: its shim alone holds the console: {error}");
         }
         tokio::select! {
             () = ended(init) => {}
@@ -47,7 +47,7 @@ pub fn new_guest(vms: &Arc<Vms>, record: &Record) {
 
 async fn look(vms: &Arc<Vms>, id: &VmId) {
     if let Err(error) = vms.reconcile(id, None).await {
-        tracing::error!(vm = %id, %error, "cannot see how the guest ended");
+        tracing::error!(vm = %id, "vm {id}: cannot see how the guest ended: {error}");
     }
 }
 

@@ -10,8 +10,13 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::confine::{Confinement, confine};
+
 /// Most bytes of output that are kept.
 const MAX_OUTPUT: usize = 64 * 1024;
+
+/// How often it is asked whether a tool is still wanted.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Runs `argv` and returns its standard output.
 ///
@@ -19,10 +24,40 @@ const MAX_OUTPUT: usize = 64 * 1024;
 /// `Unsupported` if the tool is not installed, `Timeout` if it was killed after `timeout`, `Host`
 /// with the last line of its standard error if it failed.
 pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
+    run_changed(argv, |_| (), timeout, &|| false)
+}
+
+/// The same for work that can be cancelled: the tool is killed soon after `unwanted` says so.
+///
+/// # Errors
+/// As [`run`], and `Cancelled`.
+pub fn run_unless(
+    argv: &[&str],
+    timeout: Duration,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<Vec<u8>> {
+    run_changed(argv, |_| (), timeout, unwanted)
+}
+
+/// The same for a tool that is to have no rights.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_confined(argv: &[&str], to: &Confinement<'_>, timeout: Duration) -> Result<Vec<u8>> {
+    run_changed(argv, |command| confine(command, to), timeout, &|| false)
+}
+
+fn run_changed(
+    argv: &[&str],
+    change: impl FnOnce(&mut Command),
+    timeout: Duration,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<Vec<u8>> {
     let (tool, args) = argv.split_first().ok_or_else(|| host("empty command".into()))?;
     tracing::debug!(?argv, "running tool");
     #[expect(clippy::disallowed_methods, reason = "this is the one right place")]
-    let spawned = Command::new(tool)
+    let mut command = Command::new(tool);
+    command
         .args(args)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -30,9 +65,9 @@ pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match spawned {
+        .stderr(Stdio::piped());
+    change(&mut command);
+    let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let missing = Error::new(ErrorKind::Unsupported, format!("{tool} is not installed"));
@@ -40,7 +75,7 @@ pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
         }
         Err(e) => return Err(host(format!("start {tool}: {e}"))),
     };
-    let outcome = collect(&mut child, timeout);
+    let outcome = collect(&mut child, timeout, unwanted);
     if !matches!(outcome, Ok(Some(_))) {
         // Failing to kill means it ended; either way it must be reaped.
         let _ = child.kill();
@@ -56,6 +91,9 @@ pub fn run(argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
             let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
             Err(host(format!("{tool} failed ({status}): {last}")))
         }
+        Ok(None) if unwanted() => {
+            Err(Error::new(ErrorKind::Cancelled, format!("{tool} was cancelled")))
+        }
         Ok(None) => {
             let what = format!("{tool} did not end within {} s", timeout.as_secs());
             Err(Error::new(ErrorKind::Timeout, what))
@@ -68,9 +106,13 @@ fn host(what: String) -> Error {
     Error::new(ErrorKind::Host, what)
 }
 
-/// Both outputs until the process ended; `None` if the deadline passed. The process's end counts,
+/// Both outputs until the process ended; `None` if the deadline passed or nobody wants it. The process's end counts,
 /// not end-of-file: a daemon that a tool leaves behind may keep the pipe open.
-fn collect(child: &mut Child, timeout: Duration) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+fn collect(
+    child: &mut Child,
+    timeout: Duration,
+    unwanted: &dyn Fn() -> bool,
+) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let deadline = Instant::now() + timeout;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pidfd = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
@@ -79,12 +121,17 @@ fn collect(child: &mut Child, timeout: Duration) -> io::Result<Option<(Vec<u8>, 
     loop {
         let mut ended = false;
         let left = deadline.saturating_duration_since(Instant::now());
-        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        if unwanted() {
+            return Ok(None);
+        }
+        let look = left.min(LOOK);
+        let wait = Timespec { tv_sec: look.as_secs() as i64, tv_nsec: look.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
         let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
         fds.extend(pipes.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         match poll(&mut fds, Some(&wait)) {
-            Ok(0) => return Ok(None),
+            Ok(0) if left.is_zero() => return Ok(None),
+            Ok(0) => continue,
             Ok(_) => ended |= !fds[0].revents().is_empty(),
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
@@ -162,6 +209,17 @@ mod tests {
     fn a_tool_that_hangs_is_killed() {
         let error = run(&["sleep", "1000"], Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Timeout);
+    }
+
+    #[test]
+    fn a_tool_that_nobody_wants_any_more_is_killed() {
+        let asked = std::cell::Cell::new(0);
+        let unwanted = || asked.replace(asked.get() + 1) > 1;
+        let error = run_unless(&["sleep", "1000"], LONG, &unwanted).unwrap_err();
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::Cancelled, "sleep was cancelled")
+        );
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! calls is mended by running `ensure_*` or `drop_*` again.
 //!
 //! Process creation lives in [`command`] (and in `guests` for shims), durable file writes in [`fs`].
+//! Tools that read foreign bytes run without rights, [`confine`].
 
 pub mod cgroup;
 pub mod command;
+pub mod confine;
 pub mod fs;
 pub mod guests;
 pub mod layout;

@@ -13,9 +13,13 @@
 
 use jsonrpsee::proc_macros::rpc;
 use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_schema::image::{
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+};
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
-    OpStatusReply, OperationReply, RemovedReply, VersionReply, VmInfo, VmSummary,
+    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
+    VmInfo, VmSummary,
 };
 use ocivisor_schema::{Text, VmSpecV1};
 
@@ -110,6 +114,10 @@ pub trait Api {
     #[method(name = "op.get", param_kind = map, with_extensions)]
     async fn op_get(&self, op: Text<OpId>) -> Result<OpStatusReply, ApiError>;
 
+    /// End an operation on images before its time; it ends soon, with `cancelled`, unless it is done first.
+    #[method(name = "op.cancel", param_kind = map, with_extensions)]
+    async fn op_cancel(&self, op: Text<OpId>) -> Result<OpStatusReply, ApiError>;
+
     /// All VMs, by id.
     #[method(name = "vm.list", param_kind = map, with_extensions)]
     async fn vm_list(&self) -> Result<Vec<VmSummary>, ApiError>;
@@ -147,14 +155,101 @@ pub trait Api {
     #[method(name = "vm.log", param_kind = map, with_extensions)]
     async fn vm_log(&self, vm: Text<VmId>, max_bytes: u64) -> Result<LogReply, ApiError>;
 
-    /// Bring an image into the datastore of this host and unpack it; returns when it is done.
+    /// Bring an image into the datastore of this host and unpack it.
     #[method(name = "image.import", param_kind = map, with_extensions)]
     async fn image_import(
         &self,
         request_id: Text<RequestId>,
         source: String,
+        name: Option<String>,
+        options: Option<ImportOptionsV1>,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// What a source holds, without bringing it in.
+    #[method(name = "image.stat", param_kind = map, with_extensions)]
+    async fn image_stat(&self, source: String) -> Result<SourceStatV1, ApiError>;
+
+    /// Send an image to a registry.
+    #[method(name = "image.push", param_kind = map, with_extensions)]
+    async fn image_push(
+        &self,
+        request_id: Text<RequestId>,
+        image: String,
+        target: String,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Write images into an archive.
+    #[method(name = "image.save", param_kind = map, with_extensions)]
+    async fn image_save(
+        &self,
+        request_id: Text<RequestId>,
+        images: Vec<String>,
+        format: String,
+        path: String,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Write the root filesystem of an image, or of a VM, into a tarball or disk image.
+    #[method(name = "image.export", param_kind = map, with_extensions)]
+    async fn image_export(
+        &self,
+        request_id: Text<RequestId>,
+        image: Option<String>,
+        vm: Option<Text<VmId>>,
+        format: String,
+        size_bytes: Option<u64>,
+        path: String,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Make an image of what a VM changed on its root disk.
+    #[method(name = "image.commit", param_kind = map, with_extensions)]
+    async fn image_commit(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
         name: String,
-    ) -> Result<ImageInfo, ApiError>;
+        options: Option<CommitOptionsV1>,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Build an image from a directory with a Dockerfile.
+    #[method(name = "image.build", param_kind = map, with_extensions)]
+    async fn image_build(
+        &self,
+        request_id: Text<RequestId>,
+        dir: String,
+        name: String,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Compare the datastore with its digests, and mend it if told to.
+    #[method(name = "image.fsck", param_kind = map, with_extensions)]
+    async fn image_fsck(
+        &self,
+        request_id: Text<RequestId>,
+        repair: bool,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Give back what no name, no disk and no VM needs.
+    #[method(name = "image.prune", param_kind = map, with_extensions)]
+    async fn image_prune(
+        &self,
+        request_id: Text<RequestId>,
+        dry_run: bool,
+    ) -> Result<ImageOperationReply, ApiError>;
+
+    /// Give an image another name.
+    #[method(name = "image.tag", param_kind = map, with_extensions)]
+    async fn image_tag(&self, image: String, name: String) -> Result<ImageInfo, ApiError>;
+
+    /// An image in full.
+    #[method(name = "image.inspect", param_kind = map, with_extensions)]
+    async fn image_inspect(&self, image: String) -> Result<ImageInspect, ApiError>;
+
+    /// How an image came to be, newest first.
+    #[method(name = "image.history", param_kind = map, with_extensions)]
+    async fn image_history(&self, image: String) -> Result<Vec<HistoryV1>, ApiError>;
+
+    /// What the datastore takes of the disk.
+    #[method(name = "image.df", param_kind = map, with_extensions)]
+    async fn image_df(&self) -> Result<DfReply, ApiError>;
 
     /// Images of this host, by name.
     #[method(name = "image.list", param_kind = map, with_extensions)]

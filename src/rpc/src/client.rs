@@ -21,9 +21,13 @@ use jsonrpsee::core::traits::ToRpcParams;
 use jsonrpsee::types::{ErrorObjectOwned, Id, Request as Call};
 use ocivisor_core::error::{Error, ErrorKind, one_line};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
+use ocivisor_schema::image::{
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+};
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
-    OpStatusReply, OperationReply, RemovedReply, VersionReply, VmInfo, VmSummary,
+    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
+    VmInfo, VmSummary,
 };
 use ocivisor_schema::{Text, VmSpecV1};
 use serde::de::DeserializeOwned;
@@ -396,6 +400,7 @@ methods! {
     vm_undefine(request_id: Text<RequestId>, vm: Text<VmId>) -> OperationReply;
     op_wait(op: Text<OpId>, timeout_ms: u64) -> OpStatusReply;
     op_get(op: Text<OpId>) -> OpStatusReply;
+    op_cancel(op: Text<OpId>) -> OpStatusReply;
     vm_list() -> Vec<VmSummary>;
     vm_get(vm: Text<VmId>) -> VmInfo;
     events_since(seq: u64, limit: u32, wait_ms: u64) -> EventsReply;
@@ -405,7 +410,32 @@ methods! {
         workdir: Option<String>, tty: bool
     ) -> ExecReply;
     vm_log(vm: Text<VmId>, max_bytes: u64) -> LogReply;
-    image_import(request_id: Text<RequestId>, source: String, name: String) -> ImageInfo;
+    image_import(
+        request_id: Text<RequestId>, source: String, name: Option<String>,
+        options: Option<ImportOptionsV1>
+    ) -> ImageOperationReply;
+    image_stat(source: String) -> SourceStatV1;
+    image_push(
+        request_id: Text<RequestId>, image: String, target: String
+    ) -> ImageOperationReply;
+    image_save(
+        request_id: Text<RequestId>, images: Vec<String>, format: String, path: String
+    ) -> ImageOperationReply;
+    image_export(
+        request_id: Text<RequestId>, image: Option<String>, vm: Option<Text<VmId>>, format: String,
+        size_bytes: Option<u64>, path: String
+    ) -> ImageOperationReply;
+    image_commit(
+        request_id: Text<RequestId>, vm: Text<VmId>, name: String,
+        options: Option<CommitOptionsV1>
+    ) -> ImageOperationReply;
+    image_build(request_id: Text<RequestId>, dir: String, name: String) -> ImageOperationReply;
+    image_fsck(request_id: Text<RequestId>, repair: bool) -> ImageOperationReply;
+    image_prune(request_id: Text<RequestId>, dry_run: bool) -> ImageOperationReply;
+    image_tag(image: String, name: String) -> ImageInfo;
+    image_inspect(image: String) -> ImageInspect;
+    image_history(image: String) -> Vec<HistoryV1>;
+    image_df() -> DfReply;
     image_list() -> Vec<ImageInfo>;
     image_remove(name: String) -> RemovedReply;
     disk_create(

@@ -87,6 +87,8 @@ const SPEC: Param = param(
     "the whole wish; `id`, `resources.memory` and `root.path` must be given",
 );
 const OP: Param = param("op", "string", "the operation's id, `op-7`");
+const IMAGE: Param = param("image", "string", "name or digest of an image here");
+const PATH: Param = param("path", "string", "absolute path on the host, of a file to be made");
 const FORGET: Param = param("forget", "boolean", "forget the VM afterwards");
 
 /// All methods, in the order of the documentation.
@@ -230,6 +232,16 @@ pub const METHODS: &[Method] = &[
     ),
     method("op.get", Role::Read, Patience::Quick, "Where an operation is.", &[OP], "OpStatusReply"),
     method(
+        "op.cancel",
+        Role::Operate,
+        Patience::Quick,
+        "Ends an import, push, save, export, commit or build before its time: it fails with `cancelled`, soon but \
+         not at once, and leaves nothing but what it fetched; one that is done stays done. Other operations are not \
+         ended so: a VM's is by `vm.destroy`.",
+        &[OP],
+        "OpStatusReply",
+    ),
+    method(
         "events.since",
         Role::Read,
         Patience::Poll,
@@ -252,14 +264,132 @@ pub const METHODS: &[Method] = &[
     method(
         "image.import",
         Role::Operate,
-        Patience::Long,
-        "Brings an image into the datastore of this host and unpacks it; answers when it is done.",
+        Patience::Quick,
+        "Brings an image into the datastore of this host and unpacks it.",
         &[
             REQUEST,
             param("source", "string", "where it is, as the datastore names it"),
-            param("name", "string", "its name here"),
+            param("name", "string?", "its name here; else the source's own"),
+            param("options", "ImportOptionsV1?", "what cannot be found out from the source"),
         ],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.stat",
+        Role::Operate,
+        Patience::Long,
+        "What a source at a registry holds, without bringing it in.",
+        &[param("source", "string", "where it is, as the datastore names it")],
+        "SourceStatV1",
+    ),
+    method(
+        "image.push",
+        Role::Admin,
+        Patience::Quick,
+        "Sends an image to a registry; blobs that are there are not sent.",
+        &[REQUEST, IMAGE, param("target", "string", "`docker://host/repository:tag`")],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.save",
+        Role::Admin,
+        Patience::Quick,
+        "Writes images into an archive.",
+        &[
+            REQUEST,
+            param("images", "[string]", "names or digests of images here"),
+            param("format", "string", "`oci-archive` or `docker-archive`"),
+            PATH,
+        ],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.export",
+        Role::Admin,
+        Patience::Quick,
+        "Writes the root filesystem of an image, or of a VM, into a tarball or disk image.",
+        &[
+            REQUEST,
+            param("image", "string?", "name or digest of an image here"),
+            param("vm", "string?", "instead of an image"),
+            param("format", "string", "`tar`, `raw` (ext4) or `qcow2` (ext4)"),
+            param("size_bytes", "integer?", "size of the disk image; else what the files need"),
+            PATH,
+        ],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.commit",
+        Role::Operate,
+        Patience::Quick,
+        "Makes an image of what a VM changed on its root disk, on top of the VM's own.",
+        &[
+            REQUEST,
+            VM,
+            param("name", "string", "name of the new image"),
+            param("options", "CommitOptionsV1?", "what the image says besides its files"),
+        ],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.build",
+        Role::Admin,
+        Patience::Quick,
+        "Builds an image from a directory with a Dockerfile, by buildah.",
+        &[
+            REQUEST,
+            param("dir", "string", "absolute path on the host"),
+            param("name", "string", "name of the new image"),
+        ],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.fsck",
+        Role::Admin,
+        Patience::Quick,
+        "Compares the datastore with its digests, and mends it if told to.",
+        &[REQUEST, param("repair", "boolean", "mend what can be mended")],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.prune",
+        Role::Admin,
+        Patience::Quick,
+        "Gives back what no name, no disk and no VM needs.",
+        &[REQUEST, param("dry_run", "boolean", "only count it")],
+        "ImageOperationReply",
+    ),
+    method(
+        "image.tag",
+        Role::Admin,
+        Patience::Quick,
+        "Gives an image another name.",
+        &[IMAGE, param("name", "string", "the other name; taken from the image that has it")],
         "ImageInfo",
+    ),
+    method(
+        "image.inspect",
+        Role::Read,
+        Patience::Quick,
+        "An image in full.",
+        &[IMAGE],
+        "ImageInspect",
+    ),
+    method(
+        "image.history",
+        Role::Read,
+        Patience::Quick,
+        "How an image came to be, newest first.",
+        &[IMAGE],
+        "[HistoryV1]",
+    ),
+    method(
+        "image.df",
+        Role::Read,
+        Patience::Long,
+        "What the datastore takes of the disk.",
+        &[],
+        "DfReply",
     ),
     method(
         "image.list",

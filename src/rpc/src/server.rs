@@ -2,8 +2,8 @@
 //!
 //! A peer can waste its own time alone: heads and bodies must arrive in time and are bounded
 //! (readers and strangers need only small ones), answers must be read in time, places are counted
-//! in all and per user, and a peer beyond them is told so and closed. Waiting methods hold nothing
-//! but their connection.
+//! in all and per user, some are for admins alone, and a peer beyond them is told so and closed.
+//! Waiting methods hold nothing but their connection.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};

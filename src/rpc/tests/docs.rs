@@ -102,7 +102,7 @@ fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::Image => "an image or registry is at fault",
         ErrorKind::Integrity => "stored bytes are not what they must be",
         ErrorKind::GuestExited => "the guest ended when it should have run",
-        ErrorKind::Cancelled => "given up for another request",
+        ErrorKind::Cancelled => "given up for another request, or cancelled",
         ErrorKind::Host => "a system call or tool failed for no reason of the caller's",
     }
 }

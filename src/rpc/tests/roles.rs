@@ -47,7 +47,12 @@ async fn answers(server: &Running, uid: u32, gid: u32, groups: &[u32]) -> BTreeM
 }
 
 fn server() -> Running {
+    server_with(|_| ())
+}
+
+fn server_with(change: impl FnOnce(&mut ocivisor_rpc::ServerConfig)) -> Running {
     let server = Running::start(|config| {
+        change(config);
         config.group = Some(OWNERS);
         config.policy = RolePolicy {
             admin_uids: vec![0, ADMIN],
@@ -92,5 +97,18 @@ async fn the_mode_of_the_socket_keeps_others_out() {
     let got = answers(&server, USER, USER, &[READERS]).await;
     assert_eq!(got.len(), METHODS.len());
     assert!(got.values().all(|answer| answer == "cannot connect"), "{got:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_who_take_all_places_do_not_shut_out_root() {
+    let server = server_with(|config| config.max_connections = 8);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fill.py");
+    let groups = format!("{OWNERS},{OPERATORS}");
+    // Half of the eight for one user, what is left of seven for the other.
+    let (one, other) = (format!("{USER}:6"), format!("{}:6", USER + 100));
+    let socket = server.path.to_str().unwrap();
+    let said = run("python3", &[script, socket, &groups, "5", &one, &other]).await;
+    assert_eq!(said, "5 HTTP/1.1 503 Service Unavailable\n200 True\n");
     server.stop().await;
 }

@@ -28,21 +28,56 @@ fn main() {
     ask("syslog", libc::SYS_syslog, [3, 0, 0, 0, 0]);
     ask("clone3", libc::SYS_clone3, [0; 5]);
     ask("unknown", 5000, [0; 5]);
-    for (name, family, kind) in [
-        ("unix", libc::AF_UNIX, libc::SOCK_STREAM),
-        ("inet", libc::AF_INET, libc::SOCK_STREAM),
-        ("inet6", libc::AF_INET6, libc::SOCK_DGRAM),
-        ("netlink", libc::AF_NETLINK, libc::SOCK_RAW),
-        ("packet", libc::AF_PACKET, libc::SOCK_RAW),
-        ("alg", libc::AF_ALG, libc::SOCK_SEQPACKET),
-        ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM),
-        ("xdp", libc::AF_XDP, libc::SOCK_RAW),
-        ("x25", libc::AF_X25, libc::SOCK_SEQPACKET),
-        ("rds", libc::AF_RDS, libc::SOCK_SEQPACKET),
+    // Family, type, protocol. AF_SMC is 43, SOCK_PACKET 10; libc does not know all of them.
+    for (name, family, kind, protocol) in [
+        ("unix", libc::AF_UNIX, libc::SOCK_STREAM, 0),
+        ("unix-seqpacket", libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0),
+        ("inet", libc::AF_INET, libc::SOCK_STREAM, 0),
+        ("tcp", libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, libc::IPPROTO_TCP),
+        ("tcp6", libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        ("inet6", libc::AF_INET6, libc::SOCK_DGRAM, 0),
+        ("udp", libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, libc::IPPROTO_UDP),
+        ("udp6", libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        ("raw-icmp", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+        ("raw-icmp6", libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
+        ("raw-vrrp", libc::AF_INET, libc::SOCK_RAW, 112),
+        ("raw-mptcp", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_MPTCP),
+        ("mptcp", libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+        ("mptcp6", libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+        ("smc-of-inet", libc::AF_INET, libc::SOCK_STREAM, 256),
+        ("sctp", libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+        ("sctp-seqpacket", libc::AF_INET6, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP),
+        ("dccp", libc::AF_INET, libc::SOCK_DCCP, libc::IPPROTO_DCCP),
+        ("l2tp", libc::AF_INET, libc::SOCK_DGRAM, 115),
+        ("udplite", libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+        ("packet-of-inet", libc::AF_INET, 10, 0x0300),
+        ("netlink", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE),
+        ("uevent", libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_KOBJECT_UEVENT),
+        ("diag", libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG),
+        ("netfilter", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER),
+        ("generic", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC),
+        ("audit", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT),
+        ("xfrm", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM),
+        ("crypto", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_CRYPTO),
+        ("netlink-31", libc::AF_NETLINK, libc::SOCK_RAW, 31),
+        ("packet", libc::AF_PACKET, libc::SOCK_RAW, 0),
+        ("alg", libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+        ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+        ("smc", 43, libc::SOCK_STREAM, 0),
+        ("xdp", libc::AF_XDP, libc::SOCK_RAW, 0),
+        ("x25", libc::AF_X25, libc::SOCK_SEQPACKET, 0),
+        ("rds", libc::AF_RDS, libc::SOCK_SEQPACKET, 0),
     ] {
-        let (family, kind) = (libc::c_long::from(family), libc::c_long::from(kind));
-        ask(&format!("socket-{name}"), libc::SYS_socket, [family, kind, 0, 0, 0]);
+        let args = [family.into(), kind.into(), protocol.into(), 0, 0];
+        ask(&format!("socket-{name}"), libc::SYS_socket, args);
     }
+    // The kernel takes the lower 32 bits of each, the filter sees all 64.
+    let rubbish = 1 << 32;
+    let [inet, stream, sctp] = [libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP];
+    let [inet, stream, sctp] = [inet, stream, sctp].map(libc::c_long::from);
+    ask("rubbish-family", libc::SYS_socket, [inet | rubbish, stream, sctp, 0, 0]);
+    ask("rubbish-type", libc::SYS_socket, [inet, stream | rubbish, sctp, 0, 0]);
+    ask("rubbish-protocol", libc::SYS_socket, [inet, stream, sctp | rubbish, 0, 0]);
     ask("mount", libc::SYS_mount, [0; 5]);
     ask("fsopen", libc::SYS_fsopen, [0; 5]);
     ask("setns", libc::SYS_setns, [-1, 0, 0, 0, 0]);

@@ -195,6 +195,15 @@ fn a_client_that_leaves_takes_its_program_along() {
 }
 
 #[test]
+fn a_program_takes_its_process_group_along_and_keeps_its_exit_code() {
+    let guest = running();
+    let done = run(&guest, "1", shell("echo begun; sleep 23456 & exit 3"));
+    assert_eq!((done.code, done.out.as_str()), (Some(3), "begun\n"));
+    let left = run(&guest, "2", shell("ps | grep -c '[s]leep 23456'"));
+    assert_eq!(left.out, "0\n");
+}
+
+#[test]
 fn a_session_ends_with_its_guest() {
     let guest = running();
     let session = begin(&guest, "1", shell("echo started; sleep 1000"));

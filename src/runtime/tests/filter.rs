@@ -13,6 +13,8 @@ const EBADF: i32 = 9;
 const EFAULT: i32 = 14;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
+const EPROTONOSUPPORT: i32 = 93;
+const ESOCKTNOSUPPORT: i32 = 94;
 const EAFNOSUPPORT: i32 = 97;
 
 fn probe(guest: &Guest) -> BTreeMap<String, i32> {
@@ -47,12 +49,30 @@ fn check_common(got: &BTreeMap<String, i32>) {
     for name in ["clone3", "unknown", "socket-x25"] {
         assert_eq!(got[name], ENOSYS, "{name}");
     }
-    for name in ["socket-alg", "socket-vsock", "socket-xdp", "socket-rds"] {
-        assert_eq!(got[name], EAFNOSUPPORT, "{name}");
+    for name in ["alg", "vsock", "smc", "xdp", "rds"] {
+        assert_eq!(got[&format!("socket-{name}")], EAFNOSUPPORT, "{name}");
     }
-    for name in ["socket-unix", "socket-inet", "socket-netlink", "unshare-files"] {
-        assert_eq!(got[name], 0, "{name}");
+    for name in ["mptcp", "mptcp6", "smc-of-inet", "sctp", "l2tp", "udplite"] {
+        assert_eq!(got[&format!("socket-{name}")], EPROTONOSUPPORT, "{name}");
     }
+    for name in ["audit", "xfrm", "crypto", "netlink-31"] {
+        assert_eq!(got[&format!("socket-{name}")], EPROTONOSUPPORT, "{name}");
+    }
+    for name in ["sctp-seqpacket", "dccp", "packet-of-inet"] {
+        assert_eq!(got[&format!("socket-{name}")], ESOCKTNOSUPPORT, "{name}");
+    }
+    assert_eq!(got["socket-raw-mptcp"], ENOSYS);
+    assert_eq!(got["rubbish-family"], EAFNOSUPPORT);
+    for name in ["rubbish-type", "rubbish-protocol"] {
+        assert_eq!(got[name], EPROTONOSUPPORT, "{name}");
+    }
+    for name in ["unix", "unix-seqpacket", "inet", "inet6", "tcp", "tcp6", "udp", "udp6"] {
+        assert_eq!(got[&format!("socket-{name}")], 0, "{name}");
+    }
+    for name in ["raw-icmp", "raw-icmp6", "raw-vrrp", "netlink", "uevent"] {
+        assert_eq!(got[&format!("socket-{name}")], 0, "{name}");
+    }
+    assert_eq!(got["unshare-files"], 0);
 }
 
 #[test]
@@ -67,6 +87,9 @@ fn an_application_meets_a_closed_kernel() {
             assert_eq!(got[name], EPERM, "{name}");
         }
         assert_eq!(got["socket-packet"], EAFNOSUPPORT);
+        for name in ["diag", "netfilter", "generic"] {
+            assert_eq!(got[&format!("socket-{name}")], EPROTONOSUPPORT, "{name}");
+        }
         // The first process has the same filter as a session.
         let console = guest.console();
         for (name, errno) in got {
@@ -93,6 +116,9 @@ fn a_system_may_mount_and_reboot_but_reaches_no_raw_kernel_interface() {
         ("sethostname", 0),
         ("reboot", EINVAL),
         ("socket-packet", 0),
+        ("socket-diag", 0),
+        ("socket-netfilter", 0),
+        ("socket-generic", 0),
     ] {
         assert_eq!(got[name], errno, "{name}");
     }

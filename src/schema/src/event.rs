@@ -1,12 +1,11 @@
-//! Events: what happened to VMs, numbered without gaps within one run of the daemon.
+//! Events: what happened to VMs and images, numbered without gaps within one run of the daemon.
 
 use ocivisor_core::ids::{OpId, VmId};
-use ocivisor_core::state::OpKind;
 use serde::{Deserialize, Serialize};
 
 use crate::error::OutcomeV1;
 use crate::record::GuestExitV1;
-use crate::reply::StateNameV1;
+use crate::reply::{ProgressV1, StateNameV1};
 use crate::text::{Text, TimeV1};
 
 /// One event: `{"seq": 12, "at": "…", "vm": "one-7", "kind": "state_changed", …}`.
@@ -16,8 +15,12 @@ pub struct EventV1 {
     pub seq: u64,
     /// When.
     pub at: TimeV1,
-    /// To which VM.
-    pub vm: Text<VmId>,
+    /// To which VM, if to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Text<VmId>>,
+    /// To which image, if to one: by its name here, or by what was to be brought in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// What.
     #[serde(flatten)]
     pub data: EventDataV1,
@@ -32,21 +35,24 @@ pub enum EventDataV1 {
         /// Its id.
         op: Text<OpId>,
         /// What for.
-        operation: Text<OpKind>,
+        operation: String,
     },
     /// An operation reached a step.
     OperationProgress {
         /// Its id.
         op: Text<OpId>,
-        /// The step that begins, for people.
+        /// The step that is on, for people.
         step: String,
+        /// How far that is, where it can be counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<ProgressV1>,
     },
     /// An operation ended, its outcome is on disk.
     OperationFinished {
         /// Its id.
         op: Text<OpId>,
         /// What for.
-        operation: Text<OpKind>,
+        operation: String,
         /// How.
         result: OutcomeV1,
     },

@@ -16,6 +16,7 @@
 pub mod codec;
 pub mod error;
 pub mod event;
+pub mod image;
 pub mod record;
 pub mod reply;
 pub mod spec;

@@ -1,11 +1,12 @@
 //! Replies of the API; parameters are the arguments of the methods themselves.
 
 use ocivisor_core::ids::{OpId, VmId};
-use ocivisor_core::state::{OpKind, Record, VmState};
+use ocivisor_core::state::{Record, VmState};
 use serde::{Deserialize, Serialize};
 
 use crate::error::OutcomeV1;
 use crate::event::EventV1;
+use crate::image::MadeV1;
 use crate::record::RecordV1;
 use crate::spec::PlatformV1;
 use crate::text::{Text, TimeV1};
@@ -70,16 +71,46 @@ pub struct OperationReply {
 pub struct OpStatusReply {
     /// Its id.
     pub op: Text<OpId>,
-    /// Its VM.
-    pub vm: Text<VmId>,
+    /// Its VM, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Text<VmId>>,
+    /// Its image, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// What for.
-    pub kind: Text<OpKind>,
+    pub kind: String,
     /// Whether it ended.
     pub done: bool,
     /// The step it is at, for people.
     pub step: Option<String>,
+    /// How far that step is, where it can be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<ProgressV1>,
     /// How it ended; `null` while it does not.
     pub result: Option<OutcomeV1>,
+    /// What it made or found, if it ended well and there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<MadeV1>,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressV1 {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all, where that is known.
+    pub total: Option<u64>,
+}
+
+/// Answer to a request for long work on images: it has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOperationReply {
+    /// The operation to wait for.
+    pub op: Text<OpId>,
+    /// What it is about.
+    pub image: String,
+    /// Whether it was begun by the same request before.
+    pub joined: bool,
 }
 
 /// One line of a list of VMs.

@@ -7,12 +7,16 @@ mod common;
 use common::{NOON, assert_golden, error, full_record, full_spec, requests, small_spec};
 use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::spec::VmSpec;
-use ocivisor_core::state::{OpKind, Record, Request, Timestamp};
+use ocivisor_core::state::{Record, Request, Timestamp};
+use ocivisor_schema::image::{
+    DfReply, FileV1, FindingV1, FindingsV1, HistoryV1, ImageInspect, ImageUseV1, LayerV1, MadeV1,
+    PrunedV1, PushedV1, SourceStatV1,
+};
 use ocivisor_schema::record::{GuestExitV1, RequestV1};
 use ocivisor_schema::reply::{
-    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
-    OpStatusReply, OperationReply, RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo,
-    VmSummary,
+    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, ProgressV1, RemovedReply,
+    StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
 };
 use ocivisor_schema::{
     ErrorV1, EventDataV1, EventV1, OutcomeV1, RecordV1, Text, VmSpecV1, decode, encode,
@@ -61,14 +65,14 @@ fn errors() {
 #[test]
 fn all_kinds_of_event() {
     let op = Text(OpId(7));
-    let operation = Text(OpKind::Start);
+    let operation = || "start".to_owned();
     let kinds = [
-        EventDataV1::OperationStarted { op, operation },
-        EventDataV1::OperationProgress { op, step: "mount the root disk".into() },
-        EventDataV1::OperationFinished { op, operation, result: OutcomeV1::Ok },
+        EventDataV1::OperationStarted { op, operation: operation() },
+        EventDataV1::OperationProgress { op, step: "mount the root disk".into(), progress: None },
+        EventDataV1::OperationFinished { op, operation: operation(), result: OutcomeV1::Ok },
         EventDataV1::OperationFinished {
             op,
-            operation,
+            operation: operation(),
             result: OutcomeV1::Error((&error()).into()),
         },
         EventDataV1::StateChanged { from: Some(StateNameV1::Stopped), to: StateNameV1::Running },
@@ -78,7 +82,7 @@ fn all_kinds_of_event() {
     ];
     let events: Vec<EventV1> = (41..)
         .zip(kinds)
-        .map(|(seq, data)| EventV1 { seq, at: NOON.into(), vm: vm(), data })
+        .map(|(seq, data)| EventV1 { seq, at: NOON.into(), vm: Some(vm()), image: None, data })
         .collect();
     pin("events.json", &EventsReply { events, next_seq: 49, lost: false });
 }
@@ -100,10 +104,13 @@ fn replies() {
         "op_status.json",
         &OpStatusReply {
             op,
-            vm: vm(),
-            kind: Text(OpKind::Start),
+            vm: Some(vm()),
+            image: None,
+            kind: "start".into(),
             done: true,
             step: None,
+            progress: None,
+            made: None,
             result: Some(OutcomeV1::Error((&error()).into())),
         },
     );
@@ -129,6 +136,7 @@ fn replies() {
             imported: NOON.into(),
         },
     );
+    images(op);
     pin("removed.json", &RemovedReply { removed: true });
     pin(
         "disk.json",
@@ -258,5 +266,112 @@ fn requests_round_trip() {
         let json = serde_json::to_string(&RequestV1::from(&request)).unwrap();
         let read: RequestV1 = serde_json::from_str(&json).unwrap();
         assert_eq!(Request::try_from(read).unwrap(), request);
+    }
+}
+
+fn images(op: Text<OpId>) {
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let info = ImageInfo {
+        name: "debian:12".into(),
+        digest: digest("0"),
+        platform: "linux/amd64".into(),
+        layers: 1,
+        size_bytes: 123_456_789,
+        imported: NOON.into(),
+    };
+    pin(
+        "image_operation.json",
+        &ImageOperationReply { op, image: "debian:12".into(), joined: false },
+    );
+    pin(
+        "source_stat.json",
+        &SourceStatV1 {
+            reference: format!("docker://registry.example.com/debian@{}", digest("0")),
+            digest: digest("0"),
+            platform: "linux/amd64".into(),
+            layers: 1,
+            size_bytes: 50_000_000,
+        },
+    );
+    pin(
+        "image_inspect.json",
+        &ImageInspect {
+            info: info.clone(),
+            names: vec!["debian:12".into(), "debian:stable".into()],
+            layer_details: vec![LayerV1 {
+                diff_id: digest("1"),
+                digest: digest("2"),
+                media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+                size_bytes: 50_000_000,
+            }],
+            manifest: serde_json::json!({"schemaVersion": 2}),
+            config: serde_json::json!({"os": "linux", "architecture": "amd64"}),
+        },
+    );
+    pin(
+        "history.json",
+        &HistoryV1 {
+            created: Some("2026-11-20T12:00:00Z".into()),
+            created_by: "COPY . /srv".into(),
+            size_bytes: Some(50_000_000),
+            comment: String::new(),
+        },
+    );
+    pin(
+        "df.json",
+        &DfReply {
+            images: vec![ImageUseV1 {
+                names: vec!["debian:12".into()],
+                digest: digest("0"),
+                unique_bytes: 1_000_000,
+                shared_bytes: 150_000_000,
+                imported: NOON.into(),
+            }],
+            blob_bytes: 51_000_000,
+            layer_bytes: 100_000_000,
+            reclaimable_bytes: 0,
+        },
+    );
+    let finding = FindingV1 {
+        code: "blob-digest".into(),
+        severity: "error".into(),
+        object: format!("blob {}", digest("2")),
+        message: format!("has digest {}", digest("3")),
+        repair: Some("moved to quarantine".into()),
+    };
+    let made = [
+        MadeV1::Image(info),
+        MadeV1::File(FileV1 {
+            path: "/srv/debian.oci".into(),
+            size_bytes: 50_001_920,
+            notes: vec!["1 device node was left out".into()],
+        }),
+        MadeV1::Pushed(PushedV1 {
+            reference: "registry.example.com/debian:12".into(),
+            digest: digest("0"),
+            sent_bytes: 50_000_000,
+        }),
+        MadeV1::Findings(FindingsV1 { findings: vec![finding], checked_bytes: 151_000_000 }),
+        MadeV1::Pruned(PrunedV1 {
+            images: 1,
+            layers: 2,
+            blobs: 4,
+            freed_bytes: 151_000_000,
+            dry_run: true,
+        }),
+    ];
+    for (name, made) in ["image", "file", "pushed", "findings", "pruned"].into_iter().zip(made) {
+        let status = OpStatusReply {
+            op,
+            vm: None,
+            image: Some("debian:12".into()),
+            kind: "import".into(),
+            done: true,
+            step: Some("layer 1 of 1".into()),
+            progress: Some(ProgressV1 { done: 50_000_000, total: Some(50_000_000) }),
+            result: Some(OutcomeV1::Ok),
+            made: Some(made),
+        };
+        pin(&format!("op_status_{name}.json"), &status);
     }
 }

@@ -1,5 +1,4 @@
-//! Frames of an attached console, both ways: type (u8), length of the payload (u16), payload.
-//! Numbers are in network byte order.
+//! Frames of an attached console, both ways; their form is that of [`ocivisor_frame`].
 //!
 //! ```text
 //! 0 data     bytes: to the viewer what the guest printed, to the shim what was typed
@@ -9,13 +8,20 @@
 //! 4 gap      u32: so many bytes were left out because the viewer was too slow; newer ones follow
 //! ```
 
+pub use ocivisor_frame::{BadFrame, HEADER};
+use ocivisor_frame::{RawFrame, put, put_stream, read_size, size};
+
 use crate::exit::Exit;
 use crate::message::Size;
 
 /// Longest payload, bytes.
 pub const MAX_PAYLOAD: usize = 4096;
-/// Bytes before the payload.
-pub const HEADER: usize = 3;
+
+const DATA: u8 = 0;
+const RESIZE: u8 = 1;
+const DETACH: u8 = 2;
+const EXIT: u8 = 3;
+const GAP: u8 = 4;
 
 /// A frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,34 +38,15 @@ pub enum Frame<'a> {
     Gap(u32),
 }
 
-/// Bytes that are no frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadFrame;
-
-impl std::fmt::Display for BadFrame {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("malformed console frame")
-    }
-}
-
-impl std::error::Error for BadFrame {}
-
 impl<'a> Frame<'a> {
     /// Appends the frame; data beyond [`MAX_PAYLOAD`] becomes more frames.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Data(bytes) => {
-                for chunk in bytes.chunks(MAX_PAYLOAD) {
-                    put(out, 0, chunk);
-                }
-            }
-            Self::Resize(size) => {
-                let ([a, b], [c, d]) = (size.cols.to_be_bytes(), size.rows.to_be_bytes());
-                put(out, 1, &[a, b, c, d]);
-            }
-            Self::Detach => put(out, 2, &[]),
-            Self::Exit(exit) => put(out, 3, exit.to_string().as_bytes()),
-            Self::Gap(bytes) => put(out, 4, &bytes.to_be_bytes()),
+            Self::Data(bytes) => put_stream(out, DATA, bytes, MAX_PAYLOAD),
+            Self::Resize(window) => put(out, RESIZE, size(window.cols, window.rows)),
+            Self::Detach => put(out, DETACH, []),
+            Self::Exit(exit) => put_stream(out, EXIT, exit.to_string().as_bytes(), MAX_PAYLOAD),
+            Self::Gap(bytes) => put(out, GAP, bytes.to_be_bytes()),
         }
     }
 
@@ -68,39 +55,26 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// No frame can begin so; nothing after it can be understood.
     pub fn decode(bytes: &'a [u8]) -> Result<Option<(Self, usize)>, BadFrame> {
-        let Some((&[kind, high, low], rest)) = bytes.split_first_chunk::<HEADER>() else {
+        let kinds = [DATA, RESIZE, DETACH, EXIT, GAP];
+        let Some(raw) = RawFrame::split(bytes, &kinds, MAX_PAYLOAD)? else {
             return Ok(None);
         };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        if length > MAX_PAYLOAD || kind > 4 {
-            return Err(BadFrame);
-        }
-        let Some(payload) = rest.get(..length) else {
-            return Ok(None);
-        };
-        let frame = match (kind, payload) {
-            (0, data) => Self::Data(data),
-            (1, &[a, b, c, d]) => Self::Resize(Size {
-                cols: u16::from_be_bytes([a, b]),
-                rows: u16::from_be_bytes([c, d]),
-            }),
-            (2, []) => Self::Detach,
-            (3, text) => {
+        let frame = match (raw.kind, raw.payload) {
+            (DATA, data) => Self::Data(data),
+            (RESIZE, payload) => {
+                let (cols, rows) = read_size(payload)?;
+                Self::Resize(Size { cols, rows })
+            }
+            (DETACH, []) => Self::Detach,
+            (EXIT, text) => {
                 let text = std::str::from_utf8(text).map_err(|_| BadFrame)?;
                 Self::Exit(Exit::parse(text).ok_or(BadFrame)?)
             }
-            (4, &[a, b, c, d]) => Self::Gap(u32::from_be_bytes([a, b, c, d])),
+            (GAP, &[a, b, c, d]) => Self::Gap(u32::from_be_bytes([a, b, c, d])),
             _ => return Err(BadFrame),
         };
-        Ok(Some((frame, HEADER + length)))
+        Ok(Some((frame, raw.used())))
     }
-}
-
-fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
-    // Payloads are chunks of at most MAX_PAYLOAD, so the length always fits.
-    let [high, low] = (payload.len() as u16).to_be_bytes();
-    out.extend_from_slice(&[kind, high, low]);
-    out.extend_from_slice(payload);
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod container;
 mod docker;
 mod floor;
+mod image;
 mod ours;
 mod stats;
 
@@ -33,7 +34,8 @@ const GUESTS: u32 = 10;
 #[derive(Debug, Args)]
 pub struct Options {
     /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info), or
-    /// only these contenders beside ours (floor, runc, crun, docker)
+    /// only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
+    /// contenders (skopeo, podman, umoci, docker, tar), measures images instead of guests
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Write the figures as JSON
@@ -89,6 +91,9 @@ pub trait Contender {
 pub fn run(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("guests need namespaces, mounts and control groups: run the bench as root");
+    }
+    if options.names.first().is_some_and(|name| name == "image") {
+        return image::run(options);
     }
     let names = Names::new(&options.names)?;
     let contenders: &[Package] = if options.install { &FOR_BENCH } else { &[] };

@@ -16,7 +16,12 @@ pub struct Figures {
     wanted: Vec<String>,
     /// Who does not run here, and why.
     left_out: Vec<(&'static str, String)>,
+    /// Other figures and contenders than those of guests.
+    of_others: Option<(Names, &'static [&'static str])>,
 }
+
+/// Figures with their units.
+type Names = &'static [(&'static str, &'static str)];
 
 /// Figures and their units, in the order of the table.
 pub const FIGURES: [(&str, &str); 7] = [
@@ -36,6 +41,16 @@ impl Figures {
     #[must_use]
     pub fn new(wanted: &[String]) -> Self {
         Self { wanted: wanted.to_vec(), ..Self::default() }
+    }
+
+    /// Of something else than guests.
+    #[must_use]
+    pub fn of_others(figures: Names, peers: &'static [&'static str]) -> Self {
+        Self { of_others: Some((figures, peers)), ..Self::default() }
+    }
+
+    fn names(&self) -> (Names, &'static [&'static str]) {
+        self.of_others.unwrap_or((&FIGURES, &PEERS))
     }
 
     /// Who could not be measured.
@@ -71,7 +86,8 @@ impl Figures {
         }
     }
 
-    fn add(&mut self, figure: &'static str, who: &'static str, value: f64) {
+    /// One sample.
+    pub fn add(&mut self, figure: &'static str, who: &'static str, value: f64) {
         self.samples.entry((figure, who)).or_default().push(value);
     }
 
@@ -86,7 +102,8 @@ impl Figures {
         let mut objects = Vec::new();
         let wanted =
             |name: &str| self.wanted.is_empty() || self.wanted.iter().any(|own| own == name);
-        for (figure, unit) in FIGURES.into_iter().filter(|(figure, _)| wanted(figure)) {
+        let (figures, peers) = self.names();
+        for (figure, unit) in figures.iter().filter(|(figure, _)| wanted(figure)) {
             let Some(ours) = self.of(figure, "ours") else { continue };
             let object = |peer: Option<(&str, &Summary)>| {
                 json!({
@@ -96,7 +113,7 @@ impl Figures {
                     "ratio": peer.map(|(_, s)| ours.p50 / s.p50),
                 })
             };
-            let peers = PEERS.iter().filter_map(|name| Some((*name, self.of(figure, name)?)));
+            let peers = peers.iter().filter_map(|name| Some((*name, self.of(figure, name)?)));
             let with: Vec<Value> = peers.map(|(name, s)| object(Some((name, &s)))).collect();
             let first = objects.is_empty();
             objects.extend(if with.is_empty() { vec![object(None)] } else { with });
@@ -146,7 +163,9 @@ impl Figures {
     }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+/// As figures have it.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 

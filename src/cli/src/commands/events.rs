@@ -37,7 +37,9 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
         if reply.lost && (next > 0 || options.follow) {
             progress(context.output, "events before these are no longer kept");
         }
-        let wanted = |event: &&EventV1| options.vm.as_ref().is_none_or(|vm| event.vm.0 == *vm);
+        let wanted = |event: &&EventV1| {
+            options.vm.as_ref().is_none_or(|vm| event.vm.as_ref().is_some_and(|of| of.0 == *vm))
+        };
         let mut text = String::new();
         for event in reply.events.iter().filter(wanted) {
             text.push_str(&line(event, context.output.format)?);
@@ -77,14 +79,16 @@ fn line(event: &EventV1, format: Format) -> Result<String, Failure> {
         }
         return Ok(format!("{value}\n"));
     }
-    let text = format!("{}  {}  {}  {}", event.seq, event.at, event.vm, words(&event.data));
+    let vm = event.vm.as_ref().map(ToString::to_string);
+    let subject = vm.or_else(|| event.image.clone()).unwrap_or_default();
+    let text = format!("{}  {}  {subject}  {}", event.seq, event.at, words(&event.data));
     Ok(ocivisor_core::error::one_line(&text) + "\n")
 }
 
 fn words(data: &EventDataV1) -> String {
     match data {
         EventDataV1::OperationStarted { op, operation } => format!("{operation} started ({op})"),
-        EventDataV1::OperationProgress { op, step } => format!("{step} ({op})"),
+        EventDataV1::OperationProgress { op, step, .. } => format!("{step} ({op})"),
         EventDataV1::OperationFinished { op, operation, result } => match result {
             OutcomeV1::Ok => format!("{operation} done ({op})"),
             OutcomeV1::Error(error) => format!("{operation} failed: {} ({op})", error.message),

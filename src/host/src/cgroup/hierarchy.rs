@@ -1,7 +1,8 @@
 //! Which cgroup hierarchies are mounted: v2, v1, or both (hybrid). See cgroups(7).
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -154,7 +155,8 @@ impl Hierarchies {
         points
     }
 
-    /// v2: hands the controllers on to the children of `parent` (cgroup.subtree_control).
+    /// v2: hands the controllers on to the children of `parent` (cgroup.subtree_control). The kernel
+    /// refuses if processes are in `parent` itself: cgroups(7), "no internal processes".
     pub(super) fn let_children_be_limited(&self, parent: &Path) -> Result<()> {
         let Some(root) = &self.v2 else { return Ok(()) };
         if !parent.starts_with(root) || !self.v1.is_empty() {
@@ -163,12 +165,29 @@ impl Hierarchies {
         let file = parent.join("cgroup.subtree_control");
         let have = fs::read_to_string(&file).map_err(|e| io_error("read", &file, &e))?;
         let have: Vec<&str> = have.split_ascii_whitespace().collect();
-        for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
-            if self.v2_controllers.iter().any(|c| c == controller) && !have.contains(&controller) {
-                super::limits::write(&file, &format!("+{controller}"))?;
-            }
+        let wanted = ["cpu", "cpuset", "io", "memory", "pids"].into_iter();
+        let missing = wanted
+            .filter(|c| self.v2_controllers.iter().any(|known| known == c) && !have.contains(c));
+        let line: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
+        if line.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // All in one write, which the kernel does wholly or not at all: cpu alone would be handed
+        // on by a group with processes of its own, and make it a threaded one, of no use any more.
+        let wrote = OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .and_then(|mut f| f.write_all(line.join(" ").as_bytes()));
+        wrote.map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY | libc::EOPNOTSUPP) => {
+                let group = parent.display();
+                let what = format!("control group {group} has processes of its own");
+                let hint = "groups below such a one cannot be limited: set cgroup_base to a group \
+                            that holds no process, and not to one below ocivisord's own";
+                Error::new(ErrorKind::Unsupported, what).hint(hint)
+            }
+            _ => io_error(&format!("write {} to", line.join(" ")), &file, &e),
+        })
     }
 
     /// v1: a cpuset takes no task before it has processors and memory nodes.

@@ -109,7 +109,7 @@ fn processes(group: &Path) -> Result<Vec<i32>> {
 }
 
 /// A frozen group does not die. Neither file need exist.
-fn thaw(group: &Path) {
+pub(super) fn thaw(group: &Path) {
     let frozen = |file: &str, want: &str| {
         fs::read_to_string(group.join(file)).is_ok_and(|text| text.trim() == want)
     };
@@ -134,7 +134,7 @@ fn wait_ended(fd: &OwnedFd, deadline: Instant) {
 }
 
 /// Nothing tells when the kernel lets go of a group; the caller bounds how often it asks.
-fn pause(time: Duration) {
+pub(super) fn pause(time: Duration) {
     let timeout = Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() };
     let _ = poll(&mut [], Some(&timeout));
 }

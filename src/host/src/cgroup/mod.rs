@@ -11,9 +11,12 @@
 //!
 //! What can go wrong: a v1 cpuset takes no task before its cpus and memory nodes are set; a frozen
 //! v1 group does not die before it is thawed; a group can be busy for a moment after its last
-//! process was reaped. Each is handled where it happens. Systemd is not asked: the base group is
-//! ours (by `Delegate=` in our unit, or a top-level group that systemd leaves alone).
+//! process was reaped. Each is handled where it happens. Systemd is not asked: the base is a top-level
+//! group that it leaves alone, also over daemon-reload and daemon-reexec. It cannot be below the
+//! daemon's own unit: cgroup v2 limits no groups beside processes, and systemd could not start the
+//! daemon again in a unit whose groups hold guests.
 
+mod freeze;
 mod hierarchy;
 mod kill;
 mod limits;
@@ -29,6 +32,7 @@ use ocivisor_core::ids::VmId;
 use ocivisor_core::ports::Cgroups;
 use ocivisor_core::spec::Resources;
 
+pub use freeze::Frozen;
 pub use hierarchy::{Hierarchies, Kind};
 
 use crate::fs::io_error;
@@ -83,6 +87,35 @@ impl HostCgroups {
     pub fn guest_procs(&self, id: &VmId) -> Vec<PathBuf> {
         let groups = self.of_guest().map(|root| self.group(root, id, "guest"));
         groups.map(|group| group.join("cgroup.procs")).collect()
+    }
+
+    /// Files to which a helper of the daemon writes `0` to be limited in memory: one group for all of
+    /// that name, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, or the limit is refused.
+    pub fn helper_procs(&self, name: &str, resources: &Resources) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        // No id of a VM begins so.
+        let leaf = format!("+{name}");
+        for root in self.of_guest() {
+            let mut group = root.to_owned();
+            for part in self.base.split('/').chain([leaf.as_str()]) {
+                self.hierarchies.let_children_be_limited(&group)?;
+                group.push(part);
+                match fs::create_dir(&group) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(io_error("make control group", &group, &e));
+                    }
+                    _ => self.hierarchies.inherit_cpuset(&group)?,
+                }
+            }
+            files.push(group.join("cgroup.procs"));
+        }
+        for write in limits::writes(&self.hierarchies, resources) {
+            write.apply(&write.root.join(&self.base).join(&leaf))?;
+        }
+        Ok(files)
     }
 
     /// Hierarchies in which the guest has a group: to be limited, and to be found. On a hybrid host

@@ -139,10 +139,69 @@ fn a_limit_that_the_kernel_refuses_leaves_no_group() {
     assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
 }
 
+/// As below the daemon's own unit, `Delegate=` or not.
+#[test]
+fn a_base_below_a_group_with_processes_is_refused_by_name_and_that_group_stays_as_it_was() {
+    let outer = Base::new("busy");
+    let tracking = outer.0.hierarchies.tracking().join(&outer.0.base);
+    fs::create_dir(&tracking).unwrap();
+    let mut inhabitant = sleeper();
+    join(&[tracking.join("cgroup.procs")], inhabitant.id());
+    let layout = Layout { cgroup_base: format!("{}/vms", outer.0.base), ..Layout::system() };
+    let inner = HostCgroups::new(&layout).unwrap();
+    let id: VmId = "one-1".parse().unwrap();
+    let made = inner.ensure_cgroup(&id, &resources());
+    if outer.0.hierarchies.kind() == Kind::V2 {
+        let error = made.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        let group = tracking.display();
+        assert_eq!(error.message, format!("control group {group} has processes of its own"));
+        let of_it = |file: &str| fs::read_to_string(tracking.join(file)).unwrap();
+        assert_eq!(
+            (of_it("cgroup.type").trim(), of_it("cgroup.subtree_control").trim()),
+            ("domain", "")
+        );
+    } else {
+        made.unwrap();
+    }
+    inner.drop_cgroup(&id).unwrap();
+    assert!(inhabitant.try_wait().unwrap().is_none());
+    inhabitant.kill().unwrap();
+    inhabitant.wait().unwrap();
+}
+
 #[test]
 fn a_base_that_climbs_is_refused() {
     for bad in ["", "/", "..", "a/../b", "a//b"] {
         let layout = Layout { cgroup_base: bad.into(), ..Layout::system() };
         assert!(HostCgroups::new(&layout).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_frozen_guest_stands_still_and_goes_on() {
+    let base = Base::new("freeze");
+    let id: VmId = "one-1".parse().unwrap();
+    base.0.ensure_cgroup(&id, &resources()).unwrap();
+    drop(base.0.freeze(&id).unwrap());
+    let mut child = sleeper();
+    join(&base.0.guest_procs(&id), child.id());
+    let frozen = base.0.freeze(&id).unwrap();
+    // It is told to end, and does not come to it.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.try_wait().unwrap().is_none());
+    drop(frozen);
+    let ended = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(15));
+}
+
+#[test]
+fn helpers_share_a_limited_group_that_is_no_vm() {
+    let base = Base::new("helper");
+    for _ in 0..2 {
+        let files = base.0.helper_procs("unpack", &resources()).unwrap();
+        assert!(!files.is_empty() && files.iter().all(|file| file.exists()), "{files:?}");
+    }
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
 }

@@ -6,21 +6,29 @@
 //! That narrows what such a user can reach, it does not make a crafted image safe.
 //!
 //! An image of a host that crashed is mended by the journal at mount. If the kernel noted errors
-//! in it, `e2fsck -p` runs first, and what it cannot mend is not mounted.
+//! in it, `e2fsck -p` runs first, and what it cannot mend is not mounted. No tool here has rights of
+//! any kind, [`confine`].
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::units::Bytes;
+use rustix::fs::{
+    AtFlags, FileType, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid, chownat, ftruncate,
+    memfd_create, mknodat, openat, seek,
+};
+use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
 use super::fsctx::FsContext;
-use super::loopdev::{BLOCK_SIZE, LoopDevice};
+use super::loopdev::{self, BLOCK_SIZE, LoopDevice};
 use crate::command;
+use crate::confine::{self, Confinement, Input, path_of};
 use crate::fs::io_error;
 
 /// Named one by one, not left to the host's /etc/mke2fs.conf: a disk must be mountable on every
@@ -33,14 +41,23 @@ const INCOMPAT: u32 = 0x2 | 0x4 | 0x40 | 0x80 | 0x200;
 const RO_COMPAT: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 const STATE_ERRORS: u16 = 2;
 
-/// Formats `image`, whose size is set, with a copy of the tree `skeleton` inside.
+/// What is in a new filesystem, beside `lost+found`: `upper/` and `work/`.
+#[derive(Debug)]
+pub(super) struct Skeleton {
+    /// A directory with both, open to everybody.
+    pub(super) dir: OwnedFd,
+    /// Permissions that `upper/` gets if it shall be less open than the one in `dir`.
+    pub(super) upper_mode: Option<u32>,
+}
+
+/// Formats `image`, whose size is set and which is all holes.
 ///
-/// The tool gets the open file, not a name: the directory may belong to a platform's user.
-pub(super) fn format(image: &File, size: Bytes, skeleton: &Path, path: &Path) -> Result<()> {
-    let device = proc_path(image);
-    let skeleton = skeleton.to_str().ok_or_else(|| {
-        Error::new(ErrorKind::Invalid, format!("run directory of {} is not UTF-8", path.display()))
-    })?;
+/// The tool works on memory that everybody who has the descriptor may open, not on the image: that
+/// belongs to others, on a filesystem that may know neither the tool's user nor links to open files.
+/// It writes little, 1 MiB for 10 GiB and 16 MiB for 1 TiB, and what is not zeroes is copied.
+pub(super) fn format(image: &File, size: Bytes, skeleton: &Skeleton, path: &Path) -> Result<()> {
+    let memory = memory(size).map_err(|e| io_error("get memory to format disk", path, &e))?;
+    let (device, dir) = (path_of(memory.as_fd()), path_of(skeleton.dir.as_fd()) + "/.");
     // A root filesystem of a small disk has as many small files as that of a large one.
     let bytes_per_inode = if size < Bytes::mib(4096) { "8192" } else { "16384" };
     let mut argv = vec!["mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256"];
@@ -51,19 +68,108 @@ pub(super) fn format(image: &File, size: Bytes, skeleton: &Path, path: &Path) ->
         argv.extend(["-J", "size=64"]);
     }
     // A new sparse file is all zeroes: nothing needs to be written to make it so, or discarded.
-    argv.extend(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"]);
-    argv.extend(["-d", skeleton, device.as_str()]);
-    command::run(&argv, Duration::from_secs(120)).map_err(|mut e| {
-        if e.message.contains("No space left") || e.message.contains("Disk quota exceeded") {
-            e.kind = ErrorKind::Exhausted;
+    let mut extended = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0".to_owned();
+    if let Some(blocks) = room_to_grow(size) {
+        extended += &format!(",resize={blocks}");
+    }
+    argv.extend(["-E", &extended]);
+    argv.extend(["-d", &dir, &device]);
+    let files = [memory.as_fd(), skeleton.dir.as_fd()];
+    let to = Confinement {
+        files: &files,
+        largest_file: size.0,
+        input: Input::Ours,
+        user: confine::user(),
+    };
+    let context = |e: Error| e.context(format_args!("format disk {}", path.display()));
+    command::run_confined(&argv, &to, Duration::from_secs(120)).map_err(context)?;
+    if let Some(mode) = skeleton.upper_mode {
+        close_upper(&device, mode, &to).map_err(context)?;
+    }
+    copy_data(&memory, image).map_err(|e| io_error("format disk", path, &e))
+}
+
+/// Up to how many blocks the filesystem shall be able to grow, if it can grow at all.
+///
+/// What is kept for the descriptors of later groups is written now, 4 MiB by default for anything
+/// from 8 GiB on, which would be most of the time that formatting takes. So: to 16 times its size,
+/// and to 1 TiB at least, though never to more than the default's 1024 times.
+fn room_to_grow(size: Bytes) -> Option<u64> {
+    let Bytes(size) = size;
+    let most = size.saturating_mul(16).max(1 << 40).min(size.saturating_mul(1024));
+    let blocks = most.min(MAX_SIZE.0) / u64::from(BLOCK_SIZE);
+    (blocks > size / u64::from(BLOCK_SIZE)).then_some(blocks)
+}
+
+/// Memory that reads as zeroes, as a file.
+fn memory(size: Bytes) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
+    let memory = match memfd_create(c"ocivisor-disk", flags) {
+        // The flag is of Linux 6.3.
+        Err(Errno::INVAL) => memfd_create(c"ocivisor-disk", MemfdFlags::CLOEXEC),
+        other => other,
+    }?;
+    ftruncate(&memory, size.0)?;
+    Ok(memory.into())
+}
+
+/// Gives `upper/` the permissions that it could not have while the tool had to look into it.
+fn close_upper(device: &str, mode: u32, to: &Confinement<'_>) -> Result<()> {
+    let set = format!("set_inode_field /upper mode 04{mode:04o}");
+    let limit = Duration::from_secs(60);
+    command::run_confined(&["debugfs", "-w", "-R", &set, device], to, limit)?;
+    // It succeeds whatever happened.
+    let shown = command::run_confined(&["debugfs", "-R", "stat /upper", device], to, limit)?;
+    let shown = String::from_utf8_lossy(&shown);
+    let mut words = shown.split_ascii_whitespace();
+    let is = words.find(|word| *word == "Mode:").and_then(|_| words.next());
+    match is.map(|word| u32::from_str_radix(word, 8)) {
+        Some(Ok(is)) if is == mode => Ok(()),
+        _ => Err(Error::new(ErrorKind::Host, "debugfs did not set the mode of the root directory")),
+    }
+}
+
+/// Copies all that is not zeroes, in a file of holes.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    let mut chunk = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        at = match seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let end = seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(chunk.len());
+            let n = from.read_at(&mut chunk[..most], at)?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            write_blocks(to, &chunk[..n], at)?;
+            at += n as u64;
         }
-        e.context(format_args!("format disk {}", path.display()))
-    })?;
+    }
+}
+
+/// Writes the runs of blocks that are not all zeroes.
+fn write_blocks(to: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    let blocks: Vec<&[u8]> = bytes.chunks(BLOCK_SIZE as usize).collect();
+    let mut position = 0;
+    for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let length: usize = run.iter().map(|block| block.len()).sum();
+        if !is_zero(run[0]) {
+            to.write_all_at(&bytes[position..position + length], at + position as u64)?;
+        }
+        position += length;
+    }
     Ok(())
 }
 
-fn proc_path(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+fn is_zero(block: &[u8]) -> bool {
+    const ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+    ZEROES.get(..block.len()) == Some(block)
 }
 
 /// Checks that `image` holds a filesystem that we made and that can be mounted.
@@ -71,7 +177,7 @@ pub(super) fn verify(image: &File, path: &Path) -> Result<()> {
     if Superblock::read(image, path)?.has_errors() {
         tracing::warn!(disk = %path.display(), "errors are noted in the filesystem, running e2fsck");
         // Its exit status is 1 when it mended everything, so the superblock is asked instead.
-        let checked = command::run(&["e2fsck", "-p", &proc_path(image)], Duration::from_secs(3600));
+        let checked = check(image, path);
         if Superblock::read(image, path)?.has_errors() {
             let why = checked.err().map_or(String::new(), |e| format!(": {e}"));
             let what = format!("filesystem of disk {} is damaged{why}", path.display());
@@ -80,6 +186,32 @@ pub(super) fn verify(image: &File, path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs `e2fsck -p`, which reads what may be crafted, and need not open anything else.
+///
+/// It gets a loop device by a node of its own, since the image is its owner's alone. The device is
+/// not used again: the tool may do to it what it wants.
+fn check(image: &File, path: &Path) -> Result<()> {
+    let device = loopdev::attach(image, path)?;
+    let user = confine::user();
+    let node = private_node(&device, user).map_err(|e| io_error("make node for", path, &e))?;
+    let files = [node.as_fd()];
+    let to = Confinement { files: &files, largest_file: 0, input: Input::Foreign, user };
+    let argv = ["e2fsck", "-p", &path_of(node.as_fd())];
+    command::run_confined(&argv, &to, Duration::from_secs(3600)).map(drop)
+}
+
+/// The device, opened by a node on a filesystem that nobody can reach, which belongs to `user`.
+fn private_node(device: &LoopDevice, user: u32) -> io::Result<OwnedFd> {
+    let context = FsContext::open(c"tmpfs")?;
+    context.set(c"size", "65536")?;
+    let dir = context.mount(MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(&dir, "disk", FileType::BlockDevice, mode, device.device()?)?;
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+    chownat(&dir, "disk", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(openat(&dir, "disk", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// The fields that matter; offsets from the kernel's Documentation/filesystems/ext4.
@@ -151,3 +283,43 @@ pub(super) fn mount(device: &LoopDevice, path: &Path) -> Result<OwnedFd> {
 
 /// Sizes are rounded up to this.
 pub(super) const GRANULE: u64 = BLOCK_SIZE as u64;
+/// Largest filesystem with 4 KiB blocks and what a file can hold: 16 TiB less one block.
+pub(super) const MAX_SIZE: Bytes = Bytes((1 << 44) - GRANULE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_can_grow_sixteenfold_and_to_a_tebibyte_but_not_a_thousandfold() {
+        let blocks = |bytes: u64| Some(bytes / 4096);
+        for (size, want) in [
+            (Bytes::mib(32), blocks(32 << 30)),
+            (Bytes::mib(10 << 10), blocks(1 << 40)),
+            (Bytes::mib(100 << 10), blocks(1600 << 30)),
+            (Bytes(8 << 40), blocks(MAX_SIZE.0)),
+            (MAX_SIZE, None),
+        ] {
+            assert_eq!(room_to_grow(size), want, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_zeroes_is_copied_to_its_place() {
+        let (from, to) = (memory(Bytes::mib(8)).unwrap(), memory(Bytes::mib(8)).unwrap());
+        let places = [(0, 1), (4096 * 3 - 1, 2), (300 << 10, 400 << 10), ((8 << 20) - 5, 5)];
+        for (at, length) in places {
+            from.write_all_at(&vec![7; length], at).unwrap();
+        }
+        // Written, and zeroes all the same.
+        from.write_all_at(&[0; 8192], 2 << 20).unwrap();
+        copy_data(&from, &to).unwrap();
+        let read = |file: &File| {
+            let mut bytes = vec![0; 8 << 20];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(read(&from) == read(&to));
+        assert_eq!(seek(&to, SeekFrom::Data(1 << 20)).unwrap(), (8 << 20) - 4096);
+    }
+}

@@ -42,12 +42,17 @@ impl FileId {
 #[derive(Debug)]
 pub(super) struct LoopDevice {
     pub(super) number: u32,
-    _open: File,
+    open: File,
 }
 
 impl LoopDevice {
     pub(super) fn path(&self) -> String {
         format!("/dev/loop{}", self.number)
+    }
+
+    /// Its device number.
+    pub(super) fn device(&self) -> io::Result<u64> {
+        Ok(self.open.metadata()?.rdev())
     }
 }
 
@@ -81,7 +86,7 @@ pub(super) fn attach(image: &File, path: &Path) -> Result<LoopDevice> {
         };
         match sys::loop_configure(&open, &config) {
             Ok(()) => {
-                return Ok(LoopDevice { number, _open: open });
+                return Ok(LoopDevice { number, open });
             }
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
             Err(e) => return Err(failed(&e)),

@@ -37,6 +37,7 @@ mod place;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod upper;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -53,6 +54,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, chmodat, fstat, 
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
+pub use self::upper::Upper;
 
 use self::claim::Attachment;
 use self::idmap::{IdMap, clone_tree};

@@ -3,6 +3,7 @@
 use jsonrpsee::core::client::Error as RpcError;
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_rpc::api::ApiClient;
+use ocivisor_schema::image::{CommitOptionsV1, ImportOptionsV1};
 use ocivisor_schema::reply::DiskBackendV1;
 use ocivisor_schema::{Text, VmSpecV1};
 use serde_json::Value;
@@ -30,6 +31,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "vm.undefine" => value!(client.vm_undefine(id, vm)),
         "op.wait" => value!(client.op_wait(op, 60_000)),
         "op.get" => value!(client.op_get(op)),
+        "op.cancel" => value!(client.op_cancel(op)),
         "vm.list" => value!(client.vm_list()),
         "vm.get" => value!(client.vm_get(vm)),
         "events.since" => value!(client.events_since(41, 100, 60_000)),
@@ -41,8 +43,37 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         }
         "vm.log" => value!(client.vm_log(vm, 65_536)),
         "image.import" => {
-            value!(client.image_import(id, "oci:/srv/debian:12".into(), "debian:12".into()))
+            let options = ImportOptionsV1 { partition: Some(1), ..ImportOptionsV1::default() };
+            let name = Some("debian:12".into());
+            value!(client.image_import(id, "oci:/srv/debian:12".into(), name, Some(options)))
         }
+        "image.stat" => {
+            value!(client.image_stat("docker://registry.example.com/debian:12".into()))
+        }
+        "image.push" => {
+            let target = "docker://registry.example.com/debian:12";
+            value!(client.image_push(id, "debian:12".into(), target.into()))
+        }
+        "image.save" => {
+            let (format, path) = ("oci-archive".into(), "/srv/debian.oci".into());
+            value!(client.image_save(id, vec!["debian:12".into()], format, path))
+        }
+        "image.export" => {
+            let (format, path) = ("qcow2".into(), "/srv/web-1.qcow2".into());
+            value!(client.image_export(id, None, Some(vm), format, Some(10 << 30), path))
+        }
+        "image.commit" => {
+            let changes = vec!["CMD [\"/bin/sh\"]".into()];
+            let options = CommitOptionsV1 { changes, ..CommitOptionsV1::default() };
+            value!(client.image_commit(id, vm, "web:2".into(), Some(options)))
+        }
+        "image.build" => value!(client.image_build(id, "/srv/web".into(), "web:1".into())),
+        "image.fsck" => value!(client.image_fsck(id, true)),
+        "image.prune" => value!(client.image_prune(id, false)),
+        "image.tag" => value!(client.image_tag("debian:12".into(), "debian:stable".into())),
+        "image.inspect" => value!(client.image_inspect("debian:12".into())),
+        "image.history" => value!(client.image_history("debian:12".into())),
+        "image.df" => value!(client.image_df()),
         "image.list" => value!(client.image_list()),
         "image.remove" => value!(client.image_remove("debian:12".into())),
         "disk.create" => value!(client.disk_create(

@@ -8,9 +8,13 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_rpc::{ApiError, ApiServer, Extensions, Peer, Server, ServerConfig, async_trait};
+use ocivisor_schema::image::{
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+};
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo, LogReply,
-    OpStatusReply, OperationReply, RemovedReply, VersionReply, VmInfo, VmSummary,
+    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
+    VmInfo, VmSummary,
 };
 use ocivisor_schema::{Text, VmSpecV1};
 use tokio::sync::oneshot;
@@ -150,6 +154,10 @@ impl ApiServer for Fake {
         Ok(status)
     }
 
+    async fn op_cancel(&self, ext: &Extensions, op: Text<OpId>) -> Answer<OpStatusReply> {
+        self.op_get(ext, op).await
+    }
+
     async fn vm_list(&self, _: &Extensions) -> Answer<Vec<VmSummary>> {
         Ok(vec![sample!("vm_summary")])
     }
@@ -188,9 +196,103 @@ impl ApiServer for Fake {
         _: &Extensions,
         _: Text<RequestId>,
         _: String,
+        _: Option<String>,
+        _: Option<ImportOptionsV1>,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_stat(&self, _: &Extensions, _: String) -> Answer<SourceStatV1> {
+        Ok(sample!("source_stat"))
+    }
+
+    async fn image_push(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
         _: String,
-    ) -> Answer<ImageInfo> {
+        _: String,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_save(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: Vec<String>,
+        _: String,
+        _: String,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_export(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: Option<String>,
+        _: Option<Text<VmId>>,
+        _: String,
+        _: Option<u64>,
+        _: String,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_commit(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: Text<VmId>,
+        _: String,
+        _: Option<CommitOptionsV1>,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_build(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: String,
+        _: String,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_fsck(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: bool,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_prune(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: bool,
+    ) -> Answer<ImageOperationReply> {
+        Ok(sample!("image_operation"))
+    }
+
+    async fn image_tag(&self, _: &Extensions, _: String, _: String) -> Answer<ImageInfo> {
         Ok(sample!("image"))
+    }
+
+    async fn image_inspect(&self, _: &Extensions, _: String) -> Answer<ImageInspect> {
+        Ok(sample!("image_inspect"))
+    }
+
+    async fn image_history(&self, _: &Extensions, _: String) -> Answer<Vec<HistoryV1>> {
+        Ok(vec![sample!("history")])
+    }
+
+    async fn image_df(&self, _: &Extensions) -> Answer<DfReply> {
+        Ok(sample!("df"))
     }
 
     async fn image_list(&self, _: &Extensions) -> Answer<Vec<ImageInfo>> {

@@ -94,6 +94,13 @@ impl Groups {
     /// made groups below and none may be in the middle then (EBUSY): so into `beside`'s, which is
     /// the init's own group, if it is below.
     ///
+    /// That one is the guest's to freeze, to kill, to make threaded and to starve by limits of its
+    /// own. It gains nothing by it: what is there of the host is the one short-lived process that
+    /// calls this, which holds nothing that others wait for and which its session kills when it takes
+    /// too long (SIGKILL ends frozen and throttled processes of cgroup v2), and its child, which
+    /// becomes the guest's program. A group that no process may enter, as below a threaded one, makes
+    /// the guest's own sessions fail.
+    ///
     /// # Errors
     /// `Host`: the kernel refuses.
     pub fn join_all(&self, beside: &Path) -> Result<()> {

@@ -16,7 +16,6 @@
 //! On the status descriptor comes `ready` or `error KIND MESSAGE`.
 
 mod enter;
-mod frame;
 mod relay;
 mod request;
 #[path = "../../../host/src/guests/bundle/user.rs"]
@@ -34,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Spec;
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_frame::session::FromSession;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -263,8 +263,8 @@ fn serve(guest: &Guest, door: &Door) -> io::Result<()> {
         Err(refusal) => {
             let mut last = Vec::new();
             let line = format!("ocivisor: {}\n", refusal.message);
-            frame::put_output(&mut last, frame::Stream::Error, line.as_bytes());
-            frame::put_exit(&mut last, refusal.code);
+            FromSession::Error(line.as_bytes()).encode(&mut last);
+            FromSession::Exit(refusal.code).encode(&mut last);
             relay::send_all(&mut client, &last, Instant::now() + TOKEN)
         }
     }

@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ocivisor_frame::BadFrame;
+use ocivisor_frame::session::{FromClient, FromSession};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read, write};
 use rustix::process::{
@@ -17,7 +19,14 @@ use rustix::process::{
 };
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::frame::{self, FromClient, Stream};
+/// Which stream of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// Standard output or the terminal.
+    Out,
+    /// Standard error.
+    Error,
+}
 
 /// Bytes that wait in one direction; no more is read meanwhile.
 const MAX_WAITING: usize = 64 * 1024;
@@ -58,7 +67,8 @@ pub struct Session {
 /// What ended the relay.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    Program(u8),
+    /// It waits to be reaped.
+    Program,
     ClientGone,
 }
 
@@ -99,16 +109,19 @@ impl Session {
     /// The kernel refuses to wait. The program is killed in any case.
     pub fn run(mut self, program: Pid) -> io::Result<()> {
         let end = self.relay(program);
-        // The whole session of the program; ESRCH: it ended.
+        // All of its process group. Before it is reaped: until then nobody else can have its number.
+        // ESRCH: none is left.
         let _ = kill_process_group(program, Signal::KILL);
+        let code = reap(program);
         match end? {
-            End::ClientGone => reap(program).map(|_| ()),
-            End::Program(code) => {
+            End::ClientGone => Ok(()),
+            End::Program => {
+                let code = code?;
                 // What is in the pipes now was written before the end.
                 while self.take_output()? {
                     self.flush(Instant::now() + LAST_WORDS)?;
                 }
-                frame::put_exit(&mut self.to_client, code);
+                FromSession::Exit(code).encode(&mut self.to_client);
                 self.flush(Instant::now() + LAST_WORDS)
             }
         }
@@ -157,7 +170,7 @@ impl Session {
                 return Ok(End::ClientGone);
             }
             if ended {
-                return reap(program).map(End::Program);
+                return Ok(End::Program);
             }
         }
     }
@@ -185,7 +198,7 @@ impl Session {
     }
 
     /// Acts on all whole frames.
-    fn take_frames(&mut self) -> Result<(), frame::BadFrame> {
+    fn take_frames(&mut self) -> Result<(), BadFrame> {
         let mut done = 0;
         while let Some((frame, used)) = FromClient::decode(&self.from_client[done..])? {
             done += used;
@@ -240,7 +253,11 @@ impl Session {
                 Ok(0) | Err(Errno::IO) => {}
                 Ok(n) => {
                     came = true;
-                    frame::put_output(&mut self.to_client, stream, &chunk[..n]);
+                    let frame = match stream {
+                        Stream::Out => FromSession::Output(&chunk[..n]),
+                        Stream::Error => FromSession::Error(&chunk[..n]),
+                    };
+                    frame.encode(&mut self.to_client);
                     open.push((stream, fd));
                 }
                 Err(Errno::AGAIN | Errno::INTR) => open.push((stream, fd)),

@@ -80,8 +80,13 @@ impl Guest {
             isolation: Isolation::Default,
         };
         let guest = Self { dir, layout, spec, ids, base, facts: None, init: None };
-        let config = serde_json::json!({"config": {"entrypoint": argv, "env": ["FROM=image"]}});
-        fs::write(guest.dir.path().join("disk.img.manifest.json"), config.to_string()).unwrap();
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let manifest = serde_json::json!({
+            "version": 1, "backend": "directory", "size_bytes": 0, "layers": [digest],
+            "image": {"reference": "x", "manifest_digest": digest, "config_digest": digest},
+            "config": {"entrypoint": argv, "env": ["FROM=image"]},
+        });
+        fs::write(guest.dir.path().join("disk.img.manifest.json"), manifest.to_string()).unwrap();
         guest.make_rootfs();
         guest.pin_namespaces();
         guest.make_cgroups();

@@ -1,21 +1,14 @@
 //! What the image says about the process to run. Hostile bytes: bounded, and only read as data.
 //!
-//! The manifest beside the root disk carries the configuration of the image that the disk was made
-//! of. Only the fields below are read; everything else in it has no effect by construction.
+//! It is in the manifest beside the root disk ([`DiskManifest`]), as it was in the image that the
+//! disk was made of. Only what a process can be given comes out of here: see execve(2) for bounds.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use serde::Deserialize;
 
-use crate::fs;
+use crate::storage::{DiskConfig, DiskManifest};
 
-/// Most bytes of a manifest.
-const MAX_MANIFEST: u64 = 4 << 20;
 /// Most strings in argv and environment together.
 const MAX_STRINGS: usize = 4096;
 /// Longest string; the kernel's `MAX_ARG_STRLEN`, execve(2).
@@ -40,77 +33,25 @@ pub struct ImageConfig {
     pub stop_signal: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Manifest {
-    config: Option<Raw>,
-}
-
-/// Names as OCI image configurations have them are understood as well.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Raw {
-    #[serde(alias = "Entrypoint")]
-    entrypoint: Option<Vec<String>>,
-    #[serde(alias = "Cmd")]
-    cmd: Option<Vec<String>>,
-    #[serde(alias = "Env")]
-    env: Option<Vec<String>>,
-    #[serde(alias = "User")]
-    user: Option<String>,
-    #[serde(alias = "WorkingDir")]
-    working_dir: Option<String>,
-    #[serde(alias = "StopSignal")]
-    stop_signal: Option<String>,
-}
-
 /// Reads the manifest beside a root disk.
 ///
 /// # Errors
-/// `NotFound`: there is none. `Image`: it is malformed or holds absurd values.
+/// Those of [`DiskManifest::read`]. `Image`: it holds absurd values.
 pub fn load(disk: &Path) -> Result<ImageConfig> {
-    let mut path = disk.as_os_str().to_owned();
-    path.push(".manifest.json");
-    let path = Path::new(&path);
-    let bytes = read_plain(path)?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("root disk has no manifest {}", path.display()))
-    })?;
-    parse(&bytes).map_err(|e| e.context(path.display()))
+    let manifest = DiskManifest::read(disk)?;
+    understand(manifest.config).map_err(|e| e.context(DiskManifest::path_of(disk).display()))
 }
 
-/// A regular file's bytes. The manifest lies in a directory of the platform's: a link or a FIFO that
-/// was put there is neither followed nor waited for.
-fn read_plain(path: &Path) -> Result<Option<Vec<u8>>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
-        Err(Errno::NOENT) => return Ok(None),
-        Err(e) => return Err(fs::io_error("open", path, &e.into())),
-    };
-    let meta = file.metadata().map_err(|e| fs::io_error("look at", path, &e))?;
-    if !meta.is_file() || meta.len() > MAX_MANIFEST {
-        let what = format!("{} is no file of at most {MAX_MANIFEST} bytes", path.display());
-        return Err(Error::new(ErrorKind::Integrity, what));
-    }
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_MANIFEST).read_to_end(&mut bytes);
-    read.map_err(|e| fs::io_error("read", path, &e))?;
-    Ok(Some(bytes))
-}
-
-/// Reads a manifest's bytes.
+/// What a process can be given of a configuration.
 ///
 /// # Errors
-/// `Image`: malformed or absurd.
-pub fn parse(bytes: &[u8]) -> Result<ImageConfig> {
+/// `Image`: it is absurd.
+pub fn understand(config: DiskConfig) -> Result<ImageConfig> {
     let bad = |what: String| Error::new(ErrorKind::Image, what);
-    let manifest: Manifest = serde_json::from_slice(bytes)
-        .map_err(|e| bad(format!("configuration of the image is malformed: {e}")))?;
-    let raw = manifest.config.unwrap_or_default();
+    let DiskConfig { entrypoint, cmd, env, user, working_dir, stop_signal } = config;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let (user, working_dir) = (filled(raw.user), filled(raw.working_dir));
-    let stop_signal = filled(raw.stop_signal);
-    let (entrypoint, cmd) = (raw.entrypoint.unwrap_or_default(), raw.cmd.unwrap_or_default());
-    let env = raw.env.unwrap_or_default();
+    let (user, working_dir) = (filled(user), filled(working_dir));
+    let stop_signal = filled(stop_signal);
 
     let texts = [&user, &working_dir, &stop_signal].into_iter().flatten();
     let all: Vec<&String> = entrypoint.iter().chain(&cmd).chain(&env).chain(texts).collect();
@@ -187,13 +128,16 @@ pub fn signal_number(text: &str) -> Option<u8> {
 mod tests {
     use super::*;
 
+    fn parse(json: &str) -> DiskConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
     #[test]
-    fn both_spellings_of_the_configuration_are_read() {
-        let ours =
-            br#"{"version":1,"config":{"entrypoint":["a"],"cmd":["b"],"env":["A=1=2","=x","B"],
-            "user":"","working_dir":"/w","stop_signal":"SIGQUIT"}}"#;
-        let theirs = br#"{"config":{"Entrypoint":["a"],"Cmd":["b"],"Env":["A=1=2"],"User":null,
-            "WorkingDir":"/w","StopSignal":"SIGQUIT","Volumes":{"/":{}},"Labels":{"x":"y"}}}"#;
+    fn entries_that_say_nothing_are_left_out() {
+        let config = parse(
+            r#"{"entrypoint":["a"],"cmd":["b"],"env":["A=1=2","=x","B"],"user":"",
+                "working_dir":"/w","stop_signal":"SIGQUIT"}"#,
+        );
         let want = ImageConfig {
             entrypoint: vec!["a".into()],
             cmd: vec!["b".into()],
@@ -202,18 +146,17 @@ mod tests {
             working_dir: Some("/w".into()),
             stop_signal: Some("SIGQUIT".into()),
         };
-        assert_eq!(parse(ours).unwrap(), want);
-        assert_eq!(parse(theirs).unwrap(), want);
-        assert_eq!(parse(b"{}").unwrap(), ImageConfig::default());
+        assert_eq!(understand(config).unwrap(), want);
+        assert_eq!(understand(parse("{}")).unwrap(), ImageConfig::default());
     }
 
     #[test]
     fn absurd_configurations_are_refused() {
-        let long = format!(r#"{{"config":{{"env":["PATH={}"]}}}}"#, "x".repeat(1 << 18));
-        let many = format!(r#"{{"config":{{"cmd":[{}"x"]}}}}"#, r#""x","#.repeat(5000));
-        for bad in ["", "[]", r#"{"config":7}"#, r#"{"config":{"cmd":["a\u0000b"]}}"#, &long, &many]
-        {
-            assert_eq!(parse(bad.as_bytes()).unwrap_err().kind, ErrorKind::Image);
+        let long = DiskConfig { env: vec!["x".repeat(1 << 18)], ..DiskConfig::default() };
+        let many = DiskConfig { cmd: vec!["x".into(); 5000], ..DiskConfig::default() };
+        let large = DiskConfig { cmd: vec!["x".repeat(100_000); 11], ..DiskConfig::default() };
+        for bad in [long, many, large, parse(r#"{"cmd":["a\u0000b"]}"#)] {
+            assert_eq!(understand(bad).unwrap_err().kind, ErrorKind::Image);
         }
     }
 

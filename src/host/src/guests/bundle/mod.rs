@@ -30,6 +30,7 @@ pub mod mounts;
 pub mod process;
 pub mod rootfs;
 pub mod seccomp;
+mod sockets;
 mod syscalls;
 pub mod user;
 pub mod way;

@@ -17,16 +17,14 @@ use oci_spec::runtime::{
 };
 use ocivisor_core::state::GuestKind;
 
-use super::syscalls::{ALLOWED, DENIED, FAMILIES, FAMILY_PACKET, Group, SYSTEM_ONLY};
+use super::sockets;
+use super::syscalls::{ALLOWED, DENIED, Group, SYSTEM_ONLY};
 
-/// `AF_UNIX`.
-const FAMILY_UNIX: u64 = 1;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
-const EAFNOSUPPORT: u32 = 97;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
-type Result<T> = std::result::Result<T, OciSpecError>;
+pub(super) type Result<T> = std::result::Result<T, OciSpecError>;
 
 /// The filter of a guest of that kind.
 ///
@@ -45,7 +43,7 @@ pub fn filter(kind: GuestKind) -> Result<LinuxSeccomp> {
     for name in ["clone", "unshare"] {
         rules.extend(without_flag(name, CLONE_NEWUSER)?);
     }
-    rules.extend(socket_rules(kind)?);
+    rules.extend(sockets::rules(kind)?);
     LinuxSeccompBuilder::default()
         .default_action(Action::ScmpActErrno)
         .default_errno_ret(ENOSYS)
@@ -79,46 +77,35 @@ fn rule(
     rule.build()
 }
 
-/// Allowed if the first argument lacks the flag, else EPERM: argument & `value` == `valueTwo`.
-///
-/// libcontainer 0.7 takes the two the other way round; `ocivisor-runtime` makes up for it.
-fn without_flag(name: &str, flag: u64) -> Result<Vec<LinuxSyscall>> {
-    let masked = |value: u64, two: u64| {
-        let arg = LinuxSeccompArgBuilder::default().index(0_usize).op(Op::ScmpCmpMaskedEq);
-        arg.value(value).value_two(two).build()
-    };
-    Ok(vec![
-        rule(&[name], Action::ScmpActAllow, None, vec![masked(flag, 0)?])?,
-        rule(&[name], Action::ScmpActErrno, Some(EPERM), vec![masked(flag, flag)?])?,
-    ])
+/// Allowed when all of these hold.
+pub(super) fn allow(name: &str, args: Vec<LinuxSeccompArg>) -> Result<LinuxSyscall> {
+    rule(&[name], Action::ScmpActAllow, None, args)
 }
 
-/// The known families; those above get the errno of a kernel without them, those between ENOSYS.
-fn socket_rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
-    let arg = |op: Op, family: u64| {
-        LinuxSeccompArgBuilder::default().index(0_usize).op(op).value(family).build()
-    };
-    let allow = |family: u64| -> Result<LinuxSyscall> {
-        rule(&["socket"], Action::ScmpActAllow, None, vec![arg(Op::ScmpCmpEq, family)?])
-    };
-    let refuse = |op: Op, family: u64| -> Result<LinuxSyscall> {
-        rule(&["socket"], Action::ScmpActErrno, Some(EAFNOSUPPORT), vec![arg(op, family)?])
-    };
-    let mut rules =
-        FAMILIES.iter().map(|(family, _)| allow(*family)).collect::<Result<Vec<_>>>()?;
-    rules.push(match kind {
-        GuestKind::System => allow(FAMILY_PACKET)?,
-        GuestKind::Application => refuse(Op::ScmpCmpEq, FAMILY_PACKET)?,
-    });
-    rules.push(refuse(Op::ScmpCmpGt, FAMILY_PACKET)?);
-    // A pair of sockets goes through the same creation, module loading included, in any family: only
-    // those of AF_UNIX are of use.
-    let pair = |op: Op, action: Action, errno: Option<u32>| -> Result<LinuxSyscall> {
-        rule(&["socketpair"], action, errno, vec![arg(op, FAMILY_UNIX)?])
-    };
-    rules.push(pair(Op::ScmpCmpEq, Action::ScmpActAllow, None)?);
-    rules.push(pair(Op::ScmpCmpNe, Action::ScmpActErrno, Some(EAFNOSUPPORT))?);
-    Ok(rules)
+/// Refused when all of these hold.
+pub(super) fn refuse(name: &str, errno: u32, args: Vec<LinuxSeccompArg>) -> Result<LinuxSyscall> {
+    rule(&[name], Action::ScmpActErrno, Some(errno), args)
+}
+
+/// A comparison of one argument; a rule may compare each argument once.
+pub(super) fn when(index: usize, op: Op, value: u64) -> Result<LinuxSeccompArg> {
+    LinuxSeccompArgBuilder::default().index(index).op(op).value(value).build()
+}
+
+/// The argument's bits under the mask have this value: argument & `value` == `valueTwo`.
+///
+/// libcontainer 0.7 takes the two the other way round; `ocivisor-runtime` makes up for it.
+pub(super) fn masked(index: usize, mask: u64, value: u64) -> Result<LinuxSeccompArg> {
+    let arg = LinuxSeccompArgBuilder::default().index(index).op(Op::ScmpCmpMaskedEq);
+    arg.value(mask).value_two(value).build()
+}
+
+/// Allowed if the first argument lacks the flag, else EPERM.
+fn without_flag(name: &str, flag: u64) -> Result<Vec<LinuxSyscall>> {
+    Ok(vec![
+        allow(name, vec![masked(0, flag, 0)?])?,
+        refuse(name, EPERM, vec![masked(0, flag, flag)?])?,
+    ])
 }
 
 #[cfg(test)]

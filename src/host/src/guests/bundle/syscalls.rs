@@ -177,7 +177,7 @@ pub(super) const ALLOWED: &[Group] = &[
         ],
     },
     Group {
-        reason: "processes and threads; clone and unshare are limited below",
+        reason: "processes and threads; clone and unshare are limited elsewhere",
         names: &[
             "arch_prctl",
             "capget",
@@ -376,7 +376,7 @@ pub(super) const ALLOWED: &[Group] = &[
         ],
     },
     Group {
-        reason: "pipes, sockets and System V and POSIX IPC; socket is limited below",
+        reason: "pipes, sockets and System V and POSIX IPC; socket and socketpair are limited elsewhere",
         names: &[
             "accept",
             "accept4",
@@ -510,11 +510,3 @@ pub(super) const DENIED: &[Group] = &[
         names: &["migrate_pages", "move_pages"],
     },
 ];
-
-/// Address families of sockets that everybody may use: local, internet, and netlink of one's own
-/// network namespace. The rest are seldom used protocols with a record of holes.
-pub(super) const FAMILIES: [(u64, &str); 4] =
-    [(1, "AF_UNIX"), (2, "AF_INET"), (10, "AF_INET6"), (16, "AF_NETLINK")];
-
-/// For systems on top: DHCP clients and packet sniffers, on interfaces of one's own.
-pub(super) const FAMILY_PACKET: u64 = 17;

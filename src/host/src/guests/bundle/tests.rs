@@ -125,7 +125,12 @@ impl Host {
         let root = layout.run_vm(&spec.id).root();
         fs::ensure_dir(&root, false).unwrap();
         fs::ensure_dir(layout.run_vm(&spec.id).user_ns().parent().unwrap(), false).unwrap();
-        let manifest = format!(r#"{{"config":{config}}}"#);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let manifest = format!(
+            r#"{{"version":1,"backend":"directory","size_bytes":0,"layers":["{digest}"],
+                "image":{{"reference":"x","manifest_digest":"{digest}","config_digest":"{digest}"}},
+                "config":{config}}}"#
+        );
         fs::replace(&dir.path().join("disk.img.manifest.json"), manifest.as_bytes()).unwrap();
         Self { _dir: dir, layout, spec, root }
     }
@@ -274,7 +279,7 @@ fn a_closed_directory_above_the_run_directory_is_reported() {
 #[test]
 fn missing_things_are_named() {
     let host = Host::new("null");
-    assert_eq!(host.write().unwrap_err().kind, ErrorKind::Image);
+    assert_eq!(host.write().unwrap_err().kind, ErrorKind::Integrity);
     let mut host = Host::new("{}");
     host.spec.boot.init = InitKind::System;
     assert_eq!(host.write().unwrap_err().kind, ErrorKind::Image);

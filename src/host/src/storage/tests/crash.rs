@@ -97,6 +97,9 @@ fn killed_at_any_moment_everything_can_be_cleared_and_done_again() {
 fn figures() {
     for (backend, way) in cases() {
         let ground = Ground::new(backend, way);
+        // As most images have it.
+        let top = layers_in(ground.dir.path())(&digest(2));
+        fs::set_permissions(top, fs::Permissions::from_mode(0o755)).unwrap();
         // As in production: what is lost at a reboot costs no fsync.
         let run = ground.dir.path().join("run");
         mount("tmpfs", &run, "tmpfs", MountFlags::empty(), c"mode=711").unwrap();

@@ -39,6 +39,29 @@ fn a_disk_is_sparse_private_and_described_by_its_manifest() {
     }
 }
 
+/// Also those that a tool without rights cannot look into.
+#[test]
+fn the_root_directory_is_as_the_top_layer_has_it() {
+    for (mode, uid, gid) in
+        [(0o755, 0, 0), (0o700, 0, 0), (0o1777, 1000, 1001), (0o2710, 7, 8), (0, 65_535, 0)]
+    {
+        let ground = Ground::new(DiskBackend::Ext4Image, Way::probe());
+        let top = layers_in(ground.dir.path())(&digest(2));
+        chown(&top, Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(&top, fs::Permissions::from_mode(mode)).unwrap();
+        let vm = ground.vm("vm-1");
+        ground.ensure(&vm).unwrap();
+        let root = ground.root(&vm);
+        assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, mode);
+        assert_eq!(owner(&root), (IDS.base + uid, IDS.base + gid));
+        let upper = ground.storage.places(&vm.id).disk.join("upper");
+        assert_eq!((owner(&upper), names(&upper)), ((uid, gid), Vec::new()));
+        ground.storage.drop_root(&vm.id).unwrap();
+        let check = ["e2fsck", "-f", "-n", vm.root.path.to_str().unwrap()];
+        command::run(&check, Duration::from_secs(20)).unwrap();
+    }
+}
+
 #[test]
 fn the_same_request_finds_the_disk_and_another_one_is_refused() {
     for (backend, way) in cases() {
@@ -123,7 +146,7 @@ fn without_room_nothing_is_left() {
         let ground = Ground::new(backend, way);
         let small = ground.disk("small");
         fs::create_dir(&small).unwrap();
-        mount("tmpfs", &small, "tmpfs", MountFlags::empty(), c"size=64k,nr_inodes=3").unwrap();
+        mount("tmpfs", &small, "tmpfs", MountFlags::empty(), c"size=16k,nr_inodes=3").unwrap();
         let error =
             ground.storage.create_disk(&small.join("disk.0"), &ground.new_disk()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Exhausted, "{error}");

@@ -1,0 +1,262 @@
+//! A virtual machine's disk as an image of one layer.
+//!
+//! ```text
+//! file ─► raw | qcow2 ─► partition ─► ext4 | xfs | btrfs ─► walk ─► tar ─► zstd ─► the way of every layer
+//! ```
+//!
+//! Nothing of a disk is shown to the host's kernel: file systems made by strangers are what its drivers are
+//! weakest at (syzkaller finds such bugs by the dozen). All is read by the code below, which has no unsafe part, is
+//! bounded in memory and depth, and gives a tar that passes the limits and rules of any other layer.
+//!
+//! Absent on purpose: LVM, RAID and encryption (an error names them), journal replay (a disk that was not
+//! unmounted is refused), merging of several partitions (only the root is taken), and other formats than raw and
+//! qcow2 (the error says how to convert).
+
+mod btrfs;
+mod config;
+mod device;
+mod ext4;
+mod fault;
+mod find;
+mod fs;
+mod header;
+#[cfg(test)]
+mod mutations;
+mod partition;
+mod qcow2;
+mod walk;
+mod xfs;
+
+use std::cell::RefCell;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::source::open_regular;
+use device::{Disk, Image};
+use fault::Res;
+use fs::FileSystem;
+use qcow2::{Beneath, Qcow2};
+use walk::{KeepBoot, TarStream, Told};
+
+pub(crate) use config::System;
+pub use fault::DiskFault;
+
+/// How the bytes of a disk lie in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// As they are.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// What the caller says about a disk image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// The format; by content if none is said, and an error if the content could be either.
+    pub format: Option<DiskFormat>,
+    /// Number of the partition with the root file system, as Linux counts them; 0 is the disk as a whole.
+    pub partition: Option<u32>,
+    /// Whether `/boot`, kernels and their modules are taken too. `/etc/fstab` always is.
+    pub keep_boot: bool,
+    /// Instead of the backing file that a qcow2 image names: nearest first, the last one without another.
+    /// A name in an image is never opened.
+    pub backing: Vec<PathBuf>,
+    /// Instead of the external data file that a qcow2 image names.
+    pub data_file: Option<PathBuf>,
+}
+
+/// Whether a file starts like a disk image, of whatever format.
+pub(crate) fn detect(file: &std::fs::File, path: &Path) -> bool {
+    let look = || -> Res<bool> {
+        let image = Image::new(
+            file.try_clone().map_err(|source| DiskFault::Read { at: 0, source })?,
+            path,
+        )?;
+        let start = start(&image)?;
+        Ok(qcow2::matches(&start)
+            || foreign(&start).is_some()
+            || find::raw_content(&image).is_some())
+    };
+    look().unwrap_or(false)
+}
+
+/// An open disk image whose root file system was found.
+pub(crate) struct OpenDisk {
+    images: Vec<Rc<Image>>,
+    fs: Rc<dyn FileSystem>,
+    keep_boot: KeepBoot,
+    shown: String,
+    told: Rc<RefCell<Told>>,
+}
+
+impl OpenDisk {
+    /// Opens the file, and the ones the caller named beside it; finds the root file system.
+    pub fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
+        let shown = path.display().to_string();
+        let refused = |why| Error::Disk { file: shown.clone(), why };
+        let mut images = Vec::new();
+        let mut image = |path: &Path| -> Result<Disk> {
+            let file = open_regular(path)?;
+            let image = Rc::new(Image::new(file, path).map_err(refused)?);
+            images.push(Rc::clone(&image));
+            Ok(image)
+        };
+        let top = image(path)?;
+        let mut below = Vec::new();
+        for path in &options.backing {
+            below.push(image(path)?);
+        }
+        let data = options.data_file.as_deref().map(&mut image).transpose()?;
+        let disk = assemble(top, below, data, options.format).map_err(refused)?;
+        let fs = find::root(&disk, options.partition).map_err(refused)?;
+        let keep_boot = if options.keep_boot { KeepBoot::Yes } else { KeepBoot::No };
+        Ok(Self { images, fs, keep_boot, shown, told: Rc::default() })
+    }
+
+    /// What the system's config should say.
+    pub fn system(&self) -> Result<System> {
+        System::look(&*self.fs).map_err(|why| Error::Disk { file: self.shown.clone(), why })
+    }
+
+    /// The root file system as a tar in zstd, the form in which its blob is kept. It fails at its end if a file
+    /// of the disk was changed meanwhile.
+    pub fn packed<'a>(&mut self, limits: &'a Limits) -> Result<impl Read + use<'a>> {
+        // A level that keeps up with a disk; blobs are read far less often than layers.
+        zstd::stream::read::Encoder::new(self.tar(limits), 1)
+            .map_err(|e| Error::io("pack", self.shown.clone(), e))
+    }
+
+    fn tar<'a>(&mut self, limits: &'a Limits) -> TarStream<'a> {
+        let images = self.images.clone();
+        let check = move || images.iter().try_for_each(|i| i.unchanged());
+        let (stream, told) =
+            TarStream::new(Rc::clone(&self.fs), limits, self.keep_boot, Box::new(check));
+        self.told = told;
+        stream
+    }
+
+    /// The fault that ended the tar, if one did: readers carry only its text.
+    pub fn fault(&self) -> Option<Error> {
+        let why = self.told.borrow_mut().fault.take()?;
+        Some(Error::Disk { file: self.shown.clone(), why })
+    }
+
+    /// Xattrs that are not in the tar.
+    pub fn xattrs_dropped(&self) -> u64 {
+        self.told.borrow().xattrs_dropped
+    }
+
+    /// The path, for messages.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
+fn start(image: &dyn device::Device) -> Res<Vec<u8>> {
+    device::bytes(image, 0, fault::index(image.size().min(512)), "disk")
+}
+
+/// Formats that are told from a raw disk by their first bytes.
+fn foreign(start: &[u8]) -> Option<&'static str> {
+    const MAGIC: [(usize, &[u8], &str); 9] = [
+        (0, b"KDMV", "VMDK"),
+        (0, b"COWD", "VMDK"),
+        (0, b"# Disk DescriptorFile", "VMDK"),
+        (0, b"conectix", "VHD"),
+        (0, b"vhdxfile", "VHDX"),
+        (0x40, b"\x7f\x10\xda\xbe", "VDI"),
+        (0, b"QED\0", "QED"),
+        (0, b"WithoutFreeSpace", "Parallels"),
+        (0, b"MComprHD", "compressed"),
+    ];
+    let is = |(at, magic, _): &&(usize, &[u8], &str)| {
+        start.get(*at..).is_some_and(|s| s.starts_with(magic))
+    };
+    MAGIC.iter().find(is).map(|(_, _, name)| *name)
+}
+
+/// The disk that a file and those below it stand for.
+fn assemble(
+    top: Disk,
+    below: Vec<Disk>,
+    data: Option<Disk>,
+    format: Option<DiskFormat>,
+) -> Res<Disk> {
+    let (named, mut asked) = (below.len(), 0);
+    let mut below = below.into_iter();
+    // From the top down, as far as the images ask for more.
+    let mut chain: Vec<(Disk, DiskFormat)> = vec![(Rc::clone(&top), format_of(&top, format)?)];
+    while let Some((last, DiskFormat::Qcow2)) = chain.last() {
+        if !qcow2::wants_backing(last)? {
+            break;
+        }
+        let Some(next) = below.next() else {
+            break;
+        };
+        asked += 1;
+        let format = format_of(&next, None)?;
+        chain.push((next, format));
+    }
+    if named > asked {
+        return Err(DiskFault::BackingUnused { named, asked });
+    }
+    let mut disk: Option<Disk> = None;
+    let mut data = data;
+    for (level, (file, format)) in chain.into_iter().enumerate().rev() {
+        let data = if level == 0 { data.take() } else { None };
+        disk = Some(match format {
+            DiskFormat::Raw if data.is_some() => return Err(DiskFault::DataFileUnused),
+            DiskFormat::Raw => file,
+            DiskFormat::Qcow2 => Rc::new(Qcow2::open(file, Beneath { backing: disk, data })?),
+        });
+    }
+    Ok(disk.unwrap_or(top))
+}
+
+fn format_of(file: &Disk, said: Option<DiskFormat>) -> Res<DiskFormat> {
+    let start = start(&**file)?;
+    match said {
+        Some(format) => return Ok(format),
+        None if qcow2::matches(&start) => {}
+        None => {
+            return match foreign(&start) {
+                Some(format) => Err(DiskFault::Foreign { format }),
+                None => Ok(DiskFormat::Raw),
+            };
+        }
+    }
+    // In a qcow2 image nothing but zeros and its own tables lie where a raw disk would show what it is.
+    match find::raw_content(&**file) {
+        Some(also) => Err(DiskFault::Ambiguous { also }),
+        None => Ok(DiskFormat::Qcow2),
+    }
+}
+
+/// Reads a qcow2 image and what a partition table and file systems in it lead to. For fuzzers.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_qcow2(bytes: &[u8]) {
+    qcow2::fuzz(bytes.to_vec());
+}
+
+/// Walks a raw disk to its end. For fuzzers.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_disk(bytes: &[u8]) {
+    fuzz_walk(&(Rc::new(bytes.to_vec()) as Disk));
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+fn fuzz_walk(disk: &Disk) {
+    let limits = Limits { entries: 10_000, ..Limits::default() };
+    if let Ok(fs) = find::root(disk, None) {
+        drop(System::look(&*fs));
+        let (stream, _) = TarStream::new(fs, &limits, KeepBoot::Yes, Box::new(|| Ok(())));
+        // A size of 2^60 is no error of the reader's; the limits of ingesting end it.
+        drop(std::io::copy(&mut stream.take(16 << 20), &mut std::io::sink()));
+    }
+}

@@ -1,0 +1,220 @@
+//! A root file system back on a disk: raw ext4 or qcow2.
+//!
+//! ```text
+//! layers, upper ─► merged tar ─► unpacked in staging (confined, as any layer) ─► mke2fs -d ─► [qemu-img] ─► link
+//! ```
+//!
+//! What the tar cannot say, the disk does not have; so an image, a VM and a disk hold the same files. Nothing is
+//! mounted, and no file of a tenant is opened by name: mke2fs sees a tree that our own unpacker made.
+//!
+//! The disk is one ext4 file system without a partition table. It is data for another hypervisor, not a promise that
+//! it boots: there is no boot loader, and no kernel unless the image has one.
+//!
+//! The file appears under its name when it is whole (`O_TMPFILE`, then a link); an existing one is never replaced.
+//! On file systems without unnamed files a hidden name beside it is used, which a crash may leave.
+//!
+//! Times are whole seconds between 1901 and 2038: more is not copied by mke2fs 1.47.
+
+mod size;
+mod target;
+mod tool;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::cancel::Cancel;
+use crate::disk;
+use crate::diskimage::DiskFormat;
+use crate::error::{Error, Result};
+use crate::ingest::{self, Budget, Promise, Sink};
+use crate::limits::Limits;
+use crate::name::Reference;
+use crate::out::{Exported, Upper};
+use crate::staging::Staged;
+use crate::store::Store;
+use crate::tarball::Trailer;
+use size::Needs;
+use target::Target;
+
+/// What a disk is to be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskExport {
+    /// How its bytes lie in the file.
+    pub format: DiskFormat,
+    /// Bytes of the disk, rounded down to 4096; what the files need and a fifth more, if none is said.
+    pub size: Option<u64>,
+    /// Label of the file system, at most 16 bytes; `root` if none is said.
+    pub label: Option<String>,
+}
+
+/// What [`Store::export_disk`] wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportedDisk {
+    /// Bytes that the disk shows to a machine.
+    pub size: u64,
+    /// Bytes that its file takes on the host.
+    pub allocated: u64,
+    /// What was put on it, and what was left out.
+    pub content: Exported,
+}
+
+/// Far above what the tools take for a disk of 64 GiB.
+const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
+
+impl Store {
+    /// Writes what a VM of the image sees as its root file system, `upper` on top if given, to a new disk image.
+    ///
+    /// The file is root's, mode 0600: it holds the secrets and the set-user-ID programs of the guest.
+    pub fn export_disk(
+        &self,
+        image: &Reference,
+        upper: Option<Upper<'_>>,
+        to: &Path,
+        options: &DiskExport,
+        limits: &Limits,
+    ) -> Result<ExportedDisk> {
+        let label = options.label.as_deref().unwrap_or("root");
+        if label.len() > 16 || !label.bytes().all(|b| b.is_ascii_graphic()) {
+            let why = "the label has more than 16 bytes or characters that are not printable ASCII";
+            return Err(refuse(to, why));
+        }
+        // Before the work, and once more by the link at its end.
+        if to.symlink_metadata().is_ok() {
+            return Err(refuse(to, "the file exists; name a new one, or remove it first"));
+        }
+        let target = Target::create(to)?;
+        let staged = Staged::create(&self.staging, "export")
+            .map_err(|e| self.io("make a directory in", "staging", e))?;
+        let (tree, content) = self.stage(image, upper, &staged, limits)?;
+        let raw = match options.format {
+            DiskFormat::Raw => target.file().try_clone(),
+            DiskFormat::Qcow2 => disk::create_new(&staged.dir, "raw"),
+        };
+        let raw = raw.map_err(|e| Error::io("make", to.display().to_string(), e))?;
+        let needs = size::prepare(&tree, content.entries)
+            .map_err(|e| Error::io("export", "merged files", e))?;
+        let tool = Tool { cancel: &self.cancel, to };
+        let size = self.cancel.told(format(&tree, needs, &raw, label, options.size, &tool))?;
+        if options.format == DiskFormat::Qcow2 {
+            self.cancel.told(convert(&raw, target.file(), &tool))?;
+        }
+        let allocated = target.publish()?;
+        Ok(ExportedDisk { size, allocated, content })
+    }
+
+    /// Unpacks the merged files of image and VM into a directory of ours.
+    fn stage(
+        &self,
+        image: &Reference,
+        upper: Option<Upper<'_>>,
+        staged: &Staged,
+        limits: &Limits,
+    ) -> Result<(File, Exported)> {
+        let failed = |e| self.io("make files in", "staging", e);
+        rustix::fs::mkdirat(&staged.dir, "fs", Mode::RWXU).map_err(|e| failed(e.into()))?;
+        let tree = disk::open_dir(&staged.dir, "fs").map_err(failed)?;
+        let (mut reader, writer) = io::pipe().map_err(failed)?;
+        let (read, wrote) = std::thread::scope(|scope| {
+            let writing = scope.spawn(move || {
+                let mut writer = BufWriter::with_capacity(128 * 1024, writer);
+                let content = self.export_tar(image, upper, &mut writer, limits, &mut |_| {})?;
+                writer.flush().map_err(|e| Error::io("write", "tar", e))?;
+                Ok(content)
+            });
+            let mut budget = Budget::new(limits).unpacked_by(&self.unpacker).until(&self.cancel);
+            let sink = Sink::Unpack(&tree, Trailer::Required);
+            let promise = Promise::default();
+            let read = ingest::ingest(&mut reader, None, &promise, &sink, &mut budget, &mut |_| {});
+            // A writer that still has something to say must not wait for us.
+            drop(reader);
+            let wrote = writing.join();
+            (read, wrote)
+        });
+        let wrote: Result<Exported> = wrote
+            .unwrap_or_else(|_| Err(Error::io("write", "tar", io::Error::other("thread died"))));
+        // Of two errors the reader's came first unless it was only cut off by the writer's.
+        match (read, wrote) {
+            (Ok(_), Ok(content)) => Ok((tree, content)),
+            (Ok(_), Err(error)) => Err(error),
+            (Err((fault, at)), wrote) => {
+                match wrote {
+                    Err(error) if !is_broken_pipe(&error) => Err(error),
+                    Ok(_) | Err(_) => Err(fault
+                        .about(at.map_or("merged files".into(), |at| format!("file \"{at}\"")))),
+                }
+            }
+        }
+    }
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn refuse(to: &Path, why: impl Into<String>) -> Error {
+    Error::Export { to: to.display().to_string(), why: why.into() }
+}
+
+/// For whom tools run.
+struct Tool<'a> {
+    cancel: &'a Cancel,
+    to: &'a Path,
+}
+
+impl Tool<'_> {
+    fn run(&self, program: &str, package: &str, args: &[&str]) -> Result<()> {
+        tool::run(program, package, args, PATIENCE, self.cancel).map_err(|why| refuse(self.to, why))
+    }
+}
+
+/// Makes the file system with all files; returns its size.
+fn format(
+    tree: &File,
+    needs: Needs,
+    raw: &File,
+    label: &str,
+    size: Option<u64>,
+    tool: &Tool<'_>,
+) -> Result<u64> {
+    let to = tool.to;
+    let least = needs.least();
+    let size = size.unwrap_or_else(|| needs.comfortable()) / size::BLOCK * size::BLOCK;
+    if size < least {
+        let why = format!("the files need a disk of {least} bytes, {size} are wanted; take more");
+        return Err(refuse(to, why));
+    }
+    let failed = |e| Error::io("write", to.display().to_string(), e);
+    raw.set_len(size).map_err(failed)?;
+    let root = tree.metadata().map_err(failed)?;
+    let (uid, gid) = (root.uid(), root.gid());
+    let (disk, files) = (tool::path_of(raw), tool::path_of(tree));
+    let inodes = needs.inodes(size).to_string();
+    let owner = format!("root_owner={uid}:{gid},nodiscard");
+    let blocks = (size / size::BLOCK).to_string();
+    let args = [
+        "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", &inodes, "-L", label,
+        "-E", &owner, "-d", &files, &disk, &blocks,
+    ];
+    tool.run("mke2fs", "e2fsprogs", &args)?;
+    // It gives the root directory a mode and time of its own.
+    let mode = root.mode();
+    let mtime = root.mtime().clamp(i32::MIN.into(), i32::MAX.into());
+    for field in [format!("mode 0{mode:o}"), format!("mtime @{mtime}"), "mtime_extra 0".into()] {
+        let request = format!("set_inode_field / {field}");
+        tool.run("debugfs", "e2fsprogs", &["-w", "-R", &request, &disk])?;
+    }
+    Ok(size)
+}
+
+fn convert(raw: &File, qcow2: &File, tool: &Tool<'_>) -> Result<()> {
+    let (from, into) = (tool::path_of(raw), tool::path_of(qcow2));
+    // The lock of an image is for machines that run; nobody else has these files.
+    let args = ["convert", "-U", "-f", "raw", "-O", "qcow2", &from, &into];
+    tool.run("qemu-img", "qemu-utils", &args)
+}

@@ -1,0 +1,125 @@
+//! `quarantine/<time>-<hex>/`: what a repair took out of the store, under the paths it had.
+//!
+//! Nothing is ever taken from there but by [`Store::empty_quarantine`]. The directory is a compatible feature of
+//! the format: a program that does not know it loses nothing by ignoring it.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::digest::{DiffId, Digest};
+use crate::disk;
+use crate::error::Result;
+use crate::format;
+use crate::store::Store;
+
+pub(crate) const NAME: &str = "quarantine";
+
+/// One repair's directory, made when something first goes there.
+pub(super) struct Quarantine<'a> {
+    store: &'a Store,
+    open: Option<(String, File)>,
+}
+
+impl<'a> Quarantine<'a> {
+    pub fn new(store: &'a Store) -> Self {
+        Self { store, open: None }
+    }
+
+    /// Moves `name` there from a directory of the store whose path is `folder`; returns the new path.
+    pub fn take(
+        &mut self,
+        from: &File,
+        name: &str,
+        folder: &str,
+        as_name: &str,
+    ) -> io::Result<String> {
+        self.put(folder, as_name, |to, free| disk::set_aside(from, name, to, free))
+    }
+
+    /// Keeps a file there that is about to be replaced.
+    pub fn keep(&mut self, from: &File, name: &str, folder: &str) -> io::Result<String> {
+        self.put(folder, name, |to, free| disk::link(from, name, to, free))
+    }
+
+    fn put(
+        &mut self,
+        folder: &str,
+        as_name: &str,
+        place: impl Fn(&File, &str) -> io::Result<()>,
+    ) -> io::Result<String> {
+        let (own, dir) = self.directory()?;
+        let mut to = dir.try_clone()?;
+        for part in folder.split('/') {
+            to = disk::ensure_dir(&to, part)?;
+        }
+        let mut free = as_name.to_owned();
+        for n in 1.. {
+            match place(&to, &free) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => {
+                    free = format!("{as_name}.{n}");
+                }
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
+        Ok(format!("{NAME}/{own}/{folder}/{free}"))
+    }
+
+    fn directory(&mut self) -> io::Result<&(String, File)> {
+        if self.open.is_none() {
+            format::add_compatible(&self.store.dir, NAME)?;
+            let top = disk::ensure_dir(&self.store.dir, NAME)?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let seed = format!("{} {}", std::process::id(), now.as_nanos());
+            let name = format!("{}-{}", now.as_secs(), &Digest::of(seed.as_bytes()).hex()[..8]);
+            self.open = Some((name.clone(), disk::ensure_dir(&top, &name)?));
+        }
+        self.open.as_ref().ok_or_else(|| Errno::NOENT.into())
+    }
+}
+
+impl Store {
+    /// Deletes for good what repairs set aside longer ago than `age`; returns the names of their directories.
+    ///
+    /// What holds files of a layer in `in_use` stays: guests that were running at the repair still read them.
+    pub fn empty_quarantine(&self, age: Duration, in_use: &HashSet<DiffId>) -> Result<Vec<String>> {
+        self.check_writable()?;
+        let _exclusive = self.lock(FlockOperation::NonBlockingLockExclusive)?;
+        let io = |e: io::Error| self.io("empty", NAME, e);
+        let top = match disk::open_dir(&self.dir, NAME) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io)?,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut removed = Vec::new();
+        for name in disk::names(&top).map_err(io)? {
+            let made = name.split('-').next().and_then(|t| t.parse().ok()).map(Duration::from_secs);
+            let old = made.is_some_and(|made| now.saturating_sub(made) >= age);
+            if old && !holds(&top, &name, in_use).map_err(io)? {
+                disk::remove_tree(top.as_fd(), name.as_bytes()).map_err(io)?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn holds(top: &File, name: &str, layers: &HashSet<DiffId>) -> io::Result<bool> {
+    let inside = disk::open_dir(top, name).and_then(|dir| disk::open_dir(&dir, "layers"));
+    match inside {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+        Ok(dir) => Ok(disk::names(&dir)?.iter().any(|name| {
+            let hex = name.split('.').next().unwrap_or_default();
+            Digest::from_hex(hex).is_some_and(|d| layers.contains(&DiffId(d)))
+        })),
+    }
+}

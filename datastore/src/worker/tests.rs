@@ -1,0 +1,122 @@
+use super::*;
+use crate::unpack::Report;
+
+fn task(limits: &Limits) -> Task<'_> {
+    Task { limits, bytes: 1000, entries: 10, compression: Some(Compression::Gzip), into: None }
+}
+
+fn done() -> Said {
+    Said::Done {
+        diff_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+        bytes: 1000,
+        headers: 10,
+        compression: Compression::Gzip,
+        report: Report::default(),
+    }
+}
+
+fn judge(said: Said) -> Result<Fallible<Content>, &'static str> {
+    Answer(said).judge(&task(&Limits::default()))
+}
+
+#[test]
+fn every_refusal_of_unpacking_comes_back_as_it_was() {
+    for refusal in [
+        Refusal::limit(Limit::Depth, 256u64),
+        Refusal::ParentTraversal,
+        Refusal::Header("wrong checksum"),
+        Refusal::EntryType(b'Z'),
+        Refusal::Id { field: "gid", id: 70_000 },
+        Refusal::Id { field: "uid", id: 70_000 },
+        Refusal::Stream("corrupt deflate stream".into()),
+        Refusal::Truncated,
+    ] {
+        let answer = Answer::new(Err((refusal.clone().into(), Some("a\\nb".into()))));
+        let bytes = serde_json::to_vec(&answer).unwrap();
+        let limits = Limits::default();
+        match Answer::decode(&bytes).unwrap().judge(&task(&limits)) {
+            Ok(Err((Fault::Refused(got), Some(at)))) => {
+                assert_eq!((got, at.as_str()), (refusal, "a\\nb"));
+            }
+            other => panic!("{refusal:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_true_is_not_believed() {
+    assert!(matches!(judge(done()), Ok(Ok(_))));
+    let spoil = |change: &dyn Fn(&mut u64, &mut u64, &mut Compression, &mut Report)| {
+        let mut said = done();
+        if let Said::Done { bytes, headers, compression, report, .. } = &mut said {
+            change(bytes, headers, compression, report);
+        }
+        assert_eq!(judge(said).unwrap_err(), "numbers that cannot be");
+    };
+    spoil(&|bytes, _, _, _| *bytes = 1001);
+    spoil(&|_, headers, _, _| *headers = 11);
+    spoil(&|_, _, compression, _| *compression = Compression::Xz);
+    spoil(&|_, _, _, report| report.entries = 1);
+    spoil(&|_, _, _, report| report.bytes = 1);
+    let unescaped = |why| judge(Said::Refused { entry: Some("a\x1b[2J".into()), why });
+    assert_eq!(unescaped(Why::Truncated).unwrap_err(), "text that is not escaped");
+    let made_up = judge(Said::Refused { entry: None, why: Why::Pax("run rm -rf".into()) });
+    assert_eq!(made_up.unwrap_err(), "an unknown reason");
+    let foreign = judge(Said::Refused { entry: None, why: Why::Limit(Limit::Layers) });
+    assert_eq!(foreign.unwrap_err(), "a foreign limit");
+    let op = judge(Said::Failed { entry: None, op: "format".into(), errno: 5 });
+    assert_eq!(op.unwrap_err(), "an unknown operation");
+}
+
+#[test]
+fn an_answer_with_more_or_less_fields_is_not_read() {
+    for bytes in [
+        &b""[..],
+        b"{}",
+        b"null",
+        br#"{"refused":{"entry":null,"why":"truncated","more":1}}"#,
+        br#"{"refused":{"why":{"no_such":1}}}"#,
+        br#"{"refused":{"entry":null,"why":"truncated"}} {}"#,
+    ] {
+        assert!(Answer::decode(bytes).is_err(), "{}", bytes.escape_ascii());
+    }
+}
+
+/// A reason that is missing there would make a good worker's answer nonsense.
+#[test]
+fn all_reasons_in_the_source_are_on_the_list() {
+    let sources = [
+        include_str!("../content.rs"),
+        include_str!("../compress.rs"),
+        include_str!("../tarball/mod.rs"),
+        include_str!("../tarball/header.rs"),
+        include_str!("../tarball/pax.rs"),
+        include_str!("../unpack/mod.rs"),
+        include_str!("../unpack/tree.rs"),
+        include_str!("../unpack/xattr.rs"),
+    ];
+    let openers = [
+        "Refusal::Header(",
+        "Refusal::Pax(",
+        "Refusal::Whiteout(",
+        "Refusal::HardLink(",
+        "Refusal::Symlink(",
+        "Refusal::Parent(",
+        "Refusal::Xattr(",
+        "Fault::Io(",
+        ".doing(",
+    ];
+    let mut seen = 0;
+    for source in sources {
+        let source = source.split("#[cfg(test)]").next().unwrap();
+        for opener in openers {
+            for rest in source.split(opener).skip(1) {
+                let Some(text) = rest.trim_start().strip_prefix('"') else { continue };
+                let text = text.split('"').next().unwrap();
+                assert!(constant(text).is_some(), "{opener}{text:?} is not in CONSTANTS");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 60, "only {seen} found");
+}

@@ -1,0 +1,86 @@
+//! Unpacks one layer where it can do no harm.
+//!
+//! Started by `ocivisor-datastore` (module `worker`) with three descriptors: 0 is request and blob, 1 the
+//! answer, 2 the layer's directory. It begins as root of the host and splits before it reads a byte of the blob:
+//!
+//! ```text
+//! first process    joins the control groups, writes the id maps, makes the idmapped mount; then only the broker
+//!    └─ confined   root of its own user namespace; the layer's directory is its root directory; no network, no
+//!                  other process, no capability but over files, a list of system calls; reads, unpacks, answers
+//! ```
+//!
+//! Each dies with the other, and both with whoever started them. What each step is for stands in `confine`.
+
+mod confine;
+mod filter;
+#[cfg(feature = "faults")]
+mod probe;
+mod sys;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use ocivisor_datastore::worker::{Answer, Request, Unusable, attend, serve};
+
+use confine::{Broker, Confined, Side};
+
+fn main() -> ExitCode {
+    // Descriptor 2 is a directory, then nothing; whoever started us sees a panic by our end.
+    std::panic::set_hook(Box::new(|_| {}));
+    match run() {
+        Ok(code) => code,
+        // Nobody is there to hear it.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> std::io::Result<ExitCode> {
+    sys::close_all_others()?;
+    let blob = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let request = Request::receive(&blob)?;
+    let said = match confine::enter(&request) {
+        Ok(Side::Broker(broker)) => {
+            drop(blob);
+            return Ok(wait(broker));
+        }
+        Ok(Side::Confined(Confined { root, marks })) => {
+            attempted(&request).unwrap_or_else(|| serve(&request, &blob, root.as_ref(), marks))
+        }
+        Err(error) => Answer::unusable(&error),
+    };
+    let answer = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    said.send(&answer)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sets marks until the confined process ends, and tells how it ended.
+fn wait(Broker { child, layer, marks }: Broker) -> ExitCode {
+    if let (Some(layer), Some(marks)) = (&layer, &marks) {
+        attend(layer, marks);
+    }
+    drop(marks);
+    child.wait()
+}
+
+/// Names the step that failed.
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, Unusable>;
+}
+
+impl<T, E: Into<std::io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, Unusable> {
+        self.map_err(|source| Unusable { step, source: source.into() })
+    }
+}
+
+/// What a test has this process try instead of its work.
+#[cfg(feature = "faults")]
+fn attempted(request: &Request) -> Option<Answer> {
+    probe::attempt(request)
+}
+
+#[cfg(not(feature = "faults"))]
+fn attempted(_: &Request) -> Option<Answer> {
+    None
+}

@@ -1,0 +1,4 @@
+//! See `fuzz_tar` of the datastore.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ocivisor_datastore::fuzz_tar(bytes));

@@ -1,0 +1,43 @@
+//! The confined process tries to break out; it can, in a program that was built with the feature `faults`.
+
+use ocivisor_datastore::Error;
+use ocivisor_datastore::worker::Worker;
+
+use crate::common::RawTar;
+use crate::confined::{BASE, PROGRAM, bench_of};
+
+/// How the worker ends that makes attempt number `n` of its `probe.rs`.
+fn attempt(n: u32) -> String {
+    let bench = bench_of(Worker::new(PROGRAM, BASE + n));
+    let error = bench.import_tar(RawTar::new().file("a", b"a").end()).unwrap_err();
+    bench.assert_nothing_happened();
+    match error {
+        Error::Worker { why, .. } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn files_of_the_host_are_not_there() {
+    for n in 1..=3 {
+        let want =
+            "cannot break out: No such file or directory (os error 2); see `ocivisor doctor`";
+        assert_eq!(attempt(n), want, "{n}");
+    }
+}
+
+#[test]
+fn threads_are_started_where_the_filter_sees_how() {
+    assert_eq!(
+        attempt(4),
+        "cannot break out: Function not implemented (os error 38); see `ocivisor doctor`"
+    );
+}
+
+#[test]
+fn processes_code_devices_sockets_and_mounts_end_the_worker() {
+    for n in 5..=23 {
+        let want = "was killed by signal 31: it made a system call that no layer needs";
+        assert_eq!(attempt(n), want, "{n}");
+    }
+}

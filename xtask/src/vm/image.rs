@@ -1,0 +1,98 @@
+//! The VM's own disk: Debian 12, the oldest that is supported, as an admin installs it for a host.
+//! Made once; a change of this file's constants makes it anew. QEMU keeps what is written apart.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd::{program, run, step, write};
+
+/// The release.
+const SUITE: &str = "bookworm";
+/// What hosts have, and what tests use besides.
+const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,procps,iproute2,\
+    iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl";
+/// Its size; a file with holes.
+const SIZE: &str = "6G";
+/// Runs what the second disk brings.
+const UNIT: &str = "\
+[Unit]
+Description=tests
+RequiresMountsFor=/task
+Requires=dev-virtio\\x2dports-output.device
+After=dev-virtio\\x2dports-output.device dbus.service
+
+[Service]
+Type=simple
+ExecStart=/task/inside.sh
+StandardOutput=file:/dev/virtio-ports/output
+StandardError=inherit
+TasksMax=infinity
+LimitNOFILE=1048576
+";
+const FSTAB: &str = "LABEL=task /task ext4 ro 0 0\n";
+
+/// What QEMU boots.
+#[derive(Debug)]
+pub struct Image {
+    /// Raw, ext4, no partitions.
+    pub disk: PathBuf,
+    /// Linux.
+    pub kernel: PathBuf,
+    /// Its initial file system.
+    pub initrd: PathBuf,
+}
+
+/// The image, made if need be.
+///
+/// # Errors
+/// mmdebstrap or mke2fs fails.
+pub fn debian(cache: &Path) -> Result<Image> {
+    let at = |name: &str| cache.join(name);
+    let image = Image { disk: at("disk.img"), kernel: at("vmlinuz"), initrd: at("initrd") };
+    let recipe = [SUITE, PACKAGES, SIZE, UNIT, FSTAB].join("\n");
+    if fs::read_to_string(at("recipe")).is_ok_and(|text| text == recipe) {
+        return Ok(image);
+    }
+    step("making the VM's disk (once; it is kept)");
+    // Its recipe comes last, so that half an image is none.
+    for path in [at("recipe"), image.disk.clone()] {
+        let _absent_is_fine = fs::remove_file(path);
+    }
+    let tree = at("tree");
+    let _absent_is_fine = fs::remove_dir_all(&tree);
+    let mut command = program("mmdebstrap");
+    command.args(["--variant=minbase", &format!("--include={PACKAGES}")]);
+    command
+        .args(["--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
+    command.args(["--dpkgopt=path-exclude=/usr/share/man/*", SUITE]).arg(&tree);
+    run(&mut command).context("make a Debian system (the net is needed for this)")?;
+    let units = tree.join("etc/systemd/system");
+    fs::create_dir_all(units.join("multi-user.target.wants"))?;
+    write(&units.join("task.service"), UNIT)?;
+    symlink("../task.service", units.join("multi-user.target.wants/task.service"))?;
+    fs::create_dir(tree.join("task"))?;
+    write(&tree.join("etc/fstab"), FSTAB)?;
+    write(&tree.join("etc/hostname"), "host\n")?;
+    copy_from(&tree.join("boot"), "vmlinuz-", &image.kernel)?;
+    copy_from(&tree.join("boot"), "initrd.img-", &image.initrd)?;
+    let mut command = program("mke2fs");
+    command.args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(&image.disk).arg(SIZE);
+    run(&mut command)?;
+    fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
+    write(&at("recipe"), &recipe)?;
+    Ok(image)
+}
+
+fn copy_from(dir: &Path, prefix: &str, to: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
+    let mut entries = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let found = entries.find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    });
+    let Some(found) = found else { bail!("no {prefix}* in {}", dir.display()) };
+    fs::copy(&found, to).with_context(|| format!("copy {}", found.display()))?;
+    Ok(())
+}

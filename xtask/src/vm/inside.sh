@@ -1,0 +1,24 @@
+#!/bin/sh
+# Runs the chosen tests inside of the VM, says how it went, and ends the VM. See load.rs.
+set -u
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export HOME=/root LC_ALL=C INSTA_UPDATE=no RUST_BACKTRACE=0
+export OCIVISOR_BIN_DIR=/task/programs OCIVISOR_TEST_SYSTEMD_TAR=/task/debian.tar
+# Processors are emulated.
+export OCIVISOR_TEST_SETTLE_MS=1500
+
+repository=$(cat /task/repository.path)
+mkdir -p "${repository%/*}"
+ln -s /task/repository "$repository"
+cd "$repository" || exit 1
+
+bad=0
+echo "kernel $(uname -r), $(systemctl --version | head -n 1), $(stat -f -c %T /sys/fs/cgroup)"
+/task/programs/ocivisor doctor || bad=1
+while read -r suite parts; do
+    echo "== $suite $parts"
+    # shellcheck disable=SC2086 # words on purpose
+    "/task/tests/$suite" --test-threads=1 --include-ignored $parts </dev/null || bad=1
+done </task/selection
+echo "vm-result $bad"
+systemctl poweroff --force --force
