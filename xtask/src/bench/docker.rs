@@ -97,7 +97,7 @@ fn end(child: &mut Child, run_dir: &Path, data: &Path) -> Result<()> {
         }
         ended?;
     }
-    super::remove_groups(GROUP)?;
+    crate::quickstart::daemon::remove_groups(GROUP)?;
     std::fs::remove_dir_all(run_dir)?;
     Ok(std::fs::remove_dir_all(data)?)
 }

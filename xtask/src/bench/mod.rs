@@ -232,25 +232,6 @@ fn contender(
     Ok(made)
 }
 
-/// Removes control groups of this name, of all hierarchies, that have no processes any more.
-fn remove_groups(name: &str) -> Result<()> {
-    let base = Path::new("/sys/fs/cgroup");
-    let mut hierarchies = vec![base.to_owned()];
-    for entry in std::fs::read_dir(base).context("read the hierarchies")? {
-        hierarchies.push(entry?.path());
-    }
-    for hierarchy in hierarchies {
-        let group = hierarchy.join(name);
-        match std::fs::remove_dir(&group) {
-            Err(error) if group.exists() => {
-                return Err(error).with_context(|| format!("remove {}", group.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// A directory and a tarball with the program and the mount points that every runtime wants.
 fn rootfs(places: &Places) -> Result<PathBuf> {
     let dir = places.cache.join("rootfs");

@@ -41,8 +41,6 @@ impl Ours {
             || run(program("ip").args(["link", "delete", BRIDGE])),
         );
         run(program("ip").args(["link", "set", BRIDGE, "up"]))?;
-        let group = places.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        undo.add("remove the control groups", move || super::remove_groups(&group));
         // Whether a guest lives on for a while is no part of its start, here or elsewhere.
         let daemon = Daemon::start(places, "[guests]\nsettle_ms = 0\n", undo)?;
         forget_all(&daemon)?;

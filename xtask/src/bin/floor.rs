@@ -232,7 +232,7 @@ fn veth(bridge: u32, pid: i32, round: u32) -> Result<()> {
     ];
     let body = [
         header(libc::IFF_UP.cast_unsigned()),
-        name(&format!("ocvfl{round}")),
+        name(&format!("ocvf{}-{round}", std::process::id())),
         attribute(libc::IFLA_MASTER, &bridge.to_ne_bytes()),
         attribute(libc::IFLA_LINKINFO, &info.concat()),
     ];

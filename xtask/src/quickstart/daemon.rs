@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ impl Daemon {
                 places.programs
             ),
         )?;
+        let group = places.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        undo.add("remove the control groups", move || remove_groups(&group));
         // What OpenNebula's scripts shall do here: not wait two minutes for a guest.
         write(&daemon.opennebula_config(), "shutdown_timeout = 2\n")?;
         for dir in [&places.state, &places.run] {
@@ -162,5 +164,29 @@ fn end_old(places: &Places) -> Result<()> {
         })?;
     }
     let _absent_is_fine = std::fs::remove_file(pid_file(places));
+    Ok(())
+}
+
+/// Removes control groups of this name, of all hierarchies, that have no processes any more.
+///
+/// # Errors
+/// One of them cannot be removed.
+pub fn remove_groups(name: &str) -> Result<()> {
+    let base = Path::new("/sys/fs/cgroup");
+    let mut hierarchies = vec![base.to_owned()];
+    for entry in std::fs::read_dir(base).context("read the hierarchies")? {
+        hierarchies.push(entry?.path());
+    }
+    for hierarchy in hierarchies {
+        // The daemon's helpers have one of their own below.
+        for group in [hierarchy.join(name).join("+unpack"), hierarchy.join(name)] {
+            match std::fs::remove_dir(&group) {
+                Err(error) if group.exists() => {
+                    return Err(error).with_context(|| format!("remove {}", group.display()));
+                }
+                _ => {}
+            }
+        }
+    }
     Ok(())
 }
