@@ -210,6 +210,7 @@ impl Context {
             return Ok(None);
         }
         let began = Instant::now();
+        let mut answered = began;
         let mut shown = None;
         let mut ending = false;
         let mut signals = Signals::new()?;
@@ -240,13 +241,15 @@ impl Context {
                     );
                 }
                 Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
-                    if began.elapsed() < self.patience =>
+                    if answered.elapsed() < self.patience =>
                 {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                answer => answer?,
+                Ok(status) => status,
+                Err(error) => return Err(self.lost(error)),
             };
+            answered = Instant::now();
             if status.done {
                 return match outcome(status)? {
                     Ended::Done(status) => Ok(Some(*status)),

@@ -2,7 +2,7 @@
 
 use ocivisor_core::error::Result;
 use ocivisor_core::state::Timestamp;
-use ocivisor_datastore::{Listed, Reference};
+use ocivisor_datastore::{ImageName, Listed, Reference};
 use ocivisor_schema::TimeV1;
 use ocivisor_schema::image::{HistoryV1, ImageInspect, LayerV1};
 use ocivisor_schema::reply::ImageInfo;
@@ -14,11 +14,14 @@ impl Images {
     pub fn list(&self) -> Result<Vec<ImageInfo>> {
         let mut infos = Vec::new();
         for listed in self.store.list().map_err(|e| ours(&e))? {
-            if listed.names.is_empty() {
-                infos.push(self.info("", &listed)?);
-            }
-            for name in &listed.names {
-                infos.push(self.info(name.as_str(), &listed)?);
+            let names = listed.names.iter().map(ImageName::as_str);
+            let nameless = listed.names.is_empty().then_some("");
+            for name in names.chain(nameless) {
+                match self.info(name, &listed) {
+                    Ok(info) => infos.push(info),
+                    // One that is damaged, or was pruned this moment, does not hide the others.
+                    Err(error) => tracing::warn!("image {name} is not listed: {error}"),
+                }
             }
         }
         infos.sort_by(|a, b| a.name.cmp(&b.name));
