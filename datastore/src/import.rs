@@ -30,7 +30,8 @@ use crate::files::Files;
 use crate::ingest::{self, Budget, Ingested, Promise, Sink};
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::record::{self, ImageRecord, LayerRef, Record, RefRecord};
+use crate::publish::Publisher;
+use crate::record::{ImageRecord, LayerRef};
 use crate::registry::Registry;
 use crate::source::{HttpsSource, RegistrySource, Source};
 use crate::staging::{Kept, Staged};
@@ -424,44 +425,15 @@ impl Import<'_> {
 
     /// Makes the image visible under its digest.
     fn commit(&self, manifest: &[u8], config: &[u8], layers: Vec<LayerRef>) -> Result<ImageRecord> {
-        let manifest_digest = self.put_blob(manifest)?;
-        let config_digest = self.put_blob(config)?;
-        // What was reused may have been put in place by a process that was killed before it synced.
-        for (dir, name) in [(&self.store.blobs, "blobs/sha256"), (&self.store.layers, "layers")] {
-            dir.sync_all().map_err(|e| self.store.io("sync", name, e))?;
-        }
-        let record = ImageRecord::new(
-            (manifest_digest, manifest.len() as u64),
-            (config_digest, config.len() as u64),
-            layers,
-        );
-        self.put(&record, &self.store.images, "images", &record::image_file(&manifest_digest))?;
-        Ok(record)
+        self.publisher().image(manifest, config, layers)
     }
 
     fn point(&self, name: &ImageName, manifest: &Digest) -> Result<()> {
-        self.store.images.sync_all().map_err(|e| self.store.io("sync", "images", e))?;
-        let record = RefRecord::new(name.clone(), *manifest);
-        self.put(&record, &self.store.refs, "refs", &name.file_name().0)
+        self.publisher().name(name, manifest)
     }
 
-    fn put_blob(&self, bytes: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(bytes);
-        let hex = digest.hex();
-        let write = || {
-            disk::write_new(&self.staged.dir, &hex, bytes)?;
-            disk::publish(&self.staged.dir, &hex, &self.store.blobs, &hex)
-        };
-        write().map_err(|e| self.store.io("write", &format!("blobs/sha256/{hex}"), e))?;
-        Ok(digest)
-    }
-
-    fn put(&self, record: &impl Record, to: &File, folder: &str, file: &str) -> Result<()> {
-        let write = || {
-            disk::write_new(&self.staged.dir, "record", &record.encode()?)?;
-            disk::publish(&self.staged.dir, "record", to, file)
-        };
-        write().map_err(|e| self.store.io("write", &format!("{folder}/{file}"), e))
+    fn publisher(&self) -> Publisher<'_> {
+        Publisher { store: self.store, staged: &self.staged }
     }
 }
 

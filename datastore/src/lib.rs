@@ -52,6 +52,7 @@ mod limits;
 mod name;
 mod out;
 mod prune;
+mod publish;
 mod record;
 mod registry;
 mod source;

@@ -1,13 +1,10 @@
 //! Giving an image another name.
 
-use std::io;
-
 use rustix::fs::FlockOperation;
 
-use crate::disk;
 use crate::error::Result;
 use crate::name::{ImageName, Reference};
-use crate::record::{Record, RefRecord};
+use crate::publish::Publisher;
 use crate::staging::Staged;
 use crate::store::{Image, Store};
 
@@ -21,16 +18,9 @@ impl Store {
         // No prune between the look and the name.
         let _shared = self.lock(FlockOperation::LockShared)?;
         let image = self.resolve(reference)?;
-        // Its importer may have died before it synced the record's name.
-        self.images.sync_all().map_err(|e| self.io("sync", "images", e))?;
-        let record = RefRecord::new(name.clone(), image.manifest_digest);
-        let file = name.file_name().0;
-        let write = || {
-            let staged = Staged::create(&self.staging, "tag")?;
-            disk::write_new(&staged.dir, "record", &record.encode()?)?;
-            disk::publish(&staged.dir, "record", &self.refs, &file)
-        };
-        write().map_err(|e: io::Error| self.io("write", &format!("refs/{file}"), e))?;
+        let staged = Staged::create(&self.staging, "tag")
+            .map_err(|e| self.io("make a directory in", "staging", e))?;
+        Publisher { store: self, staged: &staged }.name(name, &image.manifest_digest)?;
         Ok(image)
     }
 }

@@ -26,7 +26,6 @@ mod inspect;
 mod layer;
 pub(crate) mod merge;
 mod pack;
-mod publish;
 mod save;
 mod tar;
 

@@ -1,4 +1,4 @@
-//! Making an image visible: the order of `docs/format.md`, as an import has it.
+//! Making an image visible: the order of `docs/format.md`, for whatever makes one.
 
 use std::fs::File;
 
@@ -11,7 +11,7 @@ use crate::staging::Staged;
 use crate::store::Store;
 
 /// Writes documents in staging and moves them to their places.
-pub(super) struct Publisher<'a> {
+pub(crate) struct Publisher<'a> {
     pub store: &'a Store,
     pub staged: &'a Staged,
 }
@@ -40,6 +40,7 @@ impl Publisher<'_> {
         Ok(record)
     }
 
+    /// Points the name at an image whose record is in place, though its importer may have died before it synced.
     pub fn name(&self, name: &ImageName, manifest: &Digest) -> Result<()> {
         self.store.images.sync_all().map_err(|e| self.store.io("sync", "images", e))?;
         let record = RefRecord::new(name.clone(), *manifest);
