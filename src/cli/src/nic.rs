@@ -95,6 +95,8 @@ impl NicOption {
                     metric: None,
                 })
                 .collect(),
+            dns: Vec::new(),
+            search: Vec::new(),
         }
     }
 }

@@ -152,6 +152,27 @@ text_id!(
     }
 );
 
+text_id!(
+    /// A domain that names are looked up in, as resolv.conf(5) has it: labels of letters, digits, hyphens and
+    /// underscores, at most 253 characters; a dot may end it.
+    Domain,
+    "domain",
+    |text| {
+        let label = |l: &str| {
+            let ok = |c: u8| c.is_ascii_alphanumeric() || b"-_".contains(&c);
+            !l.is_empty() && l.len() <= 63 && l.bytes().all(ok)
+        };
+        if text.len() > 253 {
+            return Err("must have at most 253 characters");
+        }
+        if text == "." || text.strip_suffix('.').unwrap_or(text).split('.').all(label) {
+            Ok(())
+        } else {
+            Err("labels hold only letters, digits, hyphens and underscores")
+        }
+    }
+);
+
 impl Hostname {
     /// Makes a host name of any text: letters, digits and hyphens stay, the rest becomes hyphens.
     /// A text with nothing to keep becomes `fallback`.

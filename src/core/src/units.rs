@@ -1,6 +1,8 @@
 //! Quantities with their unit in the type.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -35,6 +37,67 @@ impl fmt::Display for CentiCores {
     }
 }
 
+/// Numbers of processors or memory nodes, written as the kernel does: `0-3,8` (cpuset(7), List format). Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NumberSet(BTreeSet<u16>);
+
+impl NumberSet {
+    /// Largest number, far above what kernels are built for.
+    const MAX: u16 = 8191;
+
+    /// The numbers, rising.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().copied()
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl FromStr for NumberSet {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "is not a list of numbers up to 8191 such as 0-3,8";
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+            text.parse().ok().filter(|n| digits && *n <= Self::MAX).ok_or(WRONG)
+        };
+        let mut all = BTreeSet::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (u16, u16) = (number(first.trim())?, number(last.trim())?);
+            if first > last {
+                return Err(WRONG);
+            }
+            all.extend(first..=last);
+        }
+        Ok(Self(all))
+    }
+}
+
+impl fmt::Display for NumberSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.iter().peekable();
+        let mut separator = "";
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while let Some(next) = rest.next_if_eq(&(last + 1)) {
+                last = next;
+            }
+            write!(f, "{separator}{first}")?;
+            if last > first {
+                write!(f, "-{last}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +112,18 @@ mod tests {
             (Bytes((1 << 20) + 1), "1048577 B"),
         ] {
             assert_eq!(bytes.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn lists_of_numbers_are_read_and_written_as_the_kernel_does() {
+        for (text, want) in
+            [("0", "0"), ("8,0-3", "0-3,8"), ("1,2,3,5", "1-3,5"), ("7-7", "7"), ("3, 4", "3-4")]
+        {
+            assert_eq!(text.parse::<NumberSet>().map(|set| set.to_string()).as_deref(), Ok(want));
+        }
+        for text in ["", "a", "1-", "-1", "3-1", "1,,2", "8192", "+1", "0-99999"] {
+            assert!(text.parse::<NumberSet>().is_err(), "{text}");
         }
     }
 }

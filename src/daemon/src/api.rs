@@ -28,6 +28,7 @@ use crate::images;
 use crate::jobs::{Jobs, Teller};
 use crate::operations::{Status, Subject};
 use crate::paths::{Caller, PathPolicy};
+use crate::policy;
 use crate::vms::{Vms, blocking};
 
 /// Version of this build.
@@ -94,7 +95,9 @@ impl Daemon {
     }
 
     fn spec(spec: VmSpecV1) -> Result<Box<VmSpec>> {
-        VmSpec::try_from(spec).map(Box::new)
+        let spec = VmSpec::try_from(spec)?;
+        policy::check(&spec)?;
+        Ok(Box::new(spec))
     }
 
     async fn resolve(&self, caller: &Extensions, path: PathBuf) -> Result<PathBuf> {

@@ -24,6 +24,7 @@ mod logging;
 mod offline;
 mod operations;
 mod paths;
+mod policy;
 mod records;
 mod serve;
 mod state_dir;

@@ -164,6 +164,7 @@ mod tests {
             user: Some("app:100".into()),
             workdir: Some("/srv".into()),
             stop_signal: Some(37),
+            stop_timeout: None,
         };
         assert_eq!((made, notes), (want, vec![]));
     }

@@ -59,6 +59,8 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
             mtu: mtu(nic, group).map_err(named)?,
             addresses,
             routes,
+            dns: Vec::new(),
+            search: Vec::new(),
         });
     }
     Ok(specs)

@@ -12,7 +12,10 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{DisplayName, Hostname, VmId};
-use ocivisor_core::spec::{Isolation, Platform, Resources, RootDisk, VmSpec, normal_path};
+use ocivisor_core::spec::{
+    Context, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep, VmSpec,
+    normal_path,
+};
 use ocivisor_core::units::{Bytes, CentiCores};
 
 use crate::answer::{Note, Notes};
@@ -41,9 +44,12 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         platform: Platform::OpenNebula,
         resources: resources(vm)?,
         boot: boot(vm.oci.as_ref(), &mut notes)?,
-        root: RootDisk { path: dir.join(format!("disk.{}", root.id)) },
+        root: RootDisk { path: dir.join(format!("disk.{}", root.id)), io: IoLimits::default() },
         nics: nics(vm, &mut notes)?,
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
         id,
     };
     remark(vm, root, &mut notes);
@@ -97,6 +103,9 @@ fn resources(vm: &DriverVm) -> Result<Resources, Error> {
         memory: Bytes::mib(mib.into()),
         swap: Bytes(0),
         pids: Resources::DEFAULT_PIDS,
+        io_weight: None,
+        placement: Placement::default(),
+        hugepages: Vec::new(),
     })
 }
 

@@ -50,6 +50,18 @@ pub struct RecordV1 {
 impl RecordV1 {
     /// Version of this layout.
     pub const VERSION: u32 = 1;
+
+    /// For answers: without what only the guest may know.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        self.spec = self.spec.without_secrets();
+        if let Some(OperationV1 { request, .. }) = &mut self.op
+            && let RequestV1::Define { spec } | RequestV1::Deploy { spec } = request
+        {
+            **spec = spec.as_ref().clone().without_secrets();
+        }
+        self
+    }
 }
 
 /// See [`VmState`].

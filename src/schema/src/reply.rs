@@ -184,14 +184,15 @@ impl From<&Record> for VmSummary {
 pub struct VmInfo {
     /// Operation under way in words, else the settled state.
     pub display_state: String,
-    /// The record.
+    /// The record, secrets hidden.
     #[serde(flatten)]
     pub record: RecordV1,
 }
 
 impl From<&Record> for VmInfo {
     fn from(record: &Record) -> Self {
-        Self { display_state: record.display_state().to_owned(), record: record.into() }
+        let shown = RecordV1::from(record).without_secrets();
+        Self { display_state: record.display_state().to_owned(), record: shown }
     }
 }
 

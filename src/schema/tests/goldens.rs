@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{NOON, assert_golden, error, full_record, full_spec, requests, small_spec};
+use common::{
+    NOON, assert_golden, error, full_record, full_spec, local_spec, requests, small_spec,
+};
 use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::{Record, Request, Timestamp};
@@ -39,6 +41,7 @@ fn vm() -> Text<VmId> {
 fn specs() {
     pin("spec_small.json", &VmSpecV1::from(&small_spec()));
     pin("spec_full.json", &VmSpecV1::from(&full_spec()));
+    pin("spec_local.json", &VmSpecV1::from(&local_spec()));
 }
 
 #[test]

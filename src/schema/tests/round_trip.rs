@@ -3,11 +3,14 @@
 #![allow(missing_docs, reason = "the macro of proptest makes items")]
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, IfName, MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::spec::{
-    Boot, Bridge, InitKind, Isolation, NicSpec, Platform, Resources, RootDisk, Route, VmSpec,
+    Boot, Bridge, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
+    Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
+    Upkeep, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -58,6 +61,8 @@ fn nic(at: u32) -> impl Strategy<Value = NicSpec> {
                 mtu,
                 addresses,
                 routes,
+                dns: Vec::new(),
+                search: Vec::new(),
             }
         })
 }
@@ -82,6 +87,7 @@ fn boot() -> impl Strategy<Value = Boot> {
             user,
             workdir: workdir.map(|dir| format!("/{dir}")),
             stop_signal,
+            stop_timeout: None,
         })
 }
 
@@ -93,30 +99,114 @@ fn resources() -> impl Strategy<Value = Resources> {
         (4 << 20)..=(1_u64 << 50),
         0..=(1_u64 << 50),
         16..=u32::MAX,
+        option::of(1..=10_000_u16),
+        option::of(vec(0..=8191_u16, 1..5)),
     )
-        .prop_map(|(share, vcpus, quota, memory, swap, pids)| Resources {
+        .prop_map(|(share, vcpus, quota, memory, swap, pids, io_weight, cpus)| Resources {
             cpu_share: CentiCores(share),
             vcpus,
             cpu_quota: quota.map(CentiCores),
             memory: Bytes(memory),
             swap: Bytes(swap),
             pids,
+            io_weight,
+            placement: Placement {
+                cpus: cpus.map(|all| {
+                    let words: Vec<String> = all.iter().map(ToString::to_string).collect();
+                    words.join(",").parse().unwrap()
+                }),
+                nodes: None,
+            },
+            hugepages: vec![Hugepages { page: Bytes::mib(2), limit: Bytes(memory) }],
         })
 }
 
-fn spec_of(id: VmId) -> impl Strategy<Value = VmSpec> {
+/// Contexts: texts that the checks let through.
+fn context() -> impl Strategy<Value = Context> {
+    let word = || "[!-~]{1,20}";
+    let password = prop_oneof![
+        word().prop_map(|text| Password::Plain(Secret(text))),
+        "[!-9;-~]{1,20}".prop_map(|text| Password::Crypted(Secret(text))),
+    ];
+    let file =
+        ("(/[a-z0-9]{1,9}){1,3}", vec(any::<u8>(), 0..50), 0..=0o1777_u16, any::<[u16; 2]>())
+            .prop_map(|(path, content, mode, [uid, gid])| GuestFile {
+                path: path.into(),
+                content,
+                mode,
+                owner: (uid.into(), gid.into()),
+            });
+    (
+        vec(any::<IpAddr>(), 0..3),
+        option::of("[a-z_][a-z0-9_-]{0,9}"),
+        vec(word(), 0..3),
+        option::of(password),
+        option::of(vec(any::<u8>(), 0..50)),
+        vec(file, 0..3),
+        vec(("[A-Z_][A-Z0-9_]{0,9}", text()), 0..3),
+        option::of("(/[a-z0-9]{1,9}){1,3}"),
+    )
+        .prop_map(|(dns, user, ssh_keys, password, start_script, files, variables, disk)| {
+            Context {
+                dns,
+                search: vec!["example.com".parse().unwrap()],
+                user,
+                ssh_keys,
+                password,
+                timezone: Some("Etc/GMT+1".into()),
+                start_script,
+                files,
+                variables: variables.into_iter().map(|(k, v)| (k, Secret(v))).collect(),
+                disk: disk.map(Into::into),
+            }
+        })
+}
+
+fn upkeep() -> impl Strategy<Value = Upkeep> {
+    let times = (100..=86_400_000_u64, 100..=86_400_000_u64, 0..=86_400_000_u64);
+    let health = (vec("[!-~]{1,9}", 1..3), times, 1..=1000_u32).prop_map(
+        |(command, (interval, timeout, start), retries)| HealthCheck {
+            command,
+            interval: Duration::from_millis(interval),
+            timeout: Duration::from_millis(timeout),
+            retries,
+            start_period: Duration::from_millis(start),
+        },
+    );
+    let restart = prop_oneof![
+        Just(Restart::No),
+        Just(Restart::Always),
+        option::of(any::<u32>()).prop_map(|most| Restart::OnFailure { most }),
+    ];
+    (restart, option::of(health), option::of(any::<u16>()))
+        .prop_map(|(restart, health, autostart)| Upkeep { restart, health, autostart })
+}
+
+fn isolation() -> impl Strategy<Value = Isolation> {
+    use Isolation::{Default, Nested, Privileged, Strict};
+    select(vec![Strict, Default, Nested, Privileged])
+}
+
+fn spec_of(id: VmId) -> BoxedStrategy<VmSpec> {
     let platform = select(vec![Platform::Local, Platform::OpenNebula, Platform::OpenStack]);
     (
         "[ -~ä]{1,40}",
         "[a-z0-9]{1,10}(\\.[a-z0-9]{1,10})?",
         platform,
-        resources(),
-        boot(),
+        resources().boxed(),
+        boot().boxed(),
         "(/[a-z0-9 _-]{1,10}){1,4}",
-        (nic(0), nic(1), nic(99)),
+        (nic(0).boxed(), nic(1).boxed(), nic(99).boxed()),
         0..4_usize,
+        (
+            isolation(),
+            context().boxed(),
+            option::of((any::<IpAddr>(), 1..=u16::MAX)),
+            upkeep().boxed(),
+        ),
     )
-        .prop_map(move |(name, hostname, platform, resources, boot, path, nics, count)| {
+        .prop_map(move |(name, hostname, platform, resources, boot, path, nics, count, more)| {
+            let (isolation, context, graphics, upkeep) = more;
             VmSpec {
                 id: id.clone(),
                 name: name.parse().unwrap(),
@@ -124,11 +214,15 @@ fn spec_of(id: VmId) -> impl Strategy<Value = VmSpec> {
                 platform,
                 resources,
                 boot,
-                root: RootDisk { path: path.into() },
+                root: RootDisk { path: path.into(), io: IoLimits::default() },
                 nics: [nics.0, nics.1, nics.2].into_iter().take(count).collect(),
-                isolation: Isolation::Default,
+                isolation,
+                context,
+                graphics: graphics.map(|(listen, port)| Graphics { listen, port, password: None }),
+                upkeep: if platform == Platform::Local { upkeep } else { Upkeep::default() },
             }
         })
+        .boxed()
 }
 
 fn error() -> impl Strategy<Value = Error> {

@@ -13,7 +13,9 @@ use ocivisor_core::spec::VmSpec;
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_rpc::Client;
 use ocivisor_schema::VmSpecV1;
-use ocivisor_schema::spec::{BootV1, InitKindV1, ResourcesV1, RootDiskV1};
+use ocivisor_schema::spec::{
+    BootV1, ContextV1, InitKindV1, IoLimitsV1, IsolationV1, ResourcesV1, RootDiskV1, UpkeepV1,
+};
 use serde_json::Value;
 
 use super::absolute;
@@ -198,11 +200,21 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
             memory: memory.0,
             swap: options.swap.map_or(0, |swap| swap.0),
             pids: options.pids.unwrap_or(ocivisor_core::spec::Resources::DEFAULT_PIDS),
+            io_weight: None,
+            cpus: None,
+            nodes: None,
+            hugepages: Vec::new(),
         },
         boot: boot(options),
-        root: RootDiskV1 { path: absolute(disk)?.to_string_lossy().into_owned() },
+        root: RootDiskV1 {
+            path: absolute(disk)?.to_string_lossy().into_owned(),
+            io: IoLimitsV1::default(),
+        },
         nics: nics.collect(),
-        isolation: ocivisor_schema::spec::IsolationV1::Default,
+        isolation: IsolationV1::Default,
+        context: ContextV1::default(),
+        graphics: None,
+        upkeep: UpkeepV1::default(),
     })
 }
 
@@ -219,6 +231,7 @@ fn boot(options: &Options) -> BootV1 {
         user: options.user.clone(),
         workdir: options.workdir.clone(),
         stop_signal: None,
+        stop_timeout_ms: None,
     }
 }
 

@@ -13,7 +13,8 @@ use ocivisor_core::error::{Error, Result};
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
-    Boot, Bridge, Isolation, NicSpec, Platform, Resources, RootDisk, VmSpec,
+    Boot, Bridge, Context, IoLimits, Isolation, NicSpec, Placement, Platform, Resources, RootDisk,
+    Upkeep, VmSpec,
 };
 use ocivisor_core::state::{Record, Request, VmState};
 use ocivisor_core::testing::{Crash, FakeHost, Thing};
@@ -32,6 +33,8 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
         mtu: None,
         addresses: Vec::new(),
         routes: Vec::new(),
+        dns: Vec::new(),
+        search: Vec::new(),
     };
     VmSpec {
         id: id(name),
@@ -45,11 +48,17 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
             memory: Bytes::mib(128),
             swap: Bytes(0),
             pids: 100,
+            io_weight: None,
+            placement: Placement::default(),
+            hugepages: Vec::new(),
         },
         boot: Boot::default(),
-        root: RootDisk { path: format!("/disks/{name}").into() },
+        root: RootDisk { path: format!("/disks/{name}").into(), io: IoLimits::default() },
         nics: (0..nics).map(nic).collect(),
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
     }
 }
 

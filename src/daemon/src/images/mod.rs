@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::spec::Resources;
+use ocivisor_core::spec::{Placement, Resources};
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_datastore as store;
 use ocivisor_datastore::trust::Policy;
@@ -67,6 +67,9 @@ impl Images {
             memory: UNPACK_MEMORY,
             swap: Bytes(0),
             pids: 64,
+            io_weight: None,
+            placement: Placement::default(),
+            hugepages: Vec::new(),
         };
         let procs = cgroups.helper_procs("unpack", &limits)?;
         let worker = Worker::new(program, config.guests.worker_ids()).with_cgroups(procs);

@@ -39,6 +39,9 @@ fn resources() -> Resources {
         memory: Bytes::mib(64),
         swap: Bytes(0),
         pids: 20,
+        io_weight: None,
+        placement: Placement::default(),
+        hugepages: Vec::new(),
     }
 }
 

@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::ErrorKind;
 use ocivisor_core::ids::VmId;
 use ocivisor_core::ports::{Cgroups, GuestView, Guests};
-use ocivisor_core::spec::{Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec};
+use ocivisor_core::spec::{
+    Boot, Context, InitKind, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep,
+    VmSpec,
+};
 use ocivisor_core::state::{GuestExit, GuestFacts, GuestKind, ProcessRef};
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_shim::client::{Client, Event};
@@ -181,6 +184,9 @@ fn resources() -> Resources {
         memory: Bytes::mib(64),
         swap: Bytes(0),
         pids: 64,
+        io_weight: None,
+        placement: Placement::default(),
+        hugepages: Vec::new(),
     }
 }
 
@@ -192,9 +198,12 @@ fn spec() -> VmSpec {
         platform: Platform::Local,
         resources: resources(),
         boot: Boot { init: InitKind::Auto, ..Boot::default() },
-        root: RootDisk { path: "/nowhere/disk".into() },
+        root: RootDisk { path: "/nowhere/disk".into(), io: IoLimits::default() },
         nics: vec![],
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
     }
 }
 

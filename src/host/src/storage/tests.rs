@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::Result;
 use ocivisor_core::ids::{DisplayName, Hostname, IdRange, VmId};
 use ocivisor_core::ports::Storage;
-use ocivisor_core::spec::{Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec};
+use ocivisor_core::spec::{
+    Boot, Context, InitKind, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep,
+    VmSpec,
+};
 use ocivisor_core::units::{Bytes, CentiCores};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
 use rustix::mount::{UnmountFlags, unmount};
@@ -228,11 +231,17 @@ fn spec(id: &str, disk: &Path) -> VmSpec {
             memory: Bytes::mib(64),
             swap: Bytes(0),
             pids: 64,
+            io_weight: None,
+            placement: Placement::default(),
+            hugepages: Vec::new(),
         },
         boot: Boot { init: InitKind::Auto, ..Boot::default() },
-        root: RootDisk { path: disk.to_owned() },
+        root: RootDisk { path: disk.to_owned(), io: IoLimits::default() },
         nics: Vec::new(),
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
     }
 }
 

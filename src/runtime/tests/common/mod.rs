@@ -15,7 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::{Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec};
+use ocivisor_core::spec::{
+    Boot, Context, InitKind, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep,
+    VmSpec,
+};
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_host::guests::bundle::{self, Facts};
 use ocivisor_host::layout::Layout;
@@ -73,11 +76,17 @@ impl Guest {
                 memory: Bytes::mib(64),
                 swap: Bytes(0),
                 pids: 64,
+                io_weight: None,
+                placement: Placement::default(),
+                hugepages: Vec::new(),
             },
             boot: Boot { init: InitKind::Auto, ..Boot::default() },
-            root: RootDisk { path: dir.path().join("disk.img") },
+            root: RootDisk { path: dir.path().join("disk.img"), io: IoLimits::default() },
             nics: Vec::new(),
             isolation: Isolation::Default,
+            context: Context::default(),
+            graphics: None,
+            upkeep: Upkeep::default(),
         };
         let guest = Self { dir, layout, spec, ids, base, facts: None, init: None };
         let digest = format!("sha256:{}", "a".repeat(64));

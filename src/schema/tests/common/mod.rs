@@ -1,10 +1,14 @@
 //! Samples that goldens are made of.
 #![allow(missing_docs, dead_code, reason = "each test uses its part")]
 
+use std::time::Duration;
+
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, OpId};
 use ocivisor_core::spec::{
-    Boot, Bridge, InitKind, Isolation, NicSpec, Platform, Resources, RootDisk, Route, VmSpec,
+    Boot, Bridge, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
+    Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
+    Upkeep, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -27,11 +31,36 @@ pub fn small_spec() -> VmSpec {
             memory: Bytes::mib(64),
             swap: Bytes(0),
             pids: 4096,
+            io_weight: None,
+            placement: Placement::default(),
+            hugepages: Vec::new(),
         },
         boot: Boot::default(),
-        root: RootDisk { path: "/srv/web-1.img".into() },
+        root: RootDisk { path: "/srv/web-1.img".into(), io: IoLimits::default() },
         nics: Vec::new(),
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
+    }
+}
+
+/// A guest of this host alone, with all that is done for it.
+pub fn local_spec() -> VmSpec {
+    VmSpec {
+        upkeep: Upkeep {
+            restart: Restart::OnFailure { most: Some(5) },
+            health: Some(HealthCheck {
+                command: vec!["/bin/true".into()],
+                interval: Duration::from_secs(10),
+                timeout: Duration::from_millis(1500),
+                retries: 2,
+                start_period: Duration::ZERO,
+            }),
+            autostart: Some(10),
+        },
+        isolation: Isolation::Strict,
+        ..small_spec()
     }
 }
 
@@ -48,6 +77,12 @@ pub fn full_spec() -> VmSpec {
             memory: Bytes::mib(512),
             swap: Bytes::mib(128),
             pids: 1000,
+            io_weight: Some(50),
+            placement: Placement {
+                cpus: Some("0-3,8".parse().unwrap()),
+                nodes: Some("1".parse().unwrap()),
+            },
+            hugepages: vec![Hugepages { page: Bytes::mib(2), limit: Bytes::mib(64) }],
         },
         boot: Boot {
             init: InitKind::Application,
@@ -61,8 +96,17 @@ pub fn full_spec() -> VmSpec {
             user: Some("www:www".into()),
             workdir: Some("/srv".into()),
             stop_signal: Some(10),
+            stop_timeout: Some(Duration::from_millis(2500)),
         },
-        root: RootDisk { path: "/var/lib/one/datastores/0/42/disk.0".into() },
+        root: RootDisk {
+            path: "/var/lib/one/datastores/0/42/disk.0".into(),
+            io: IoLimits {
+                read_bytes: Some(10_000_000),
+                write_bytes: None,
+                read_ops: None,
+                write_ops: Some(500),
+            },
+        },
         nics: vec![
             NicSpec {
                 index: 0,
@@ -86,6 +130,8 @@ pub fn full_spec() -> VmSpec {
                         metric: Some(10),
                     },
                 ],
+                dns: vec!["192.168.100.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+                search: vec!["example.com".parse().unwrap()],
             },
             NicSpec {
                 index: 1,
@@ -95,6 +141,8 @@ pub fn full_spec() -> VmSpec {
                 mtu: None,
                 addresses: Vec::new(),
                 routes: Vec::new(),
+                dns: Vec::new(),
+                search: Vec::new(),
             },
             NicSpec {
                 index: 7,
@@ -104,9 +152,34 @@ pub fn full_spec() -> VmSpec {
                 mtu: None,
                 addresses: Vec::new(),
                 routes: Vec::new(),
+                dns: Vec::new(),
+                search: Vec::new(),
             },
         ],
         isolation: Isolation::Default,
+        context: Context {
+            dns: vec!["9.9.9.9".parse().unwrap()],
+            search: vec!["corp.example.".parse().unwrap()],
+            user: Some("admin".into()),
+            ssh_keys: vec!["ssh-ed25519 AAAA admin@example".into()],
+            password: Some(Password::Crypted(Secret("$6$salt$hash".into()))),
+            timezone: Some("Europe/Madrid".into()),
+            start_script: Some(b"#!/bin/sh\ntouch /started\n".to_vec()),
+            files: vec![GuestFile {
+                path: "/etc/motd".into(),
+                content: b"hello\n".to_vec(),
+                mode: 0o640,
+                owner: (0, 4),
+            }],
+            variables: vec![("TOKEN".into(), Secret("it's".into()))],
+            disk: Some("/var/lib/one/datastores/0/42/disk.1".into()),
+        },
+        graphics: Some(Graphics {
+            listen: "0.0.0.0".parse().unwrap(),
+            port: 5942,
+            password: Some(Secret("12345678".into())),
+        }),
+        upkeep: Upkeep::default(),
     }
 }
 

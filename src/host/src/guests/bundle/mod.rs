@@ -65,7 +65,13 @@ pub struct Facts {
 /// `Invalid`: the same of what the caller asked for. `NotFound`: the root is not mounted or the disk
 /// has no manifest.
 pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) -> Result<Facts> {
-    let Isolation::Default = spec.isolation;
+    if spec.isolation != Isolation::Default {
+        let what = format!(
+            "bundle of {}: isolation profile {:?} is not built yet",
+            spec.id, spec.isolation
+        );
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
     let run = layout.run_vm(&spec.id);
     let in_vm = |e: Error| e.context(format_args!("bundle of {}", spec.id));
     let image = image::load(&spec.root.path).map_err(in_vm)?;

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use ocivisor_core::error::ErrorKind;
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::{Boot, InitKind, Isolation, Platform, Resources, RootDisk, VmSpec};
+use ocivisor_core::spec::{
+    Boot, Context, InitKind, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep,
+    VmSpec,
+};
 use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::{Bytes, CentiCores};
 use proptest::prelude::*;
@@ -38,11 +41,17 @@ fn spec(disk: &Path) -> VmSpec {
             memory: Bytes::mib(512),
             swap: Bytes(0),
             pids: 1024,
+            io_weight: None,
+            placement: Placement::default(),
+            hugepages: Vec::new(),
         },
         boot: Boot::default(),
-        root: RootDisk { path: disk.to_owned() },
+        root: RootDisk { path: disk.to_owned(), io: IoLimits::default() },
         nics: Vec::new(),
         isolation: Isolation::Default,
+        context: Context::default(),
+        graphics: None,
+        upkeep: Upkeep::default(),
     }
 }
 

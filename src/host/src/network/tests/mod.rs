@@ -194,6 +194,8 @@ fn nic(host_name: &str, bridge: &str, n: u8) -> NicSpec {
             (format!("fd00::{n:x}").parse().unwrap(), 64),
         ],
         routes: vec![route("10.0.0.254"), route("fd00::fe")],
+        dns: Vec::new(),
+        search: Vec::new(),
     }
 }
 

@@ -1,0 +1,116 @@
+//! What a VM shall be: the caller's wish, checked once, kept verbatim in the record.
+
+mod boot;
+mod context;
+mod disk;
+mod graphics;
+mod nic;
+mod resources;
+mod upkeep;
+
+use std::path::{Component, Path, PathBuf};
+
+pub use boot::{Boot, InitKind};
+pub use context::{Context, GuestFile, Password, Secret};
+pub use disk::{IoLimits, RootDisk};
+pub use graphics::Graphics;
+pub use nic::{Bridge, NicSpec, Route};
+pub use resources::{Hugepages, Placement, Resources};
+pub use upkeep::{HealthCheck, Restart, Upkeep};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{DisplayName, Hostname, VmId};
+
+/// The whole wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Who it is.
+    pub id: VmId,
+    /// What people call it.
+    pub name: DisplayName,
+    /// What it calls itself.
+    pub hostname: Hostname,
+    /// Who asked for it; guests of a platform are never restarted behind its back.
+    pub platform: Platform,
+    /// Processor, memory and process limits.
+    pub resources: Resources,
+    /// What its first process is.
+    pub boot: Boot,
+    /// The root disk: a writable disk whose manifest names the layers below it.
+    pub root: RootDisk,
+    /// Network interfaces, `eth<index>` inside.
+    pub nics: Vec<NicSpec>,
+    /// How strictly it is confined.
+    pub isolation: Isolation,
+    /// What it is told about itself.
+    pub context: Context,
+    /// Its console as a picture, if wanted.
+    pub graphics: Option<Graphics>,
+    /// What the host does for it unasked.
+    pub upkeep: Upkeep,
+}
+
+/// Who drives a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Platform {
+    /// An admin of this host.
+    Local,
+    /// OpenNebula's drivers.
+    OpenNebula,
+    /// OpenStack Nova.
+    OpenStack,
+}
+
+/// Profiles of confinement, from the narrowest on. Which ones a caller may ask for is the host's policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isolation {
+    /// Applications only: as [`Self::Default`], no new privileges, nothing writable below `/proc` and `/sys`, fewer
+    /// system calls.
+    Strict,
+    /// Own user namespace and id range, seccomp list, masked paths, device list.
+    Default,
+    /// As [`Self::Default`], and container engines work inside.
+    Nested,
+    /// No seccomp list, all capabilities of its own user namespace, nothing masked.
+    Privileged,
+}
+
+impl VmSpec {
+    /// Checks what the types cannot: bounds, duplicates and combinations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], naming the field.
+    pub fn check(&self) -> Result<()> {
+        let id = &self.id;
+        let checks = [
+            self.resources.check(),
+            self.boot.check(),
+            self.root.check(),
+            nic::check(&self.nics),
+            self.context.check(),
+            self.graphics.as_ref().map_or(Ok(()), Graphics::check),
+            self.upkeep.check(self.platform),
+        ];
+        let all: std::result::Result<(), String> = checks.into_iter().collect();
+        all.map_err(|what| Error::new(ErrorKind::Invalid, format!("vm {id}: {what}")))
+    }
+}
+
+/// An absolute path with doubled slashes and `.` taken out (platforms join by concatenation);
+/// `None` if it is relative, has `..`, holds control characters or is over 4095 bytes.
+#[must_use]
+pub fn normal_path(path: &Path) -> Option<PathBuf> {
+    let text = path.to_str()?;
+    if !path.is_absolute() || text.len() > 4095 || text.chars().any(char::is_control) {
+        return None;
+    }
+    let mut normal = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(normal)
+}
