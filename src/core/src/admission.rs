@@ -70,7 +70,8 @@ fn admit_unknown(id: &VmId, request: &Request) -> Admission {
         | Request::Shutdown { forget: false, .. }
         | Request::Destroy { forget: false }
         | Request::Reboot { .. }
-        | Request::Reset => Admission::Deny(not_found(id)),
+        | Request::Reset
+        | Request::Change(_) => Admission::Deny(not_found(id)),
     }
 }
 
@@ -148,6 +149,22 @@ fn admit_settled(record: &Record, request: &Request) -> Admission {
         (Request::Reboot { .. } | Request::Reset, VmState::Running) => run(),
         (Request::Reset, VmState::Paused) => run(),
         (Request::Reboot { .. } | Request::Reset, _) => deny("it does not run", "start it"),
+
+        (Request::Change(change), state) => {
+            let wished = record.spec.changed(change);
+            if let Err(error) = wished.check() {
+                return Admission::Deny(error);
+            }
+            match state {
+                _ if wished == record.spec => Admission::AlreadyTrue,
+                VmState::Stopped | VmState::Running => run(),
+                // Its files are changed by processes of its own, which stand still as well.
+                VmState::Paused if change.context.is_none() => run(),
+                VmState::Paused => deny("it cannot be told anything", "resume it first"),
+                VmState::Suspended => deny("it cannot be changed", "resume it first"),
+                VmState::Failed(_) => deny("it cannot be changed", "destroy it first"),
+            }
+        }
 
         (Request::Undefine, VmState::Stopped) => run(),
         (Request::Undefine, _) => {

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{OpId, RequestId, VmId};
-use crate::plan::{self, Failure, Plan, Step, Target};
+use crate::plan::{Failure, Plan, Step, Target};
 use crate::ports::{GuestView, Ports};
-use crate::spec::NicSpec;
+use crate::spec::{NicSpec, VmSpec};
 use crate::state::{Finished, GuestExit, Operation, Phase, Record, Request, Timestamp, VmState};
 
 /// What the engine tells while it works, and asks.
@@ -134,7 +134,7 @@ impl Engine<'_> {
         };
         hooks.at(record.id(), Point::Intended);
         if let Phase::Undoing(error) = &op.phase {
-            return self.undo(record, &op, error.clone(), hooks);
+            return self.go_back(record, &op, error.clone(), hooks);
         }
         let plan = self.plan_of(&record, &op);
         match self.walk(&plan.steps, &mut record, hooks) {
@@ -143,7 +143,12 @@ impl Engine<'_> {
             Walk::Failed(step, error) => {
                 let error = error.context(format!("{} vm {}", op.request.kind(), record.id()));
                 match step.failure() {
-                    Failure::Keep => self.settle_failed(record, &op, error, hooks),
+                    _ if matches!(op.request, Request::Change(_)) => {
+                        self.revert(record, &op, error, hooks)
+                    }
+                    Failure::Keep | Failure::Revert => {
+                        self.settle_failed(record, &op, error, hooks)
+                    }
                     Failure::Release => self.undo(record, &op, error, hooks),
                     Failure::Stuck => self.stuck(record, &op, error, hooks),
                 }
@@ -161,7 +166,7 @@ impl Engine<'_> {
     }
 
     /// The plan as it was made before the intent was recorded: the same after a crash.
-    fn plan_of(&self, record: &Record, op: &Operation) -> Plan {
+    pub(crate) fn plan_of(&self, record: &Record, op: &Operation) -> Plan {
         let mut before = record.clone();
         before.op = None;
         Plan::of(&op.request, Some(&before))
@@ -183,24 +188,24 @@ impl Engine<'_> {
     }
 
     /// One step; false if it was given up while waiting.
-    fn run(&self, step: Step, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {
+    pub(crate) fn run(&self, step: Step, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {
         let Ports { network, storage, cgroups, guests, .. } = self.ports;
         let id = record.id().clone();
         match step {
-            Step::Namespaces => {
-                // The first effect of a boot: from here on the spec is that of the operation.
-                if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
-                    record.spec = (**spec).clone();
-                }
-                network.ensure_namespaces(&id, ids_of(record)?)?;
-            }
+            Step::Namespaces => network.ensure_namespaces(&id, ids_of(record)?)?,
             Step::Nics => {
                 for nic in &record.spec.nics {
                     network.ensure_nic(&id, nic)?;
                 }
             }
             Step::Root => storage.ensure_root(&record.spec, ids_of(record)?)?,
-            Step::Cgroup => cgroups.ensure_cgroup(&id, &record.spec.resources)?,
+            Step::Cgroup => {
+                // The first effect of a boot: from here on the spec is that of the operation.
+                if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
+                    record.spec = (**spec).clone();
+                }
+                cgroups.ensure_cgroup(&id, &record.spec.resources)?;
+            }
             Step::Create => {
                 record.guest = Some(guests.create_guest(&record.spec, ids_of(record)?)?);
                 record.last_exit = None;
@@ -208,6 +213,12 @@ impl Engine<'_> {
                 // finds whom to adopt.
                 self.save(record)?;
             }
+            Step::Tell => {
+                if let Some(facts) = &record.guest {
+                    guests.tell_guest(&wish_of(record), facts)?;
+                }
+            }
+            Step::Limit => cgroups.ensure_cgroup(&id, &wish_of(record).resources)?,
             Step::Start => {
                 if let Some(facts) = &record.guest {
                     guests.start_guest(&id, facts)?;
@@ -301,84 +312,7 @@ impl Engine<'_> {
         }
     }
 
-    pub(crate) fn undo(
-        &self,
-        mut record: Record,
-        op: &Operation,
-        error: Error,
-        hooks: &dyn Hooks,
-    ) -> Outcome {
-        if let Some(op) = &mut record.op {
-            op.phase = Phase::Undoing(error.clone());
-        }
-        // Not durable is fine (the disk may be full): after a crash the operation is found as
-        // Doing, and undone all the same.
-        let _ = self.save(&mut record);
-        hooks.at(record.id(), Point::Undoing);
-        match self.release(&mut record, hooks) {
-            Ok(()) if matches!(op.request, Request::Deploy(_)) => {
-                // A platform that is told of a failed deploy has no such VM here.
-                match self.forget(&record) {
-                    Ok(()) => Outcome::Forgotten(Err(error)),
-                    Err(_) => self.rest(record, op, error, hooks),
-                }
-            }
-            Ok(()) => self.rest(record, op, error, hooks),
-            Err(stuck) => self.fail(record, op, &stuck, error),
-        }
-    }
-
-    /// Nothing is left on the host: stopped, with the operation failed.
-    fn rest(&self, mut record: Record, op: &Operation, error: Error, hooks: &dyn Hooks) -> Outcome {
-        set_state(&mut record, VmState::Stopped, self.ports.clock.now());
-        self.settle_failed(record, op, error, hooks)
-    }
-
-    /// Absence was wished for and a step of it failed: release the rest, then say so.
-    fn stuck(
-        &self,
-        mut record: Record,
-        op: &Operation,
-        error: Error,
-        hooks: &dyn Hooks,
-    ) -> Outcome {
-        match self.release(&mut record, hooks) {
-            Err(stuck) => self.fail(record, op, &stuck, error),
-            // The second try of the failed step worked.
-            Ok(()) => match self.plan_of(&record, op).target {
-                Target::Running => self.undo(record, op, error, hooks),
-                target => self.commit(record, op, target, hooks),
-            },
-        }
-    }
-
-    /// All of [`plan::release`], going on past failures; the first failure.
-    fn release(&self, record: &mut Record, hooks: &dyn Hooks) -> Result<()> {
-        let mut result = Ok(());
-        for step in plan::release() {
-            hooks.at(record.id(), Point::Before(*step));
-            result = result.and(self.run(*step, record, hooks).map(|_| ()));
-            hooks.at(record.id(), Point::After(*step));
-        }
-        result
-    }
-
-    fn fail(&self, mut record: Record, op: &Operation, stuck: &Error, error: Error) -> Outcome {
-        let now = self.ports.clock.now();
-        set_state(&mut record, VmState::Failed(stuck.message.clone()), now);
-        let error = if error == *stuck {
-            error
-        } else {
-            Error { message: format!("{}; and then: {}", error.message, stuck.message), ..error }
-        };
-        finish(&mut record, op, now, Err(error.clone()));
-        // Not durable is fine: the disk still has the operation, and the next start of the daemon
-        // goes on with it.
-        let _ = self.save(&mut record);
-        Outcome::Settled(Box::new(record), Err(error))
-    }
-
-    fn settle_failed(
+    pub(crate) fn settle_failed(
         &self,
         mut record: Record,
         op: &Operation,
@@ -404,6 +338,7 @@ impl Engine<'_> {
         let state = match target {
             Target::Running => VmState::Running,
             Target::Stopped => VmState::Stopped,
+            Target::Same => record.state.clone(),
             Target::Forgotten => {
                 return match self.forget(&record) {
                     Ok(()) => {
@@ -414,8 +349,11 @@ impl Engine<'_> {
                 };
             }
         };
-        if let Request::Define(spec) = &op.request {
-            record.spec = (**spec).clone();
+        let before = record.spec.clone();
+        match &op.request {
+            Request::Define(spec) => record.spec = (**spec).clone(),
+            Request::Change(change) => record.spec = record.spec.changed(change),
+            _ => {}
         }
         let mut committed = record.clone();
         set_state(&mut committed, state, now);
@@ -427,12 +365,17 @@ impl Engine<'_> {
             }
             // A guest whose start cannot be recorded must not run on unknown to its caller.
             Err(error) if target == Target::Running => self.undo(record, op, error, hooks),
+            // A guest must not obey what is not on record.
+            Err(error) if target == Target::Same => {
+                record.spec = before;
+                self.revert(record, op, error, hooks)
+            }
             // All is as wished but for the record; a restart finds the operation and commits it.
             Err(error) => Outcome::Settled(Box::new(committed), Err(error)),
         }
     }
 
-    fn forget(&self, record: &Record) -> Result<()> {
+    pub(crate) fn forget(&self, record: &Record) -> Result<()> {
         self.ports.guests.forget_guest(record.id())?;
         self.ports.records.remove(record.id())?;
         self.ports.ids.free_ids(record.id());
@@ -448,6 +391,16 @@ fn ids_of(record: &Record) -> Result<crate::ids::IdRange> {
     record.ids.ok_or_else(missing)
 }
 
+/// What a step is to bring about: the wish in force; of a change that goes forward, the changed one.
+fn wish_of(record: &Record) -> VmSpec {
+    match &record.op {
+        Some(Operation { request: Request::Change(change), phase: Phase::Doing, .. }) => {
+            record.spec.changed(change)
+        }
+        _ => record.spec.clone(),
+    }
+}
+
 /// NICs that may exist: of the spec in force and of the one being deployed.
 pub(crate) fn nics_of(record: &Record) -> Vec<NicSpec> {
     let mut nics = record.spec.nics.clone();
@@ -457,7 +410,7 @@ pub(crate) fn nics_of(record: &Record) -> Vec<NicSpec> {
     nics
 }
 
-fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
+pub(crate) fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
     if record.state != state {
         record.changed = now;
     }
@@ -467,7 +420,7 @@ fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
     record.state = state;
 }
 
-fn finish(record: &mut Record, op: &Operation, at: Timestamp, result: Result<()>) {
+pub(crate) fn finish(record: &mut Record, op: &Operation, at: Timestamp, result: Result<()>) {
     record.op = None;
     record.finished.push(Finished {
         id: op.id,

@@ -12,6 +12,7 @@
 //! async, serde (see `ocivisor-schema`), paths of this or that platform.
 
 pub mod admission;
+mod back;
 pub mod engine;
 pub mod error;
 pub mod ids;

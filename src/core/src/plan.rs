@@ -18,6 +18,10 @@ pub enum Step {
     Cgroup,
     /// First process, waiting; then its facts are recorded.
     Create,
+    /// The guest's files say what it is told.
+    Tell,
+    /// A guest that lives has the limits of the changed wish.
+    Limit,
     /// First process runs.
     Start,
     /// It still runs a moment later.
@@ -51,6 +55,8 @@ impl Step {
             Self::Root => "root",
             Self::Cgroup => "cgroup",
             Self::Create => "create",
+            Self::Tell => "tell",
+            Self::Limit => "limit",
             Self::Start => "start",
             Self::Settle => "settle",
             Self::AskToEnd { .. } => "ask-to-end",
@@ -67,11 +73,13 @@ impl Step {
     pub fn failure(self) -> Failure {
         match self {
             Self::AskToEnd { .. } => Failure::Keep,
+            Self::Limit => Failure::Revert,
             Self::Namespaces
             | Self::Nics
             | Self::Root
             | Self::Cgroup
             | Self::Create
+            | Self::Tell
             | Self::Start
             | Self::Settle => Failure::Release,
             Self::DropGuest
@@ -88,6 +96,8 @@ impl Step {
 pub enum Failure {
     /// Nothing was changed: back to the old state.
     Keep,
+    /// The guest lives on by the old wish: the steps once more, with that.
+    Revert,
     /// Undo: [`release`] all, the VM is stopped (or forgotten).
     Release,
     /// Absence is wished for and cannot be had: release the rest, the VM is failed.
@@ -101,6 +111,8 @@ pub enum Target {
     Stopped,
     /// The guest runs.
     Running,
+    /// As it was, with another wish.
+    Same,
     /// No record either.
     Forgotten,
 }
@@ -117,12 +129,13 @@ pub struct Plan {
 /// From nothing to a guest that runs. Its NICs are whole before its first instruction. Control
 /// groups come first: where moving a process into them must wait for the kernel, the adapter has
 /// the time of the other steps for that.
-const BOOT: [Step; 7] = [
+const BOOT: [Step; 8] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
     Step::Create,
+    Step::Tell,
     Step::Start,
     Step::Settle,
 ];
@@ -132,12 +145,13 @@ const RELEASE: [Step; 5] =
     [Step::DropGuest, Step::DropCgroup, Step::DropNics, Step::DropRoot, Step::DropNamespaces];
 
 /// A new first process on the same disk, NICs and namespaces.
-const REBOOT: [Step; 7] = [
+const REBOOT: [Step; 8] = [
     Step::DropGuest,
     Step::DropCgroup,
     Step::Cgroup,
     Step::Root,
     Step::Create,
+    Step::Tell,
     Step::Start,
     Step::Settle,
 ];
@@ -177,6 +191,20 @@ impl Plan {
                 Self { steps: [&[ask], &REBOOT[..]].concat(), target: Target::Running }
             }
             Request::Reset => Self { steps: REBOOT.to_vec(), target: Target::Running },
+            Request::Change(change) => {
+                let live = record.filter(|r| r.state.is_live());
+                let mut steps = Vec::new();
+                if let Some(Record { spec, .. }) = live {
+                    let wished = spec.changed(change);
+                    if wished.resources != spec.resources {
+                        steps.push(Step::Limit);
+                    }
+                    if wished.context != spec.context {
+                        steps.push(Step::Tell);
+                    }
+                }
+                Self { steps, target: Target::Same }
+            }
             Request::Undefine => absence(true),
             Request::Collect => absence(false),
         }

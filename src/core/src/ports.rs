@@ -158,6 +158,13 @@ pub trait Guests: Send + Sync {
     /// Nothing was left. `Image`: no such entrypoint, user or directory in the image.
     fn create_guest(&self, spec: &VmSpec, ids: IdRange) -> Result<GuestFacts>;
 
+    /// Writes what the guest is told about itself into its root filesystem, from within its own namespaces: before
+    /// its first instruction, or while it runs. What an earlier telling wrote and this one does not is taken back.
+    ///
+    /// # Errors
+    /// Nothing was changed. `Image`: the guest's files do not let themselves be written.
+    fn tell_guest(&self, spec: &VmSpec, facts: &GuestFacts) -> Result<()>;
+
     /// Lets a created guest run; runs already is fine.
     ///
     /// # Errors

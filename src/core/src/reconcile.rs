@@ -19,6 +19,14 @@ pub struct Observed {
     pub rebooted: bool,
 }
 
+impl Observed {
+    /// Whether the guest that was made in this boot of the host runs.
+    #[must_use]
+    pub fn runs(self) -> bool {
+        !self.rebooted && matches!(self.guest, GuestView::Running { .. })
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -47,13 +55,9 @@ pub fn decide(record: &Record, observed: Observed) -> Decision {
     }
 }
 
-fn runs(observed: Observed) -> bool {
-    !observed.rebooted && matches!(observed.guest, GuestView::Running { .. })
-}
-
 fn decide_settled(record: &Record, observed: Observed) -> Decision {
     match &record.state {
-        VmState::Running | VmState::Paused if runs(observed) => match observed.guest {
+        VmState::Running | VmState::Paused if observed.runs() => match observed.guest {
             GuestView::Running { shim_alive: true } => Decision::Nothing,
             _ => Decision::Adopt,
         },
@@ -80,15 +84,21 @@ fn decide_interrupted(record: &Record, op: &Operation, observed: Observed) -> De
         | Request::Destroy { .. }
         | Request::Undefine
         | Request::Collect => Decision::Resume,
-        Request::Start | Request::Deploy(_) if record.guest.is_some() && runs(observed) => {
+        Request::Start | Request::Deploy(_) if record.guest.is_some() && observed.runs() => {
             Decision::FinishBoot
         }
+        // Each step may run twice; of a VM that does not run only the record is changed.
+        Request::Change(_) if !record.state.is_live() || observed.runs() => Decision::Resume,
         // Whether the guest seen is the old or the new one cannot be told: once more, from the
         // start. Namespaces and NICs are still those of before, unless the host was rebooted.
         Request::Reboot { .. } | Request::Reset if observed.remains && !observed.rebooted => {
             Decision::Resume
         }
-        Request::Start | Request::Deploy(_) | Request::Reboot { .. } | Request::Reset => {
+        Request::Start
+        | Request::Deploy(_)
+        | Request::Reboot { .. }
+        | Request::Reset
+        | Request::Change(_) => {
             let kind = op.request.kind();
             let what = format!("{kind} vm {}: ocivisord ended meanwhile", record.id());
             let cut_off = Error::new(ErrorKind::Host, what);

@@ -57,6 +57,7 @@ impl Engine<'_> {
         op: OpId,
         hooks: &dyn Hooks,
     ) -> Outcome {
+        let lives = observed.runs();
         match reconcile::decide(&record, observed) {
             Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
             Decision::Adopt => {
@@ -86,7 +87,16 @@ impl Engine<'_> {
                 }
             }
             Decision::Undo(error) => match record.op.clone() {
-                Some(op) => self.undo(record, &op, error, hooks),
+                Some(cut_off) if matches!(cut_off.request, Request::Change(_)) && !lives => {
+                    // Nobody is there to obey the old wish; then the end of the guest is seen to.
+                    match self.settle_failed(record, &cut_off, error, hooks) {
+                        Outcome::Settled(record, _) if record.op.is_none() => {
+                            self.reconcile(*record, observed, op, hooks)
+                        }
+                        other => other,
+                    }
+                }
+                Some(op) => self.go_back(record, &op, error, hooks),
                 None => Outcome::Settled(Box::new(record), Ok(())),
             },
         }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::error::Error;
 use crate::ids::{Generation, IdRange, OpId, RequestId, VmId};
-use crate::spec::VmSpec;
+use crate::spec::{Change, VmSpec};
 
 /// Settled states. Transit is a settled state plus the recorded [`Operation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +61,15 @@ pub enum OpKind {
     Reset,
     /// Forget a VM that does not run.
     Undefine,
+    /// Replace parts of the wish; a guest that runs obeys at once.
+    Change,
     /// The guest ended by itself: clear what it held.
     Collect,
 }
 
 impl OpKind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Define,
         Self::Start,
         Self::Deploy,
@@ -76,6 +78,7 @@ impl OpKind {
         Self::Reboot,
         Self::Reset,
         Self::Undefine,
+        Self::Change,
         Self::Collect,
     ];
 
@@ -91,6 +94,7 @@ impl OpKind {
             Self::Reboot => "reboot",
             Self::Reset => "reset",
             Self::Undefine => "undefine",
+            Self::Change => "change",
             Self::Collect => "collect",
         }
     }
@@ -112,6 +116,7 @@ impl OpKind {
             Self::Reboot => "rebooting",
             Self::Reset => "resetting",
             Self::Undefine => "being undefined",
+            Self::Change => "being changed",
             Self::Collect => "ending",
         }
     }
@@ -155,6 +160,8 @@ pub enum Request {
     Reset,
     /// See [`OpKind::Undefine`].
     Undefine,
+    /// See [`OpKind::Change`].
+    Change(Box<Change>),
     /// See [`OpKind::Collect`]; of the daemon itself.
     Collect,
 }
@@ -172,6 +179,7 @@ impl Request {
             Self::Reboot { .. } => OpKind::Reboot,
             Self::Reset => OpKind::Reset,
             Self::Undefine => OpKind::Undefine,
+            Self::Change(_) => OpKind::Change,
             Self::Collect => OpKind::Collect,
         }
     }

@@ -13,7 +13,7 @@ use crate::ids::{IdRange, VmId};
 use crate::ports::{
     Adoption, Cgroups, Clock, GuestView, Guests, IdRanges, Loaded, Network, Ports, Records, Storage,
 };
-use crate::spec::{NicSpec, Resources, VmSpec};
+use crate::spec::{Context, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
 
 /// Payload of the panic that stands for `kill -9`.
@@ -70,6 +70,9 @@ struct State {
     trace: Vec<String>,
     stubborn: bool,
     short_lived: bool,
+    /// What guests were told, and their limits.
+    told: BTreeMap<VmId, Context>,
+    limits: BTreeMap<VmId, Resources>,
     now: u64,
     boot: u64,
 }
@@ -151,6 +154,13 @@ impl FakeHost {
     #[must_use]
     pub fn things(&self, id: &VmId) -> Vec<Thing> {
         self.state().things.get(id).map(|t| t.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Limits and context that a guest has.
+    #[must_use]
+    pub fn obeys(&self, id: &VmId) -> (Option<Resources>, Option<Context>) {
+        let state = self.state();
+        (state.limits.get(id).cloned(), state.told.get(id).cloned())
     }
 
     /// VMs of which anything is left.
@@ -326,8 +336,10 @@ impl Storage for FakeHost {
 }
 
 impl Cgroups for FakeHost {
-    fn ensure_cgroup(&self, id: &VmId, _: &Resources) -> Result<()> {
-        self.ensure("ensure_cgroup", id, &Thing::Cgroup, &[])
+    fn ensure_cgroup(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        self.ensure("ensure_cgroup", id, &Thing::Cgroup, &[])?;
+        self.state().limits.insert(id.clone(), resources.clone());
+        Ok(())
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {
@@ -358,6 +370,23 @@ impl Guests for FakeHost {
             stop_signal: 15,
             host_boot: format!("boot-{}", state.boot),
         })
+    }
+
+    fn tell_guest(&self, spec: &VmSpec, _: &GuestFacts) -> Result<()> {
+        self.call(
+            "tell_guest",
+            |_| {},
+            |state| {
+                if !matches!(
+                    state.guests.get(&spec.id),
+                    Some(Guest::Created | Guest::Running { .. })
+                ) {
+                    return Err(Error::new(ErrorKind::Host, "tell_guest without a guest"));
+                }
+                state.told.insert(spec.id.clone(), spec.context.clone());
+                Ok(())
+            },
+        )
     }
 
     fn start_guest(&self, id: &VmId, _: &GuestFacts) -> Result<()> {

@@ -66,7 +66,7 @@ fn unknown_vms_are_absent_and_not_found() {
     for request in [CANCEL, Request::Undefine, Request::Collect] {
         assert_eq!(ask(&request), Admission::AlreadyTrue, "{request:?}");
     }
-    for request in [Request::Start, SHUTDOWN, DESTROY, REBOOT, Request::Reset] {
+    for request in [Request::Start, SHUTDOWN, DESTROY, REBOOT, Request::Reset, common::change()] {
         let Admission::Deny(error) = ask(&request) else { panic!("{request:?}") };
         assert_eq!(error.kind, ErrorKind::NotFound);
     }

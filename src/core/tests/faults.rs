@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, define, deploy};
+use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy};
 use ocivisor_core::error::ErrorKind;
 use ocivisor_core::state::{GuestExit, OpKind, Request, VmState};
 use ocivisor_core::testing::Fault;
@@ -29,6 +29,8 @@ fn scenarios() -> Vec<(&'static str, Vec<Request>, Request)> {
         ("reboot", vec![deploy(vm)], REBOOT),
         ("reset", vec![deploy(vm)], Request::Reset),
         ("undefine", vec![define(vm)], Request::Undefine),
+        ("change", vec![deploy(vm)], change()),
+        ("change at rest", vec![define(vm)], change()),
     ]
 }
 
@@ -163,6 +165,41 @@ fn absence_that_cannot_be_had_is_a_failed_vm_and_destroy_leads_out() {
     }
     assert_eq!(daemon.ask("one-1", DESTROY), Seen::Answer(Ok(())));
     assert_eq!(daemon.state("one-1"), Some(VmState::Stopped));
+    daemon.check();
+}
+
+#[test]
+fn a_change_that_fails_leaves_the_guest_running_by_the_old_wish() {
+    for n in 0.. {
+        let daemon = prepared(&[deploy("one-1")]);
+        let before = daemon.host.record(&common::id("one-1")).unwrap();
+        daemon.host.inject(n, Fault::Fail);
+        let answer = daemon.ask("one-1", change());
+        if !daemon.host.heal() {
+            assert_eq!(answer, Seen::Answer(Ok(())));
+            let after = daemon.host.record(&common::id("one-1")).unwrap();
+            let Request::Change(change) = change() else { panic!() };
+            assert_eq!(after.spec, before.spec.changed(&change));
+            assert_eq!((after.guest, after.state), (before.guest, before.state));
+            daemon.check();
+            break;
+        }
+        daemon.restart();
+        daemon.check();
+        let after = daemon.host.record(&common::id("one-1")).unwrap();
+        assert_eq!((after.guest, after.state), (before.guest, before.state), "call {n}");
+    }
+}
+
+#[test]
+fn a_change_of_nothing_is_true_already_and_one_that_cannot_be_is_denied() {
+    let daemon = prepared(&[deploy("one-1")]);
+    assert_eq!(daemon.ask("one-1", Request::Change(Box::default())), Seen::Already);
+    let Request::Change(mut bad) = change() else { panic!() };
+    bad.resources.as_mut().unwrap().vcpus = 0;
+    let Seen::Answer(Err(error)) = daemon.ask("one-1", Request::Change(bad)) else { panic!() };
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    assert_eq!(error.message, "vm one-1: vcpus is 0, must be 1 to 4096");
     daemon.check();
 }
 

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, define, deploy, id};
+use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy, id};
 use ocivisor_core::state::{GuestExit, Request, VmState};
 use ocivisor_core::testing::Fault;
 use proptest::prelude::*;
@@ -45,6 +45,7 @@ fn request(vm: usize) -> impl Strategy<Value = Request> {
         Just(REBOOT),
         Just(Request::Reset),
         Just(Request::Undefine),
+        Just(change()),
     ]
 }
 
@@ -91,6 +92,7 @@ fn after(belief: Belief, request: &Request) -> Belief {
                 Belief::Stopped
             }
         }
+        Request::Change(_) => belief,
         Request::Undefine => Belief::Unknown,
         Request::Collect => Belief::Stopped,
     }

@@ -21,7 +21,7 @@ use ocivisor_schema::reply::{
     ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply,
     VersionReply, VmCounts, VmInfo, VmSummary,
 };
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use crate::host::Host;
 use crate::images;
@@ -214,6 +214,18 @@ impl ApiServer for Daemon {
         vm: Text<VmId>,
     ) -> Reply<OperationReply> {
         self.submit(vm.0, Request::Reset, request_id.0).await
+    }
+
+    async fn vm_change(
+        &self,
+        _: &Extensions,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        change: ChangeV1,
+    ) -> Reply<OperationReply> {
+        let change = change.for_vm(vm.0.as_str())?;
+        policy::check_change(&vm.0, &change)?;
+        self.submit(vm.0, Request::Change(Box::new(change)), request_id.0).await
     }
 
     async fn vm_undefine(

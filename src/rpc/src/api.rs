@@ -21,7 +21,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use crate::error::ApiError;
 
@@ -96,6 +96,15 @@ pub trait Api {
         &self,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
+    ) -> Result<OperationReply, ApiError>;
+
+    /// Replace parts of the wish; a guest that runs obeys at once.
+    #[method(name = "vm.change", param_kind = map, with_extensions)]
+    async fn vm_change(
+        &self,
+        request_id: Text<RequestId>,
+        vm: Text<VmId>,
+        change: ChangeV1,
     ) -> Result<OperationReply, ApiError>;
 
     /// Forget a VM that does not run; its disk stays.

@@ -29,7 +29,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -397,6 +397,9 @@ methods! {
     vm_destroy(request_id: Text<RequestId>, vm: Text<VmId>, forget: bool) -> OperationReply;
     vm_reboot(request_id: Text<RequestId>, vm: Text<VmId>, timeout_ms: u64) -> OperationReply;
     vm_reset(request_id: Text<RequestId>, vm: Text<VmId>) -> OperationReply;
+    vm_change(
+        request_id: Text<RequestId>, vm: Text<VmId>, change: ChangeV1
+    ) -> OperationReply;
     vm_undefine(request_id: Text<RequestId>, vm: Text<VmId>) -> OperationReply;
     op_wait(op: Text<OpId>, timeout_ms: u64) -> OpStatusReply;
     op_get(op: Text<OpId>) -> OpStatusReply;

@@ -168,6 +168,14 @@ pub const METHODS: &[Method] = &[
         "OperationReply",
     ),
     method(
+        "vm.change",
+        Role::Operate,
+        Patience::Quick,
+        "Replaces parts of the wish; a guest that runs obeys at once, or nothing is changed.",
+        &[REQUEST, VM, param("change", "ChangeV1", "the parts that are replaced, each as a whole")],
+        "OperationReply",
+    ),
+    method(
         "vm.undefine",
         Role::Operate,
         Patience::Quick,

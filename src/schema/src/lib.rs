@@ -26,5 +26,5 @@ pub use codec::{DecodeError, EncodeError, decode, encode};
 pub use error::{ErrorV1, OutcomeV1};
 pub use event::{EventDataV1, EventV1};
 pub use record::RecordV1;
-pub use spec::VmSpecV1;
+pub use spec::{ChangeV1, VmSpecV1};
 pub use text::{Text, TextForm, TimeV1};

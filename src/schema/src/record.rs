@@ -9,7 +9,7 @@ use ocivisor_core::state::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorV1, OutcomeV1};
-use crate::spec::VmSpecV1;
+use crate::spec::{ChangeV1, VmSpecV1};
 use crate::text::{Text, TimeV1};
 
 /// See [`Record`].
@@ -55,10 +55,14 @@ impl RecordV1 {
     #[must_use]
     pub fn without_secrets(mut self) -> Self {
         self.spec = self.spec.without_secrets();
-        if let Some(OperationV1 { request, .. }) = &mut self.op
-            && let RequestV1::Define { spec } | RequestV1::Deploy { spec } = request
-        {
-            **spec = spec.as_ref().clone().without_secrets();
+        match self.op.as_mut().map(|op| &mut op.request) {
+            Some(RequestV1::Define { spec } | RequestV1::Deploy { spec }) => {
+                **spec = spec.as_ref().clone().without_secrets();
+            }
+            Some(RequestV1::Change { change }) => {
+                **change = change.as_ref().clone().without_secrets();
+            }
+            _ => {}
         }
         self
     }
@@ -137,6 +141,11 @@ pub enum RequestV1 {
     Reset,
     /// `undefine`
     Undefine,
+    /// `change`
+    Change {
+        /// What becomes of the wish.
+        change: Box<ChangeV1>,
+    },
     /// `collect`
     Collect,
 }
@@ -266,6 +275,7 @@ impl From<&Request> for RequestV1 {
             &Request::Reboot { timeout_ms } => Self::Reboot { timeout_ms },
             Request::Reset => Self::Reset,
             Request::Undefine => Self::Undefine,
+            Request::Change(change) => Self::Change { change: Box::new((&**change).into()) },
             Request::Collect => Self::Collect,
         }
     }
@@ -286,6 +296,7 @@ impl TryFrom<RequestV1> for Request {
             RequestV1::Reboot { timeout_ms } => Self::Reboot { timeout_ms },
             RequestV1::Reset => Self::Reset,
             RequestV1::Undefine => Self::Undefine,
+            RequestV1::Change { change } => Self::Change(Box::new(change.for_vm("on record")?)),
             RequestV1::Collect => Self::Collect,
         })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, IfName, MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::spec::{
-    Boot, Bridge, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
+    Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
     Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
     Upkeep, VmSpec,
 };
@@ -257,6 +257,9 @@ fn request_of(id: VmId) -> impl Strategy<Value = Request> {
         any::<u64>().prop_map(|timeout_ms| Request::Reboot { timeout_ms }),
         Just(Request::Start),
         Just(Request::Reset),
+        (option::of(resources()), option::of(context())).prop_map(|(resources, context)| {
+            Request::Change(Box::new(Change { resources, context }))
+        }),
         Just(Request::Undefine),
         Just(Request::Collect),
     ]

@@ -75,7 +75,27 @@ pub enum Isolation {
     Privileged,
 }
 
+/// Parts of a wish that are replaced while the VM exists, running or not; `None` leaves a part as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Change {
+    /// What it may use.
+    pub resources: Option<Resources>,
+    /// What it is told.
+    pub context: Option<Context>,
+}
+
 impl VmSpec {
+    /// The wish with that change made.
+    #[must_use]
+    pub fn changed(&self, change: &Change) -> Self {
+        let Change { resources, context } = change.clone();
+        Self {
+            resources: resources.unwrap_or_else(|| self.resources.clone()),
+            context: context.unwrap_or_else(|| self.context.clone()),
+            ..self.clone()
+        }
+    }
+
     /// Checks what the types cannot: bounds, duplicates and combinations.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ use ocivisor_core::error::{Error, Result};
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
-    Boot, Bridge, Context, IoLimits, Isolation, NicSpec, Placement, Platform, Resources, RootDisk,
-    Upkeep, VmSpec,
+    Boot, Bridge, Change, Context, IoLimits, Isolation, NicSpec, Placement, Platform, Resources,
+    RootDisk, Upkeep, VmSpec,
 };
 use ocivisor_core::state::{Record, Request, VmState};
 use ocivisor_core::testing::{Crash, FakeHost, Thing};
@@ -68,6 +68,13 @@ pub fn deploy(name: &str) -> Request {
 
 pub fn define(name: &str) -> Request {
     Request::Define(Box::new(spec(name, 2)))
+}
+
+/// Other limits and another context.
+pub fn change() -> Request {
+    let resources = Resources { memory: Bytes::mib(256), ..spec("one-1", 0).resources };
+    let context = Context { user: Some("admin".into()), ..Context::default() };
+    Request::Change(Box::new(Change { resources: Some(resources), context: Some(context) }))
 }
 
 pub const SHUTDOWN: Request = Request::Shutdown { timeout_ms: 10, force: true, forget: false };
@@ -214,7 +221,14 @@ impl Daemon {
             let things = self.host.things(&id);
             match self.host.record(&id) {
                 None => assert_eq!(things, [], "{id} is unknown"),
-                Some(record) => check_record(&record, &things),
+                Some(record) => {
+                    check_record(&record, &things);
+                    if record.state == VmState::Running {
+                        let (limits, told) = self.host.obeys(&id);
+                        assert_eq!(limits.as_ref(), Some(&record.spec.resources), "{id}");
+                        assert_eq!(told.as_ref(), Some(&record.spec.context), "{id}");
+                    }
+                }
             }
         }
     }

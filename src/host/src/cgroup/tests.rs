@@ -40,7 +40,7 @@ fn resources() -> Resources {
         swap: Bytes(0),
         pids: 20,
         io_weight: None,
-        placement: Placement::default(),
+        placement: ocivisor_core::spec::Placement::default(),
         hugepages: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind, Result, one_line};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{Adoption, GuestView, Guests};
-use ocivisor_core::spec::VmSpec;
+use ocivisor_core::spec::{Context, VmSpec};
 use ocivisor_core::state::{GuestExit, GuestFacts, ProcessRef};
 use ocivisor_shim::client::{Client, ClientError};
 use ocivisor_shim::{exit, facts, json, sys};
@@ -190,6 +190,14 @@ impl Guests for HostGuests {
             // The first error is the one to report, and every undo drops the guest again.
             let _ = self.drop_guest(id);
         })
+    }
+
+    fn tell_guest(&self, spec: &VmSpec, _: &GuestFacts) -> Result<()> {
+        if spec.context == Context::default() {
+            return Ok(());
+        }
+        let what = format!("tell guest {}: not supported by this version", spec.id);
+        Err(Error::new(ErrorKind::Unsupported, what))
     }
 
     fn start_guest(&self, id: &VmId, _facts: &GuestFacts) -> Result<()> {

@@ -5,7 +5,7 @@ use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_rpc::api::ApiClient;
 use ocivisor_schema::image::{CommitOptionsV1, ImportOptionsV1};
 use ocivisor_schema::reply::DiskBackendV1;
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use serde_json::Value;
 
 /// Calls `method` with sample parameters; the result as JSON.
@@ -28,6 +28,10 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "vm.destroy" => value!(client.vm_destroy(id, vm, true)),
         "vm.reboot" => value!(client.vm_reboot(id, vm, 30_000)),
         "vm.reset" => value!(client.vm_reset(id, vm)),
+        "vm.change" => {
+            let change = ChangeV1 { resources: Some(spec.resources), context: None };
+            value!(client.vm_change(id, vm, change))
+        }
         "vm.undefine" => value!(client.vm_undefine(id, vm)),
         "op.wait" => value!(client.op_wait(op, 60_000)),
         "op.get" => value!(client.op_get(op)),

@@ -16,7 +16,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -118,6 +118,16 @@ impl ApiServer for Fake {
         _: &Extensions,
         _: Text<RequestId>,
         _: Text<VmId>,
+    ) -> Answer<OperationReply> {
+        Ok(sample!("operation"))
+    }
+
+    async fn vm_change(
+        &self,
+        _: &Extensions,
+        _: Text<RequestId>,
+        _: Text<VmId>,
+        _: ChangeV1,
     ) -> Answer<OperationReply> {
         Ok(sample!("operation"))
     }

@@ -16,7 +16,7 @@ pub use graphics::GraphicsV1;
 pub use nic::{BridgeV1, NicV1, RouteV1};
 use ocivisor_core::error::Error;
 use ocivisor_core::ids::Hostname;
-use ocivisor_core::spec::{Isolation, Platform, VmSpec};
+use ocivisor_core::spec::{Change, Isolation, Platform, VmSpec};
 pub use resources::{HugepagesV1, ResourcesV1};
 use serde::{Deserialize, Serialize};
 pub use upkeep::{HealthCheckV1, RestartV1, UpkeepV1};
@@ -59,6 +59,50 @@ pub struct VmSpecV1 {
     /// What the host does for it unasked.
     #[serde(default, skip_serializing_if = "UpkeepV1::is_none")]
     pub upkeep: UpkeepV1,
+}
+
+/// See [`Change`]: parts that are absent stay as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeV1 {
+    /// Limits, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesV1>,
+    /// What it is told, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<ContextV1>,
+}
+
+impl ChangeV1 {
+    /// The change; `vm` is for messages.
+    ///
+    /// # Errors
+    /// [`Invalid`](ocivisor_core::error::ErrorKind::Invalid), naming the field.
+    pub fn for_vm(self, vm: &str) -> Result<Change, Error> {
+        let fields = Fields { vm };
+        Ok(Change {
+            resources: self.resources.as_ref().map(|r| fields.resources(r)).transpose()?,
+            context: self.context.map(|context| fields.context(context)).transpose()?,
+        })
+    }
+
+    /// For answers: without what only the guest may know.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        if let Some(context) = &mut self.context {
+            context.hide();
+        }
+        self
+    }
+}
+
+impl From<&Change> for ChangeV1 {
+    fn from(change: &Change) -> Self {
+        Self {
+            resources: change.resources.as_ref().map(ResourcesV1::from),
+            context: change.context.as_ref().map(ContextV1::from),
+        }
+    }
 }
 
 impl VmSpecV1 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, OpId};
 use ocivisor_core::spec::{
-    Boot, Bridge, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
+    Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
     Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
     Upkeep, VmSpec,
 };
@@ -237,6 +237,10 @@ pub fn requests() -> Vec<Request> {
         Request::Reboot { timeout_ms: 30_000 },
         Request::Reset,
         Request::Undefine,
+        Request::Change(Box::new(Change {
+            resources: Some(small_spec().resources),
+            context: Some(full_spec().context),
+        })),
         Request::Collect,
     ]
 }
