@@ -28,7 +28,7 @@ use crate::images;
 use crate::jobs::{Jobs, Teller};
 use crate::operations::{Status, Subject};
 use crate::paths::{Caller, PathPolicy};
-use crate::policy;
+use crate::policy::{self, Policy};
 use crate::vms::{Vms, blocking};
 
 /// Version of this build.
@@ -40,16 +40,17 @@ pub struct Daemon {
     vms: Arc<Vms>,
     jobs: Arc<Jobs>,
     paths: PathPolicy,
+    policy: Policy,
 }
 
 type Reply<T> = std::result::Result<T, ApiError>;
 
 impl Daemon {
     /// Serves these VMs.
-    pub fn new(vms: Arc<Vms>, paths: PathPolicy) -> Self {
+    pub fn new(vms: Arc<Vms>, paths: PathPolicy, policy: Policy) -> Self {
         let (operations, events) = (Arc::clone(&vms.operations), Arc::clone(&vms.events));
         let jobs = Arc::new(Jobs::new(operations, events, crate::host::now));
-        Self { vms, jobs, paths }
+        Self { vms, jobs, paths, policy }
     }
 
     /// The long work on images.
@@ -94,9 +95,10 @@ impl Daemon {
         submitted.map_err(|error| ApiError::from(error).vm(&vm))
     }
 
-    fn spec(spec: VmSpecV1) -> Result<Box<VmSpec>> {
+    fn spec(&self, spec: VmSpecV1) -> Result<Box<VmSpec>> {
         let spec = VmSpec::try_from(spec)?;
         policy::check(&spec)?;
+        self.policy.grant(&spec)?;
         Ok(Box::new(spec))
     }
 
@@ -149,7 +151,7 @@ impl ApiServer for Daemon {
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
-        let mut spec = Self::spec(spec)?;
+        let mut spec = self.spec(spec)?;
         spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
         self.submit(spec.id.clone(), Request::Define(spec), request_id.0).await
     }
@@ -160,6 +162,10 @@ impl ApiServer for Daemon {
         request_id: Text<RequestId>,
         vm: Text<VmId>,
     ) -> Reply<OperationReply> {
+        // Where it is not known, the answer is the engine's.
+        if let Ok(record) = self.vms.get(&vm.0) {
+            self.policy.grant(&record.spec)?;
+        }
         self.submit(vm.0, Request::Start, request_id.0).await
     }
 
@@ -169,7 +175,7 @@ impl ApiServer for Daemon {
         request_id: Text<RequestId>,
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
-        let mut spec = Self::spec(spec)?;
+        let mut spec = self.spec(spec)?;
         spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
         self.submit(spec.id.clone(), Request::Deploy(spec), request_id.0).await
     }

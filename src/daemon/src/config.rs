@@ -9,6 +9,7 @@ use ocivisor_core::spec::normal_path;
 use ocivisor_datastore::RegistriesConfig;
 use ocivisor_host::fs::read_bounded;
 use ocivisor_host::layout::Layout;
+use ocivisor_schema::spec::IsolationV1;
 use serde::{Deserialize, Serialize};
 
 /// Read if no file is named; may be absent.
@@ -73,6 +74,8 @@ pub struct Guests {
     pub console_log_bytes: u64,
     /// `embedded` (libcontainer) or `runc`.
     pub runtime: RuntimeName,
+    /// Profiles of confinement that a VM may ask for.
+    pub isolation: Vec<IsolationV1>,
 }
 
 /// Which images are let in.
@@ -141,6 +144,7 @@ impl Default for Guests {
             settle_ms: 50,
             console_log_bytes: 1 << 20,
             runtime: RuntimeName::Embedded,
+            isolation: vec![IsolationV1::Strict, IsolationV1::Default],
         }
     }
 }

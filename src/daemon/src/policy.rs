@@ -1,10 +1,36 @@
 //! What this host grants of a wish. The one place that says no to a well-formed spec.
 
+use std::collections::BTreeSet;
+
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
 use ocivisor_core::spec::{
     Change, Context, IoLimits, Isolation, Placement, Resources, Upkeep, VmSpec,
 };
+
+/// What `[guests]` of the configuration says.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Profiles that guests may have.
+    pub isolation: BTreeSet<Isolation>,
+}
+
+impl Policy {
+    /// Whether a VM of this wish may run here. To be asked at each start as well: the host may have
+    /// become stricter.
+    ///
+    /// # Errors
+    /// `Permission`: the host does not grant the profile.
+    pub fn grant(&self, spec: &VmSpec) -> Result<()> {
+        if self.isolation.contains(&spec.isolation) {
+            return Ok(());
+        }
+        let name = spec.isolation.name();
+        let what = format!("vm {}: this host grants no isolation {name}", spec.id);
+        let hint = "an admin may add it to guests.isolation in ocivisor.toml";
+        Err(Error::new(ErrorKind::Permission, what).hint(hint))
+    }
+}
 
 /// Refuses what this version does not do: a wish is carried out whole or not at all.
 ///
@@ -14,7 +40,6 @@ pub fn check(spec: &VmSpec) -> Result<()> {
     refuse(
         &spec.id,
         &[
-            (spec.isolation != Isolation::Default, "isolation"),
             (spec.graphics.is_some(), "graphics"),
             (spec.upkeep != Upkeep::default(), "upkeep"),
             (spec.root.io != IoLimits::default(), "root.io"),
@@ -58,5 +83,34 @@ fn refuse(id: &VmId, absent: &[(bool, &str)]) -> Result<()> {
             Err(Error::new(ErrorKind::Invalid, what).hint("leave it out"))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ocivisor_schema::VmSpecV1;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_profile_that_the_host_does_not_grant_is_refused() {
+        let policy = Policy { isolation: [Isolation::Strict, Isolation::Default].into() };
+        let spec = |isolation: &str| {
+            let spec = json!({
+                "id": "web", "resources": {"memory": 64 << 20}, "root": {"path": "/d"},
+                "isolation": isolation,
+            });
+            let spec: VmSpecV1 = serde_json::from_value(spec).unwrap();
+            VmSpec::try_from(spec).unwrap()
+        };
+        for granted in ["strict", "default"] {
+            assert_eq!(policy.grant(&spec(granted)), Ok(()));
+        }
+        for refused in ["nested", "privileged"] {
+            let error = policy.grant(&spec(refused)).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Permission);
+            assert_eq!(error.message, format!("vm web: this host grants no isolation {refused}"));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ports::Loaded;
+use ocivisor_core::spec::Isolation;
 use ocivisor_rpc::{RolePolicy, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,7 @@ use crate::events::Events;
 use crate::host::Host;
 use crate::operations::Operations;
 use crate::paths::PathPolicy;
+use crate::policy::Policy;
 use crate::state_dir::StateDir;
 use crate::vms::Vms;
 
@@ -90,7 +92,9 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
         Duration::from_secs(config.reconcile_seconds),
     ));
     let paths = PathPolicy::new(&config.access.operate_dirs);
-    let daemon = Daemon::new(Arc::clone(&vms), paths);
+    let granted = config.guests.isolation.iter().map(|profile| Isolation::from(*profile));
+    let policy = Policy { isolation: granted.collect() };
+    let daemon = Daemon::new(Arc::clone(&vms), paths, policy);
     let jobs = daemon.jobs();
     server.serve(daemon, told_to_stop()).await;
     periodic.abort();

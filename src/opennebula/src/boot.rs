@@ -13,6 +13,7 @@
 //!   commas; values with commas need the object.
 //! * `STOP_SIGNAL`: name with or without `SIG`, or number.
 //! * `INIT`: `auto`, `system` or `application`.
+//! * `ISOLATION`: a profile that the host must grant; see `spec`.
 //!
 //! The tenant can edit all of it at any time. It is data for the inside of the guest: nothing here
 //! may widen what the guest is allowed to do, and an unknown key has no effect but a note.
@@ -40,6 +41,8 @@ pub(crate) fn boot(oci: Option<&Vector>, notes: &mut Notes) -> Result<Boot, Erro
             "WORKDIR" => boot.workdir = Some(workdir(value)?),
             "STOP_SIGNAL" => boot.stop_signal = Some(stop_signal(value)?),
             "INIT" => boot.init = init(value)?,
+            // Of the whole spec.
+            "ISOLATION" => {}
             other => notes.add(format_args!("OCI/{} is unknown and has no effect", clip(other))),
         }
     }

@@ -21,7 +21,7 @@ use ocivisor_core::units::{Bytes, CentiCores};
 use crate::answer::{Note, Notes};
 use crate::boot::boot;
 use crate::nics::nics;
-use crate::vm::{Disk, DiskKind, DriverVm};
+use crate::vm::{Disk, DiskKind, DriverVm, Vector};
 use crate::{clip, decimal, invalid};
 
 /// Translates; `vm_dir` is the VM's directory in the system datastore (doubled slashes are fine).
@@ -46,7 +46,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         boot: boot(vm.oci.as_ref(), &mut notes)?,
         root: RootDisk { path: dir.join(format!("disk.{}", root.id)), io: IoLimits::default() },
         nics: nics(vm, &mut notes)?,
-        isolation: Isolation::Default,
+        isolation: isolation(vm.oci.as_ref())?,
         context: Context::default(),
         graphics: None,
         upkeep: Upkeep::default(),
@@ -55,6 +55,17 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
     remark(vm, root, &mut notes);
     spec.check()?;
     Ok((spec, notes.into_vec()))
+}
+
+/// A wish of the tenant's; whether the host grants it is the host's affair.
+fn isolation(oci: Option<&Vector>) -> Result<Isolation, Error> {
+    let Some(text) = oci.and_then(|oci| oci.get("ISOLATION")) else {
+        return Ok(Isolation::Default);
+    };
+    Isolation::from_name(&text.to_ascii_lowercase()).ok_or_else(|| {
+        let shown = clip(text);
+        invalid(format!("the template's OCI/ISOLATION is {shown:?}: it is none of strict, default, nested, privileged"))
+    })
 }
 
 /// OpenNebula allows 128 characters, which can be more than our 256 bytes.

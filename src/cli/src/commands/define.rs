@@ -75,6 +75,9 @@ pub struct Options {
     /// What its first process is: the image's init, or its entrypoint
     #[arg(long, value_enum, value_name = "KIND", conflicts_with = "file")]
     init: Option<InitOption>,
+    /// How strictly it is confined; the host says which profiles it grants
+    #[arg(long, value_enum, value_name = "PROFILE", conflicts_with = "file")]
+    isolation: Option<IsolationOption>,
     /// A variable of its environment
     #[arg(short, long, value_name = "NAME=VALUE", conflicts_with = "file")]
     env: Vec<String>,
@@ -101,6 +104,30 @@ enum InitOption {
     System,
     /// The image's entrypoint and command
     Application,
+}
+
+/// Profile of confinement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IsolationOption {
+    /// Applications without any privileges
+    Strict,
+    /// The guest's own ids, few system calls, nothing of the host
+    Default,
+    /// Container engines work inside
+    Nested,
+    /// Nothing but its own ids, namespaces and limits
+    Privileged,
+}
+
+impl From<IsolationOption> for IsolationV1 {
+    fn from(option: IsolationOption) -> Self {
+        match option {
+            IsolationOption::Strict => Self::Strict,
+            IsolationOption::Default => Self::Default,
+            IsolationOption::Nested => Self::Nested,
+            IsolationOption::Privileged => Self::Privileged,
+        }
+    }
 }
 
 /// Runs it.
@@ -211,7 +238,7 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
             io: IoLimitsV1::default(),
         },
         nics: nics.collect(),
-        isolation: IsolationV1::Default,
+        isolation: options.isolation.map_or(IsolationV1::Default, Into::into),
         context: ContextV1::default(),
         graphics: None,
         upkeep: UpkeepV1::default(),

@@ -84,6 +84,28 @@ pub struct Change {
     pub context: Option<Context>,
 }
 
+impl Isolation {
+    /// All, from the narrowest on.
+    pub const ALL: [Self; 4] = [Self::Strict, Self::Default, Self::Nested, Self::Privileged];
+
+    /// Name in configuration, on the wire and on disk.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Default => "default",
+            Self::Nested => "nested",
+            Self::Privileged => "privileged",
+        }
+    }
+
+    /// The profile of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|isolation| isolation.name() == name)
+    }
+}
+
 impl VmSpec {
     /// The wish with that change made.
     #[must_use]

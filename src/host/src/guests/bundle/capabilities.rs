@@ -6,9 +6,22 @@
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder};
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::state::GuestKind;
+use ocivisor_core::spec::Isolation;
 
+use super::profile::Profile;
 use Capability as C;
+
+/// What an application keeps under `strict`: what entrypoints do before they become another user.
+pub const STRICT: [Capability; 8] = [
+    C::Chown,
+    C::DacOverride,
+    C::Fowner,
+    C::Fsetid,
+    C::Kill,
+    C::Setgid,
+    C::Setuid,
+    C::NetBindService,
+];
 
 /// What an application gets, each with its use.
 ///
@@ -51,16 +64,69 @@ pub const SYSTEM_EXTRA: [(Capability, &str); 12] = [
     (C::Lease, "file servers"),
 ];
 
-/// The sets of a guest of that kind.
+/// What container engines inside give on to their containers, and fail if they do not have it.
+pub const NESTED_EXTRA: [(Capability, &str); 1] =
+    [(C::Mknod, "in the list of engines; makes no device in a user namespace but whiteouts")];
+
+/// All that Linux 6.1 has (linux/capability.h); all of them of the guest's own user namespace.
+const ALL: [Capability; 41] = [
+    C::AuditControl,
+    C::AuditRead,
+    C::AuditWrite,
+    C::BlockSuspend,
+    C::Bpf,
+    C::CheckpointRestore,
+    C::Chown,
+    C::DacOverride,
+    C::DacReadSearch,
+    C::Fowner,
+    C::Fsetid,
+    C::IpcLock,
+    C::IpcOwner,
+    C::Kill,
+    C::Lease,
+    C::LinuxImmutable,
+    C::MacAdmin,
+    C::MacOverride,
+    C::Mknod,
+    C::NetAdmin,
+    C::NetBindService,
+    C::NetBroadcast,
+    C::NetRaw,
+    C::Perfmon,
+    C::Setfcap,
+    C::Setgid,
+    C::Setpcap,
+    C::Setuid,
+    C::SysAdmin,
+    C::SysBoot,
+    C::SysChroot,
+    C::SysModule,
+    C::SysNice,
+    C::SysPacct,
+    C::SysPtrace,
+    C::SysRawio,
+    C::SysResource,
+    C::SysTime,
+    C::SysTtyConfig,
+    C::Syslog,
+    C::WakeAlarm,
+];
+
+/// The sets of a guest of that profile.
 ///
 /// # Errors
 /// Never for these constants; the builder of the format is fallible.
-pub fn sets(kind: GuestKind) -> Result<LinuxCapabilities> {
-    let base = APPLICATION.iter().map(|(capability, _)| *capability);
-    let extra = SYSTEM_EXTRA.iter().map(|(capability, _)| *capability);
-    let all: Capabilities = match kind {
-        GuestKind::Application => base.collect(),
-        GuestKind::System => base.chain(extra).collect(),
+pub fn sets(profile: Profile) -> Result<LinuxCapabilities> {
+    let named =
+        |list: &'static [(Capability, &str)]| list.iter().map(|(capability, _)| *capability);
+    let extra = if profile.administers() { &SYSTEM_EXTRA[..] } else { &[] };
+    let of_kind = named(&APPLICATION).chain(named(extra));
+    let all: Capabilities = match profile.isolation {
+        Isolation::Strict => STRICT.into_iter().collect(),
+        Isolation::Default => of_kind.collect(),
+        Isolation::Nested => of_kind.chain(named(&NESTED_EXTRA)).collect(),
+        Isolation::Privileged => ALL.into_iter().collect(),
     };
     LinuxCapabilitiesBuilder::default()
         .bounding(all.clone())
@@ -74,12 +140,32 @@ pub fn sets(kind: GuestKind) -> Result<LinuxCapabilities> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use ocivisor_core::state::GuestKind;
+
     use super::*;
+
+    fn of(kind: GuestKind, isolation: Isolation) -> LinuxCapabilities {
+        sets(Profile::new(kind, isolation).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn wider_profiles_have_all_that_narrower_ones_have() {
+        let kind = GuestKind::Application;
+        let all = [Isolation::Strict, Isolation::Default, Isolation::Nested, Isolation::Privileged]
+            .map(|isolation| {
+                let bounding = of(kind, isolation).bounding().clone().unwrap();
+                bounding.iter().map(ToString::to_string).collect::<BTreeSet<_>>()
+            });
+        assert!(all.is_sorted_by(|a, b| a.is_subset(b) && a.len() < b.len()));
+        assert_eq!(all[3].len(), 41);
+    }
 
     #[test]
     fn nothing_that_reaches_past_the_guest_is_granted() {
         for kind in [GuestKind::Application, GuestKind::System] {
-            let sets = sets(kind).unwrap();
+            let sets = of(kind, Isolation::Default);
             let bounding = sets.bounding().as_ref().unwrap();
             for denied in [
                 C::SysModule,
@@ -102,7 +188,7 @@ mod tests {
             assert!(sets.inheritable().as_ref().unwrap().is_empty());
             assert!(sets.ambient().as_ref().unwrap().is_empty());
         }
-        let application = sets(GuestKind::Application).unwrap();
+        let application = of(GuestKind::Application, Isolation::Default);
         for denied in [C::SysAdmin, C::SysPtrace, C::NetAdmin, C::SysBoot, C::DacReadSearch] {
             assert!(!application.bounding().as_ref().unwrap().contains(&denied));
         }

@@ -1,5 +1,6 @@
 //! Puts the OCI configuration together. Pure: all that it needs was looked up before.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
@@ -10,10 +11,11 @@ use oci_spec::runtime::{
 };
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::VmSpec;
+use ocivisor_core::spec::{Isolation, VmSpec};
 use ocivisor_core::state::GuestKind;
 
 use super::process::GuestProcess;
+use super::profile::Profile;
 use super::{capabilities, mounts, seccomp};
 use crate::layout::VmRun;
 
@@ -24,6 +26,10 @@ const NOFILE_SOFT_SYSTEM: u64 = 1024;
 const NOFILE_SOFT_APPLICATION: u64 = 65_536;
 /// Open files a process of the guest may have.
 const NOFILE_HARD: u64 = 1_048_576;
+
+/// Annotation with the profile's name, for whoever enters the guest later: what has no filter must be known to
+/// need none.
+const ISOLATION: &str = "org.ocivisor.isolation";
 
 /// All that a configuration is made of.
 #[derive(Debug)]
@@ -36,12 +42,14 @@ pub struct Inputs<'a> {
     pub ids: IdRange,
     /// Control group, absolute within each hierarchy.
     pub cgroup_path: &'a str,
-    /// Which profile.
-    pub kind: GuestKind,
+    /// How it is confined.
+    pub profile: Profile,
     /// The host's small init, to be mounted at [`mounts::INIT`].
     pub init: Option<&'a Path>,
     /// The first process.
     pub process: GuestProcess,
+    /// Whether the host has this device node.
+    pub device_exists: fn(&Path) -> bool,
     /// Most open files that this host can grant.
     pub nofile_limit: u64,
 }
@@ -52,27 +60,34 @@ pub struct Inputs<'a> {
 /// Never for checked inputs; the builders of the format are fallible.
 pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
     let bad = |e: OciSpecError| Error::new(ErrorKind::Host, format!("OCI configuration: {e}"));
-    let readonly: &[&str] = match inputs.kind {
-        GuestKind::Application => &mounts::READONLY_PATHS_APPLICATION,
-        GuestKind::System => &mounts::READONLY_PATHS_SYSTEM,
-    };
-    let readonly = mounts::READONLY_PATHS.iter().chain(readonly);
+    let profile = inputs.profile;
+    let (mut masked, mut readonly) =
+        (mounts::MASKED_PATHS.to_vec(), mounts::READONLY_PATHS.to_vec());
+    readonly.extend(if profile.administers() {
+        &mounts::READONLY_PATHS_SYSTEM[..]
+    } else {
+        &mounts::READONLY_PATHS_APPLICATION[..]
+    });
+    if profile.isolation == Isolation::Privileged {
+        (masked, readonly) = (Vec::new(), Vec::new());
+    }
+    let owned = |paths: Vec<&str>| paths.into_iter().map(str::to_owned).collect::<Vec<_>>();
     let resources = LinuxResourcesBuilder::default()
-        .devices(mounts::device_rules().map_err(bad)?)
+        .devices(mounts::device_rules(profile.isolation).map_err(bad)?)
         .build()
         .map_err(bad)?;
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .uid_mappings(mapping(inputs.ids).map_err(bad)?)
         .gid_mappings(mapping(inputs.ids).map_err(bad)?)
         .namespaces(namespaces(inputs.run).map_err(bad)?)
         .cgroups_path(inputs.cgroup_path)
         .resources(resources)
         .devices(Vec::new())
-        .seccomp(seccomp::filter(inputs.kind).map_err(bad)?)
-        .masked_paths(mounts::MASKED_PATHS.map(str::to_owned).to_vec())
-        .readonly_paths(readonly.map(ToString::to_string).collect::<Vec<_>>())
+        .masked_paths(owned(masked))
+        .readonly_paths(owned(readonly))
         .build()
         .map_err(bad)?;
+    linux.set_seccomp(seccomp::filter(profile).map_err(bad)?);
     let root = RootBuilder::default().path(inputs.run.root()).readonly(false).build();
     SpecBuilder::default()
         .version("1.0.2")
@@ -81,12 +96,16 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
         .mounts(all_mounts(inputs).map_err(bad)?)
         .process(process(inputs)?)
         .linux(linux)
+        .annotations(HashMap::from([(ISOLATION.to_owned(), profile.isolation.name().to_owned())]))
         .build()
         .map_err(bad)
 }
 
 fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecError> {
-    let mut all = mounts::mounts(inputs.kind, inputs.spec.resources.memory)?;
+    let mut all = mounts::mounts(inputs.profile, inputs.spec.resources.memory)?;
+    if inputs.profile.isolation >= Isolation::Nested {
+        all.extend(mounts::nested_devices(inputs.device_exists)?);
+    }
     if let Some(init) = inputs.init {
         all.push(mounts::init(init)?);
     }
@@ -102,7 +121,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         .additional_gids(wanted.user.groups.clone())
         .build()
         .map_err(bad)?;
-    let soft = match inputs.kind {
+    let soft = match inputs.profile.kind {
         GuestKind::Application => NOFILE_SOFT_APPLICATION,
         GuestKind::System => NOFILE_SOFT_SYSTEM,
     };
@@ -119,17 +138,14 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         .args(wanted.argv.clone())
         .env(wanted.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>())
         .cwd(wanted.cwd.clone())
-        .capabilities(capabilities::sets(inputs.kind)?)
+        .capabilities(capabilities::sets(inputs.profile)?)
         .rlimits(vec![nofile])
         .build()
         .map_err(bad)?;
     let mut process = process;
     // Absent, not false, for systems: libcontainer takes the mere presence as a sign to load the
     // filter after capabilities are dropped, and sudo, ping and su in a system need set-id bits.
-    process.set_no_new_privileges(match inputs.kind {
-        GuestKind::Application => Some(true),
-        GuestKind::System => None,
-    });
+    process.set_no_new_privileges((!inputs.profile.gains_privileges()).then_some(true));
     Ok(process)
 }
 

@@ -28,6 +28,7 @@ pub mod image;
 pub mod init;
 pub mod mounts;
 pub mod process;
+pub mod profile;
 pub mod rootfs;
 pub mod seccomp;
 mod sockets;
@@ -35,14 +36,17 @@ mod syscalls;
 pub mod user;
 pub mod way;
 
+use std::path::Path;
+
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::{Isolation, VmSpec};
+use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::GuestKind;
 
 use crate::fs;
 use crate::layout::Layout;
 use compose::Inputs;
+use profile::Profile;
 use rootfs::GuestRoot;
 
 /// What was found out while the bundle was made.
@@ -65,19 +69,13 @@ pub struct Facts {
 /// `Invalid`: the same of what the caller asked for. `NotFound`: the root is not mounted or the disk
 /// has no manifest.
 pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) -> Result<Facts> {
-    if spec.isolation != Isolation::Default {
-        let what = format!(
-            "bundle of {}: isolation profile {:?} is not built yet",
-            spec.id, spec.isolation
-        );
-        return Err(Error::new(ErrorKind::Invalid, what));
-    }
     let run = layout.run_vm(&spec.id);
     let in_vm = |e: Error| e.context(format_args!("bundle of {}", spec.id));
     let image = image::load(&spec.root.path).map_err(in_vm)?;
     let root = GuestRoot::open(&run.root()).map_err(in_vm)?;
     let found = init::detect(&root).map_err(in_vm)?;
     let kind = init::decide_kind(&spec.boot, &image, found.as_ref().map(|i| i.path.as_path()));
+    let profile = Profile::new(kind, spec.isolation).map_err(in_vm)?;
     let process = match kind {
         GuestKind::System => process::system(&spec.boot, &image, found.as_ref()),
         GuestKind::Application => process::application(&spec.boot, &image, &root, &spec.hostname),
@@ -95,9 +93,10 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
         spec,
         ids,
         cgroup_path,
-        kind,
+        profile,
         init: init.as_deref(),
         process,
+        device_exists: Path::exists,
         nofile_limit: host_nofile_limit(),
     };
     let config = compose::compose(&inputs).map_err(in_vm)?;

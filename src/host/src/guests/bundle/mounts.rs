@@ -16,8 +16,11 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder,
 };
+use ocivisor_core::spec::Isolation;
 use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::Bytes;
+
+use super::profile::Profile;
 
 /// Where applications find our small init. In `/dev`, which is ours, not the image's.
 pub const INIT: &str = "/dev/.ocivisor-init";
@@ -78,8 +81,17 @@ pub const DEVICES: [(i64, Option<i64>, &str); 9] = [
     (136, None, "pts"),
 ];
 
+/// What engines inside make file systems and networks with, if the host has them: number, path. What they reach is
+/// the guest's own mount and network namespace.
+const NESTED_DEVICES: [(i64, i64, &str); 2] = [(10, 229, "/dev/fuse"), (10, 200, "/dev/net/tun")];
+
+/// Whole `/proc` and `/sys` for `nested`. The kernel lets a guest mount new ones for its containers only if it has
+/// some that nothing is laid over (mount_too_revealing in fs/namespace.c); those that programs see stay masked.
+const WHOLE_PROC: &str = "/dev/.ocivisor/proc";
+const WHOLE_SYS: &str = "/dev/.ocivisor/sys";
+
 /// Device rules: nothing, then [`DEVICES`]. Order matters on cgroup v1.
-pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+pub(super) fn device_rules(isolation: Isolation) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let none = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build();
     let some = DEVICES.iter().map(|(major, minor, _)| {
         let rule = LinuxDeviceCgroupBuilder::default()
@@ -92,12 +104,17 @@ pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
             None => rule.build(),
         }
     });
-    std::iter::once(none).chain(some).collect()
+    let nested = if isolation >= Isolation::Nested { &NESTED_DEVICES[..] } else { &[] };
+    let nested = nested.iter().map(|(major, minor, _)| {
+        let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C);
+        rule.major(*major).minor(*minor).access("rwm").build()
+    });
+    std::iter::once(none).chain(some).chain(nested).collect()
 }
 
 /// Mounts in the order of mounting. `memory` bounds the sizes of memory filesystems, whose pages
 /// are charged to the guest anyway: half of it each, as the kernel does by default on a machine.
-pub(super) fn mounts(kind: GuestKind, memory: Bytes) -> Result<Vec<Mount>, OciSpecError> {
+pub(super) fn mounts(profile: Profile, memory: Bytes) -> Result<Vec<Mount>, OciSpecError> {
     let half = format!("size={}k", memory.0 / 2048);
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
@@ -114,18 +131,38 @@ pub(super) fn mounts(kind: GuestKind, memory: Bytes) -> Result<Vec<Mount>, OciSp
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
     ];
     let cgroup = ["nosuid", "noexec", "nodev", "relatime"];
-    match kind {
-        GuestKind::Application => {
-            let options = [&cgroup[..], &["ro"]].concat();
-            all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options)?);
-        }
+    if profile.administers() {
+        all.push(mount("/sys/fs/cgroup", "cgroup2", "cgroup2", &cgroup)?);
+    } else {
+        let options = [&cgroup[..], &["ro"]].concat();
+        all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options)?);
+    }
+    if profile.isolation >= Isolation::Nested {
+        let hidden = ["nosuid", "noexec", "nodev"];
+        all.push(mount(WHOLE_PROC, "proc", "proc", &hidden)?);
+        all.push(mount(WHOLE_SYS, "sysfs", "sysfs", &hidden)?);
+    }
+    match profile.kind {
+        GuestKind::Application => {}
         GuestKind::System => {
-            all.push(mount("/sys/fs/cgroup", "cgroup2", "cgroup2", &cgroup)?);
             all.push(mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", &half])?);
             all.push(mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777", &half])?);
         }
     }
     Ok(all)
+}
+
+/// Devices of the host that engines inside want, those that there are.
+pub(super) fn nested_devices(exists: impl Fn(&Path) -> bool) -> Result<Vec<Mount>, OciSpecError> {
+    let options = ["bind", "rw", "nosuid", "noexec"].map(str::to_owned).to_vec();
+    let there =
+        NESTED_DEVICES.iter().map(|(_, _, path)| *path).filter(|path| exists(Path::new(path)));
+    there
+        .map(|path| {
+            let device = MountBuilder::default().destination(path).source(path).typ("bind");
+            device.options(options.clone()).build()
+        })
+        .collect()
 }
 
 fn mount(at: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {

@@ -1,10 +1,10 @@
-//! The system call filter of the `default` profile.
+//! The system call filter of a profile; `privileged` has none.
 //!
 //! Allowed is what the lists name; what they refuse answers EPERM; everything else ENOSYS.
 //!
 //! Nested user namespaces are refused to everybody, since they open all of the kernel's privileged
 //! code to any user of the guest: `clone` and `unshare` by their flags, and `clone3`, whose flags a
-//! filter cannot see, by ENOSYS, upon which libcs use `clone`. A later profile `nested` will lift it.
+//! filter cannot see, by ENOSYS, upon which libcs use `clone`. `nested` lifts it.
 //!
 //! Only the native architecture is known: calls of 32-bit programs end them (SIGSYS). Their
 //! multiplexed `socketcall` hides the address family from filters, and the compatibility layer has
@@ -15,41 +15,78 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
     LinuxSeccompBuilder, LinuxSeccompOperator as Op, LinuxSyscall, LinuxSyscallBuilder,
 };
-use ocivisor_core::state::GuestKind;
+use ocivisor_core::spec::Isolation;
 
+use super::profile::Profile;
 use super::sockets;
-use super::syscalls::{ALLOWED, DENIED, Group, SYSTEM_ONLY};
+use super::syscalls::{ADMINISTRATION, ALLOWED, DENIED, Group, KEYRINGS, STRICT_DENIED};
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
+/// CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (linux/sched.h).
+const ALL_NAMESPACES: [u64; 8] = [
+    0x0000_0080,
+    0x0002_0000,
+    0x0200_0000,
+    0x0400_0000,
+    0x0800_0000,
+    CLONE_NEWUSER,
+    0x2000_0000,
+    0x4000_0000,
+];
 
 pub(super) type Result<T> = std::result::Result<T, OciSpecError>;
 
-/// The filter of a guest of that kind.
+/// The filter of a guest of that profile, if it has one.
 ///
 /// # Errors
 /// Never for these constants; the builders of the format are fallible.
-pub fn filter(kind: GuestKind) -> Result<LinuxSeccomp> {
-    let (extra_allowed, extra_denied): (&[Group], &[Group]) = match kind {
-        GuestKind::System => (SYSTEM_ONLY, &[]),
-        GuestKind::Application => (&[], SYSTEM_ONLY),
-    };
-    let mut rules = vec![
-        rule(&names(&[ALLOWED, extra_allowed]), Action::ScmpActAllow, None, Vec::new())?,
-        rule(&names(&[DENIED, extra_denied]), Action::ScmpActErrno, Some(EPERM), Vec::new())?,
-        rule(&["clone3"], Action::ScmpActErrno, Some(ENOSYS), Vec::new())?,
-    ];
-    for name in ["clone", "unshare"] {
-        rules.extend(without_flag(name, CLONE_NEWUSER)?);
+pub fn filter(profile: Profile) -> Result<Option<LinuxSeccomp>> {
+    let isolation = profile.isolation;
+    if isolation == Isolation::Privileged {
+        return Ok(None);
     }
-    rules.extend(sockets::rules(kind)?);
-    LinuxSeccompBuilder::default()
+    let mut allowed = names(&[ALLOWED]);
+    let mut denied = names(&[DENIED]);
+    let administration = names(&[ADMINISTRATION]);
+    if profile.administers() { &mut allowed } else { &mut denied }.extend(administration);
+    if isolation == Isolation::Strict {
+        let strict = names(&[STRICT_DENIED]);
+        allowed.retain(|name| !strict.contains(name));
+        denied.extend(strict);
+    }
+    let mut absent = Vec::new();
+    match isolation {
+        // Engines go on without keyrings only where the kernel has none.
+        Isolation::Nested => absent.extend(names(&[KEYRINGS])),
+        _ => denied.extend(names(&[KEYRINGS])),
+    }
+    let mut rules = Vec::new();
+    match isolation {
+        Isolation::Nested => allowed.extend(["clone", "clone3", "unshare"]),
+        Isolation::Strict => {
+            absent.push("clone3");
+            denied.push("unshare");
+            rules.extend(without_flags("clone", &ALL_NAMESPACES)?);
+        }
+        _ => {
+            absent.push("clone3");
+            rules.extend(without_flags("clone", &[CLONE_NEWUSER])?);
+            rules.extend(without_flags("unshare", &[CLONE_NEWUSER])?);
+        }
+    }
+    rules.push(rule(&allowed, Action::ScmpActAllow, None, Vec::new())?);
+    rules.push(rule(&denied, Action::ScmpActErrno, Some(EPERM), Vec::new())?);
+    rules.push(rule(&absent, Action::ScmpActErrno, Some(ENOSYS), Vec::new())?);
+    rules.extend(sockets::rules(profile)?);
+    let filter = LinuxSeccompBuilder::default()
         .default_action(Action::ScmpActErrno)
         .default_errno_ret(ENOSYS)
         .architectures(vec![native()])
         .syscalls(rules)
-        .build()
+        .build()?;
+    Ok(Some(filter))
 }
 
 const fn native() -> Arch {
@@ -100,24 +137,70 @@ pub(super) fn masked(index: usize, mask: u64, value: u64) -> Result<LinuxSeccomp
     arg.value(mask).value_two(value).build()
 }
 
-/// Allowed if the first argument lacks the flag, else EPERM.
-fn without_flag(name: &str, flag: u64) -> Result<Vec<LinuxSyscall>> {
-    Ok(vec![
-        allow(name, vec![masked(0, flag, 0)?])?,
-        refuse(name, EPERM, vec![masked(0, flag, flag)?])?,
-    ])
+/// Allowed if the first argument lacks all of the flags, else EPERM.
+fn without_flags(name: &str, flags: &[u64]) -> Result<Vec<LinuxSyscall>> {
+    let none = allow(name, vec![masked(0, flags.iter().sum(), 0)?])?;
+    let some = flags.iter().map(|flag| refuse(name, EPERM, vec![masked(0, *flag, *flag)?]));
+    std::iter::once(Ok(none)).chain(some).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use ocivisor_core::state::GuestKind;
+
     use super::*;
+
+    fn of(kind: GuestKind, isolation: Isolation) -> LinuxSeccomp {
+        filter(Profile::new(kind, isolation).unwrap()).unwrap().unwrap()
+    }
+
+    /// What becomes of a call whatever its arguments.
+    fn fate(filter: &LinuxSeccomp, name: &str) -> Option<(Action, Option<u32>)> {
+        let rules = filter.syscalls().as_ref().unwrap();
+        let rule = rules.iter().find(|r| r.args().is_none() && r.names().iter().any(|n| n == name));
+        rule.map(|r| (r.action(), r.errno_ret()))
+    }
+
+    const ALLOW: Option<(Action, Option<u32>)> = Some((Action::ScmpActAllow, None));
+    const NO: Option<(Action, Option<u32>)> = Some((Action::ScmpActErrno, Some(EPERM)));
+    const ABSENT: Option<(Action, Option<u32>)> = Some((Action::ScmpActErrno, Some(ENOSYS)));
+
+    #[test]
+    fn strict_takes_away_what_default_allows_and_nothing_is_listed_twice() {
+        let default = of(GuestKind::Application, Isolation::Default);
+        let strict = of(GuestKind::Application, Isolation::Strict);
+        for group in STRICT_DENIED {
+            for name in group.names {
+                assert_eq!((fate(&default, name), fate(&strict, name)), (ALLOW, NO), "{name}");
+            }
+        }
+        assert_eq!(fate(&strict, "unshare"), NO);
+        let clone = strict.syscalls().as_ref().unwrap().iter().filter(|r| r.names() == &["clone"]);
+        assert_eq!(clone.count(), 9, "one that allows, eight that refuse");
+    }
+
+    #[test]
+    fn engines_inside_may_make_namespaces_and_see_a_kernel_without_keyrings() {
+        let nested = of(GuestKind::Application, Isolation::Nested);
+        for name in ["clone", "clone3", "unshare", "mount", "setns", "pivot_root"] {
+            assert_eq!(fate(&nested, name), ALLOW, "{name}");
+        }
+        for name in ["keyctl", "add_key", "request_key"] {
+            assert_eq!(fate(&nested, name), ABSENT, "{name}");
+        }
+        for name in ["bpf", "init_module", "io_uring_setup", "perf_event_open"] {
+            assert_eq!(fate(&nested, name), NO, "{name}");
+        }
+        let profile = Profile::new(GuestKind::System, Isolation::Privileged).unwrap();
+        assert_eq!(filter(profile).unwrap(), None);
+    }
 
     #[test]
     fn every_call_has_one_fate_and_every_group_a_reason() {
         let mut seen = BTreeSet::new();
-        for group in [ALLOWED, SYSTEM_ONLY, DENIED].into_iter().flatten() {
+        for group in [ALLOWED, ADMINISTRATION, DENIED, KEYRINGS].into_iter().flatten() {
             assert!(!group.reason.is_empty());
             for name in group.names {
                 assert!(seen.insert(*name), "{name} is listed twice");
@@ -132,15 +215,9 @@ mod tests {
     #[test]
     fn raw_kernel_interfaces_are_refused_to_both_kinds() {
         for kind in [GuestKind::Application, GuestKind::System] {
-            let filter = filter(kind).unwrap();
+            let filter = of(kind, Isolation::Default);
             assert_eq!(filter.default_action(), Action::ScmpActErrno);
             assert_eq!(filter.default_errno_ret(), Some(ENOSYS));
-            let fate = |name: &str| {
-                let rules = filter.syscalls().as_ref().unwrap();
-                let rule = rules.iter().find(|r| r.names().iter().any(|n| n == name));
-                rule.map(|r| (r.action(), r.errno_ret()))
-            };
-            let eperm = Some((Action::ScmpActErrno, Some(EPERM)));
             for name in [
                 "kexec_load",
                 "init_module",
@@ -156,14 +233,13 @@ mod tests {
                 "settimeofday",
                 "swapon",
             ] {
-                assert_eq!(fate(name), eperm, "{name}");
+                assert_eq!(fate(&filter, name), NO, "{name}");
             }
-            let allow = Some((Action::ScmpActAllow, None));
             for name in ["mount", "setns", "reboot", "pivot_root"] {
-                let want = if kind == GuestKind::System { allow } else { eperm };
-                assert_eq!(fate(name), want, "{name} for {kind:?}");
+                let want = if kind == GuestKind::System { ALLOW } else { NO };
+                assert_eq!(fate(&filter, name), want, "{name} for {kind:?}");
             }
-            assert_eq!(fate("clone3"), Some((Action::ScmpActErrno, Some(ENOSYS))));
+            assert_eq!(fate(&filter, "clone3"), ABSENT);
         }
     }
 }

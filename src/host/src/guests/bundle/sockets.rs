@@ -11,8 +11,9 @@
 //! above, none is equal to a value that is allowed.
 
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator as Op, LinuxSyscall};
-use ocivisor_core::state::GuestKind;
+use ocivisor_core::spec::Isolation;
 
+use super::profile::Profile;
 use super::seccomp::{Result, allow, masked, refuse, when};
 
 const ESOCKTNOSUPPORT: u32 = 94;
@@ -54,7 +55,7 @@ const OTHER_TYPES: [u64; 4] = [4, 5, 6, 10];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     All,
-    Systems,
+    Administrators,
     Nobody,
 }
 
@@ -64,7 +65,7 @@ const NETLINK_PROTOCOLS: [(&str, Who, &str); 23] = [
     ("unused", Who::Nobody, "no kernel has it"),
     ("USERSOCK", Who::Nobody, "for programs among themselves, which have Unix sockets"),
     ("FIREWALL", Who::Nobody, "no kernel has it since Linux 3.5"),
-    ("SOCK_DIAG", Who::Systems, "ss; without it ss reads /proc"),
+    ("SOCK_DIAG", Who::Administrators, "ss; without it ss reads /proc"),
     ("NFLOG", Who::Nobody, "no kernel has it since Linux 3.17"),
     ("XFRM", Who::Nobody, "IPsec: large, privileged and a favourite of exploits"),
     ("SELINUX", Who::Nobody, "policy is the host's"),
@@ -72,11 +73,15 @@ const NETLINK_PROTOCOLS: [(&str, Who, &str); 23] = [
     ("AUDIT", Who::Nobody, "the audit log is the host's; programs take this for a kernel without"),
     ("FIB_LOOKUP", Who::Nobody, "for debugging routes; ROUTE answers the same"),
     ("CONNECTOR", Who::Nobody, "tells of processes of all of the host"),
-    ("NETFILTER", Who::Systems, "a system's own firewall; much used by exploits, so no others"),
+    (
+        "NETFILTER",
+        Who::Administrators,
+        "a system's own firewall; much used by exploits, so no others",
+    ),
     ("IP6_FW", Who::Nobody, "no kernel has it since Linux 3.5"),
     ("DNRTMSG", Who::Nobody, "DECnet"),
     ("KOBJECT_UEVENT", Who::All, "libudev opens it to wait for devices, of which none come"),
-    ("GENERIC", Who::Systems, "ethtool, WireGuard; loads modules by name for whoever asks"),
+    ("GENERIC", Who::Administrators, "ethtool, WireGuard; loads modules by name for whoever asks"),
     ("unused", Who::Nobody, "no kernel has it"),
     ("SCSITRANSPORT", Who::Nobody, "storage is the host's"),
     ("ECRYPTFS", Who::Nobody, "no kernel has it since Linux 2.6.39"),
@@ -86,8 +91,9 @@ const NETLINK_PROTOCOLS: [(&str, Who, &str); 23] = [
 ];
 
 /// The rules for socket(2) and socketpair(2).
-pub(super) fn rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
-    let system = kind == GuestKind::System;
+pub(super) fn rules(profile: Profile) -> Result<Vec<LinuxSyscall>> {
+    let system = profile.administers();
+    let raw = (profile.isolation == Isolation::Strict).then_some(ESOCKTNOSUPPORT);
     let mut rules = Vec::new();
     let mut add = |fate: Option<u32>, args: Vec<LinuxSeccompArg>| -> Result<()> {
         rules.push(match fate {
@@ -112,7 +118,7 @@ pub(super) fn rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
     }
     for domain in [INET, INET6] {
         let args = [family(domain)?, of_type(RAW)?, protocol(Op::ScmpCmpLe, LAST_RAW)?];
-        add(None, args.to_vec())?;
+        add(raw, args.to_vec())?;
         for other in OTHER_TYPES {
             add(Some(ESOCKTNOSUPPORT), vec![family(domain)?, of_type(other)?])?;
         }
@@ -120,7 +126,7 @@ pub(super) fn rules(kind: GuestKind) -> Result<Vec<LinuxSyscall>> {
     for (number, (_, who, _)) in (0..).zip(NETLINK_PROTOCOLS) {
         let allowed = match who {
             Who::All => true,
-            Who::Systems => system,
+            Who::Administrators => system,
             Who::Nobody => false,
         };
         let fate = (!allowed).then_some(EPROTONOSUPPORT);

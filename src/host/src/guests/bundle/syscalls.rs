@@ -1,4 +1,4 @@
-//! The system calls of the `default` profile: data, each group with its reason.
+//! The system calls of the profiles: data, each group with its reason.
 //!
 //! What is in no list answers ENOSYS, which programs take for an old kernel and cope with. So a
 //! system call that a future kernel adds is closed until somebody has thought about it. Names that
@@ -426,8 +426,8 @@ pub(super) const ALLOWED: &[Group] = &[
     Group { reason: "randomness", names: &["getrandom"] },
 ];
 
-/// Allowed for systems, refused to applications.
-pub(super) const SYSTEM_ONLY: &[Group] = &[
+/// Allowed where a guest administers itself, refused to plain applications.
+pub(super) const ADMINISTRATION: &[Group] = &[
     Group {
         reason: "an init mounts, and gives its services private views; within its own mount namespace",
         names: &[
@@ -460,6 +460,37 @@ pub(super) const SYSTEM_ONLY: &[Group] = &[
     },
 ];
 
+/// Refused to everybody, in one way or another.
+pub(super) const KEYRINGS: &[Group] = &[Group {
+    reason: "keyrings are shared between guests that share ids, and a favourite of exploits",
+    names: &["add_key", "keyctl", "request_key"],
+}];
+
+/// Of what is allowed, what `strict` refuses.
+pub(super) const STRICT_DENIED: &[Group] = &[
+    Group {
+        reason: "debugging, and reaching into other processes of the guest",
+        names: &["kcmp", "pidfd_getfd", "process_vm_readv", "process_vm_writev", "ptrace"],
+    },
+    Group { reason: "another root directory is for servers that run as root", names: &["chroot"] },
+    Group {
+        reason: "old behaviour of the kernel, less tested and less randomised",
+        names: &["personality"],
+    },
+    Group {
+        reason: "file handles are names that pass by permissions on directories",
+        names: &["name_to_handle_at"],
+    },
+    Group {
+        reason: "placement of memory on nodes is the host's affair",
+        names: &["mbind", "set_mempolicy", "set_mempolicy_home_node"],
+    },
+    Group {
+        reason: "pages of a pipe that are another's memory, a favourite of exploits",
+        names: &["vmsplice"],
+    },
+];
+
 /// Refused to everybody with EPERM.
 pub(super) const DENIED: &[Group] = &[
     Group {
@@ -484,10 +515,6 @@ pub(super) const DENIED: &[Group] = &[
     Group {
         reason: "lets a caller stop the kernel in the middle of a copy, a favourite of exploits",
         names: &["userfaultfd"],
-    },
-    Group {
-        reason: "keyrings are shared between guests that share ids, and a favourite of exploits",
-        names: &["add_key", "keyctl", "request_key"],
     },
     Group {
         reason: "opens files without passing through directories (the way out of early containers)",

@@ -20,6 +20,7 @@ use super::compose::{Inputs, compose};
 use super::image::ImageConfig;
 use super::init::{Flavour, Init};
 use super::process::{self, GuestProcess};
+use super::profile::Profile;
 use super::rootfs::GuestRoot;
 use super::user::User;
 use super::{init, write};
@@ -55,7 +56,7 @@ fn spec(disk: &Path) -> VmSpec {
     }
 }
 
-fn composed(kind: GuestKind, process: GuestProcess) -> Spec {
+fn composed(kind: GuestKind, isolation: Isolation, process: GuestProcess) -> Spec {
     let layout = Layout::system();
     let spec = spec(Path::new("/disk"));
     let run = layout.run_vm(&spec.id);
@@ -65,8 +66,9 @@ fn composed(kind: GuestKind, process: GuestProcess) -> Spec {
         spec: &spec,
         ids: IDS,
         cgroup_path: "/ocivisor/one-7/guest",
-        kind,
+        profile: Profile::new(kind, isolation).unwrap(),
         process,
+        device_exists: |_| true,
         nofile_limit: 524_288,
     })
     .unwrap()
@@ -96,19 +98,33 @@ fn configuration_of_a_system_is_the_golden_one() {
     let found = Init { path: "/sbin/init".into(), flavour: Flavour::Systemd };
     let process = process::system(&Boot::default(), &ImageConfig::default(), Some(&found)).unwrap();
     assert_eq!(process.stop_signal, 37);
-    check_golden("system.json", &composed(GuestKind::System, process));
+    check_golden("system.json", &composed(GuestKind::System, Isolation::Default, process));
 }
 
-#[test]
-fn configuration_of_an_application_is_the_golden_one() {
-    let process = GuestProcess {
+fn application() -> GuestProcess {
+    GuestProcess {
         argv: vec!["/docker-entrypoint.sh".into(), "nginx".into()],
         env: vec![("PATH".into(), "/bin".into()), ("A".into(), "b=c\n".into())],
         cwd: "/srv".into(),
         user: User { uid: 33, gid: 33, groups: vec![34, 40], home: Some("/var/www".into()) },
         stop_signal: 3,
-    };
-    check_golden("application.json", &composed(GuestKind::Application, process));
+    }
+}
+
+#[test]
+fn configuration_of_an_application_is_the_golden_one() {
+    let spec = composed(GuestKind::Application, Isolation::Default, application());
+    check_golden("application.json", &spec);
+}
+
+#[test]
+fn configurations_of_the_other_profiles_are_the_golden_ones() {
+    let found = Init { path: "/sbin/init".into(), flavour: Flavour::Systemd };
+    let system = process::system(&Boot::default(), &ImageConfig::default(), Some(&found)).unwrap();
+    let of = |isolation| composed(GuestKind::Application, isolation, application());
+    check_golden("strict.json", &of(Isolation::Strict));
+    check_golden("nested.json", &composed(GuestKind::System, Isolation::Nested, system));
+    check_golden("privileged.json", &of(Isolation::Privileged));
 }
 
 /// A host with a mounted root (a plain directory here) and a manifest.
@@ -307,6 +323,13 @@ fn hostile() -> impl Strategy<Value = String> {
     ]
 }
 
+fn profiles() -> impl Strategy<Value = (GuestKind, Isolation)> {
+    use Isolation::{Default, Nested, Privileged, Strict};
+    let kinds = prop_oneof![Just(GuestKind::System), Just(GuestKind::Application)];
+    let grants = prop_oneof![Just(Strict), Just(Default), Just(Nested), Just(Privileged)];
+    (kinds, grants).prop_filter("no strict systems", |(k, i)| Profile::new(*k, *i).is_ok())
+}
+
 proptest! {
     /// Whatever an image says, only argv, environment, directory and user of the process change.
     #[test]
@@ -314,9 +337,8 @@ proptest! {
         entrypoint in prop::collection::vec(hostile(), 1..4),
         cmd in prop::collection::vec(hostile(), 0..4),
         env in prop::collection::vec((hostile(), hostile()), 0..4),
-        system in any::<bool>(),
+        (kind, isolation) in profiles(),
     ) {
-        let kind = if system { GuestKind::System } else { GuestKind::Application };
         let process = |argv: Vec<String>, env| GuestProcess {
             argv,
             env,
@@ -325,8 +347,8 @@ proptest! {
             stop_signal: 15,
         };
         let argv: Vec<String> = entrypoint.into_iter().chain(cmd).collect();
-        let tame = composed(kind, process(vec!["x".into()], Vec::new()));
-        let wild = composed(kind, process(argv.clone(), env));
+        let tame = composed(kind, isolation, process(vec!["x".into()], Vec::new()));
+        let wild = composed(kind, isolation, process(argv.clone(), env));
         // Through the file, as the runtime will read it.
         let wild: Spec = serde_json::from_slice(&serde_json::to_vec(&wild).unwrap()).unwrap();
         prop_assert_eq!(wild.process().as_ref().unwrap().args().as_ref().unwrap(), &argv);
