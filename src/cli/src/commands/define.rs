@@ -298,8 +298,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_field_is_an_error() {
-        let text = r#"{"id": "a", "resources": {"memory": 1, "cpus": 2}, "root": {"path": "/d"}}"#;
-        assert_eq!(parse(text).unwrap_err(), "unknown field \"resources.cpus\"");
+        let text = r#"{"id": "a", "resources": {"memory": 1, "vcpu": 2}, "root": {"path": "/d"}}"#;
+        assert_eq!(parse(text).unwrap_err(), "unknown field \"resources.vcpu\"");
         let nic = r#"{"id": "a", "resources": {"memory": 1}, "root": {"path": "/d"},
             "nics": [{"index": 0, "host_name": "a-0", "mac": "02:00:00:00:00:01", "ip": "x"}]}"#;
         assert_eq!(parse(nic).unwrap_err(), "unknown field \"nics[0].ip\"");

@@ -48,8 +48,8 @@ pub struct Inputs<'a> {
     pub init: Option<&'a Path>,
     /// The first process.
     pub process: GuestProcess,
-    /// Whether the host has this device node.
-    pub device_exists: fn(&Path) -> bool,
+    /// Whether the host has this device node, and every user may open it.
+    pub device_is_open: fn(&Path) -> bool,
     /// Most open files that this host can grant.
     pub nofile_limit: u64,
 }
@@ -104,7 +104,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
 fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecError> {
     let mut all = mounts::mounts(inputs.profile, inputs.spec.resources.memory)?;
     if inputs.profile.isolation >= Isolation::Nested {
-        all.extend(mounts::nested_devices(inputs.device_exists)?);
+        all.extend(mounts::nested_devices(inputs.device_is_open)?);
     }
     if let Some(init) = inputs.init {
         all.push(mounts::init(init)?);

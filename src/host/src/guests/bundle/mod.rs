@@ -48,6 +48,7 @@ use crate::layout::Layout;
 use compose::Inputs;
 use profile::Profile;
 use rootfs::GuestRoot;
+use rustix::fs::FileType;
 
 /// What was found out while the bundle was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +97,7 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
         profile,
         init: init.as_deref(),
         process,
-        device_exists: Path::exists,
+        device_is_open: open_to_all,
         nofile_limit: host_nofile_limit(),
     };
     let config = compose::compose(&inputs).map_err(in_vm)?;
@@ -106,6 +107,15 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
     fs::ensure_dir(&run.bundle(), false)?;
     fs::replace(&run.bundle().join("config.json"), &json)?;
     Ok(Facts { kind, stop_signal })
+}
+
+/// Whether every user of the host may open this device node: to a guest its owner is nobody. One that cannot be
+/// opened would only lead programs astray.
+fn open_to_all(device: &Path) -> bool {
+    let mode = rustix::fs::stat(device).map(|stat| stat.st_mode);
+    mode.is_ok_and(|mode| {
+        FileType::from_raw_mode(mode) == FileType::CharacterDevice && mode & 0o006 == 0o006
+    })
 }
 
 /// Hard limit of open files here; a guest cannot be given more, because raising it takes

@@ -152,11 +152,11 @@ pub(super) fn mounts(profile: Profile, memory: Bytes) -> Result<Vec<Mount>, OciS
     Ok(all)
 }
 
-/// Devices of the host that engines inside want, those that there are.
-pub(super) fn nested_devices(exists: impl Fn(&Path) -> bool) -> Result<Vec<Mount>, OciSpecError> {
+/// Devices of the host that engines inside want, those that a guest can open.
+pub(super) fn nested_devices(is_open: impl Fn(&Path) -> bool) -> Result<Vec<Mount>, OciSpecError> {
     let options = ["bind", "rw", "nosuid", "noexec"].map(str::to_owned).to_vec();
     let there =
-        NESTED_DEVICES.iter().map(|(_, _, path)| *path).filter(|path| exists(Path::new(path)));
+        NESTED_DEVICES.iter().map(|(_, _, path)| *path).filter(|path| is_open(Path::new(path)));
     there
         .map(|path| {
             let device = MountBuilder::default().destination(path).source(path).typ("bind");

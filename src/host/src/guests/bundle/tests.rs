@@ -68,7 +68,7 @@ fn composed(kind: GuestKind, isolation: Isolation, process: GuestProcess) -> Spe
         cgroup_path: "/ocivisor/one-7/guest",
         profile: Profile::new(kind, isolation).unwrap(),
         process,
-        device_exists: |_| true,
+        device_is_open: |_| true,
         nofile_limit: 524_288,
     })
     .unwrap()
