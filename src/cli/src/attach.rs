@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::failure::{Exit, Failure};
-use crate::output::{Reader, write_bytes};
+use crate::output::Reader;
 use crate::terminal;
 use crate::typed::{DetachKey, Leave};
 
@@ -190,12 +190,4 @@ fn take_events(
             return Ok(Some(End::ReaderGone));
         }
     }
-}
-
-/// Shows bytes as they are.
-///
-/// # Errors
-/// Standard output cannot be written.
-pub fn show_raw(bytes: &[u8]) -> Result<Reader, Failure> {
-    write_bytes(bytes)
 }

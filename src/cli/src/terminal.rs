@@ -55,6 +55,12 @@ fn restore_on_panic(saved: &Termios) {
     });
 }
 
+/// Whether standard output is a terminal.
+#[must_use]
+pub fn is_shown() -> bool {
+    isatty(io::stdout())
+}
+
 /// Size of the terminal on standard output, else on standard input; zero if there is none, which
 /// leaves the guest's alone.
 #[must_use]

@@ -6,10 +6,12 @@ use clap::Args;
 use ocivisor_shim::message::Access;
 
 use super::Vm;
-use crate::attach::{End, Signals, attach, run as session, show_raw};
+use crate::attach::{End, Signals, attach, run as session};
 use crate::connect::{Context, progress};
 use crate::failure::{Exit, Failure};
-use crate::terminal::RawMode;
+use crate::output::write_bytes;
+use crate::sanitize::{Policy, RESET, Sanitizer};
+use crate::terminal::{self, RawMode};
 use crate::typed::{self, DetachKey};
 
 /// Options of `console`.
@@ -26,6 +28,9 @@ pub struct Options {
     /// Show the end of the console's log first
     #[arg(long)]
     replay: bool,
+    /// Pass every byte to the terminal, also what reaches past its screen (clipboard, titles, printing)
+    #[arg(long)]
+    raw: bool,
     /// The key that leaves: ^ and a character, or none
     #[arg(long, value_name = "KEY", default_value = "^]")]
     detach_key: DetachKey,
@@ -56,7 +61,16 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let signals = Signals::catch()?;
     let raw = RawMode::enter()
         .map_err(|e| Failure::new(Exit::Failure, format!("set the terminal: {e}")))?;
-    let end = session(console, signals, Some(typed), options.detach_key, show_raw).await;
+    let mut guard = (!options.raw).then(|| Sanitizer::new(Policy::Screen));
+    let show = |bytes: &[u8]| match &mut guard {
+        Some(guard) => write_bytes(&guard.clean(bytes)),
+        None => write_bytes(bytes),
+    };
+    let end = session(console, signals, Some(typed), options.detach_key, show).await;
+    if raw.is_some() && terminal::is_shown() {
+        // Who has gone needs no terminal put back.
+        drop(write_bytes(RESET));
+    }
     drop(raw);
     match end? {
         End::Left | End::ReaderGone => progress(context.output, &format!("\n{vm}: detached")),

@@ -17,7 +17,7 @@ use crate::attach::{Signals, attach, run as session};
 use crate::connect::{Context, progress};
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, Reader, write_bytes};
-use crate::sanitize::Sanitizer;
+use crate::sanitize::{Policy, Sanitizer};
 use crate::typed::DetachKey;
 
 /// More than is kept; the daemon sends no more than it has.
@@ -145,7 +145,7 @@ struct Screen {
 impl Screen {
     fn new(raw: bool) -> Self {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-        Self { guard: (terminal && !raw).then(Sanitizer::default) }
+        Self { guard: (terminal && !raw).then(|| Sanitizer::new(Policy::Lines)) }
     }
 
     fn show(&mut self, bytes: &[u8]) -> Result<Reader, Failure> {
