@@ -14,7 +14,9 @@ use ocivisor_datastore::trust::{
     Distrust, DockerReference, Origin, Policy, PolicyError, Signature, attached_signatures,
     signature_tag,
 };
-use ocivisor_datastore::{Digest, Error, ImageName, Limits, Source, Store};
+use ocivisor_datastore::{
+    Digest, Error, ImageName, Limits, Registries, RegistriesConfig, Source, Store,
+};
 use registry::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -80,6 +82,47 @@ fn the_most_specific_scope_alone_decides() {
     }
 }
 
+/// What skopeo 1.9 does with the same scopes and references, the last two rows aside: it takes hosts with and without
+/// capital letters for two.
+#[test]
+fn a_port_is_part_of_the_host_also_where_it_is_the_usual_one() {
+    // Rejected before the network is asked; what is let in finds nobody there.
+    let nobody = RegistriesConfig { attempts: 1, ..RegistriesConfig::default() };
+    let nobody = Registries::new(nobody)
+        .with_fixed_addresses(vec![("host.example".into(), "127.0.0.1".parse().unwrap())]);
+    for (scope, reference, applies) in [
+        ("host.example", "host.example/team/app:1", true),
+        ("host.example", "host.example:443/team/app:1", false),
+        ("host.example", "host.example:5000/team/app:1", false),
+        ("host.example:443", "host.example/team/app:1", false),
+        ("host.example:443", "host.example:443/team/app:1", true),
+        ("host.example/team", "host.example:443/team/app:1", false),
+        ("host.example:443/team", "host.example/team/app:1", false),
+        ("host.example:5000/team", "host.example:5000/team/app:1", true),
+        ("host.example:5000/team/app:1", "host.example:5000/team/app:1", true),
+        ("host.example:5000/team/app:1", "host.example:5000/team/app:2", false),
+        // Wildcards are of hosts without their ports.
+        ("*.example", "host.example/team/app:1", true),
+        ("*.example", "host.example:5000/team/app:1", true),
+        ("*.example:5000", "host.example:5000/team/app:1", false),
+        ("*.host.example", "host.example/team/app:1", false),
+        ("Host.Example/team", "host.example/team/app:1", true),
+        ("*.Example", "host.example:5000/team/app:1", true),
+    ] {
+        let policy = policy(&json!({
+            "default": [{"type": "insecureAcceptAnything"}],
+            "transports": {"docker": {scope: [{"type": "reject"}]}},
+        }));
+        let store = tempfile::tempdir().unwrap();
+        let store = Store::open(store.path()).unwrap().with_policy(policy.unwrap());
+        let source: Source = format!("docker://{reference}").parse().unwrap();
+        let (source, name) = (source.with_registries(&nobody), "x".parse().unwrap());
+        let error = store.import(&source, &name, &Limits::default(), &mut |_| {}).unwrap_err();
+        let refused = matches!(error, Error::Untrusted { .. });
+        assert_eq!(refused, applies, "{scope} {reference}: {error}");
+    }
+}
+
 #[test]
 fn a_policy_that_is_not_wholly_understood_is_none() {
     let good = json!([{"type": "insecureAcceptAnything"}]);
@@ -105,6 +148,7 @@ fn a_policy_that_is_not_wholly_understood_is_none() {
         json!({"default": good, "transports": {"dir": {"/": good}}}),
         json!({"default": good, "transports": {"docker": {"x*.example": good}}}),
         json!({"default": good, "transports": {"docker": {"*.example/team": good}}}),
+        json!({"default": good, "transports": {"docker": {"a.example": good, "A.example": good}}}),
     ] {
         assert!(matches!(policy(&bad), Err(PolicyError::Invalid(_))), "{bad}");
     }

@@ -272,6 +272,35 @@ fn a_registry_that_always_fails_is_given_up_and_quoted_escaped() {
 }
 
 #[test]
+fn an_error_whose_text_breaks_off_or_is_none_is_told_by_its_status() {
+    let served = Served::new();
+    let whole = "{\"errors\":[{\"code\":\"NO\"}]}";
+    for (body, how) in [(whole, How::Reset(5)), ("<html>no</html>", How::Whole)] {
+        let how = std::sync::Mutex::new(Some(how));
+        let server = server(&served, move |_| {
+            let how = how.lock().unwrap().take().unwrap_or(How::Whole);
+            Some(Reply::new(418, body).how(how))
+        });
+        let want = Fault::Status { status: 418, detail: String::new() };
+        assert_eq!(fault(refuse(&plain_setup(&server), &server)), want, "{body}");
+    }
+}
+
+#[test]
+fn a_token_that_breaks_off_is_told_as_the_broken_connection_that_it_is() {
+    let served = Served::new();
+    let server = server(&served, |asked| {
+        if asked.path.starts_with("/token") {
+            return Some(Reply::new(200, "{\"token\":\"abc\"}").how(How::Reset(5)));
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", asked.headers["host"]);
+        Some(Reply::new(401, "").with("www-authenticate", realm))
+    });
+    let fault = fault(refuse(&plain_setup(&server), &server));
+    assert!(matches!(fault, Fault::Unreachable(_)), "{fault}");
+}
+
+#[test]
 fn a_range_that_was_not_asked_for_is_refused() {
     let served = Served::new();
     let size = served.layer.len();

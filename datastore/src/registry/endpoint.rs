@@ -5,7 +5,7 @@
 //! followed by hand, a few, never out of TLS, never to an address that `address` forbids.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::brief::Brief;
 use super::challenge::{self, Bearer, Challenges};
 use super::credentials::{self, Credential};
 use super::fault::RegistryFault as Fault;
-use super::net::{Net, Trust, lock};
+use super::net::{Net, Trust, io_fault, lock};
 use super::push::Piece;
 use super::reference::RegistryHost;
 use super::secret::Secret;
@@ -387,7 +387,7 @@ fn token_in(response: Response<Body>) -> Result<Authorization, Fault> {
         #[serde(default)]
         expires_in: Option<u64>,
     }
-    let bytes = read_some(response, MAX_TOKEN + 1).ok_or(Fault::Timeout("token"))?;
+    let bytes = read_some(response, MAX_TOKEN + 1).map_err(|e| io_fault(&e))?;
     if bytes.len() as u64 > MAX_TOKEN {
         return Err(Fault::Token("more than 64 KiB"));
     }
@@ -404,15 +404,19 @@ fn token_in(response: Response<Body>) -> Result<Authorization, Fault> {
     Ok(Authorization { header: bearer_header(&token), until: Some(until) })
 }
 
-/// The first bytes of a body; none if they do not come.
-fn read_some(response: Response<Body>, max: u64) -> Option<Vec<u8>> {
+/// The first bytes of a body.
+fn read_some(response: Response<Body>, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let body = response.into_body().into_reader().take(max);
-    Brief::new(body).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    Brief::new(body).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// The first error in a registry's answer, for people.
+/// The first error in a registry's answer, for people; nothing where there is none that can be read.
+///
+/// The status is what failed and is told in any case. A text that does not come, is longer than it may be, or is not
+/// in the form of the distribution specification (a proxy's page, say) adds nothing that could be relied on, and
+/// why it is none would hide what matters.
 fn detail(response: Response<Body>) -> String {
     #[derive(Deserialize)]
     struct Answer {

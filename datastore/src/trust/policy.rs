@@ -115,7 +115,11 @@ impl Policy {
                         format!("{what}: a wildcard may only stand for subdomains, as *.host");
                     return Err(PolicyError::Invalid(why));
                 }
-                read.insert(scope, requirements(&what, raw)?);
+                let scope = if transport == "docker" { with_plain_host(&scope) } else { scope };
+                if read.insert(scope, requirements(&what, raw)?).is_some() {
+                    let why = format!("{what}: is there twice, but for capital letters");
+                    return Err(PolicyError::Invalid(why));
+                }
             }
             policy.transports.insert(transport, read);
         }
@@ -144,6 +148,14 @@ impl Policy {
         }
         ("default".into(), &self.default)
     }
+}
+
+/// A scope with its host in lower case, as hosts are in references here: host names know no capital letters
+/// (RFC 4343), and a rule that never matched would be none. Ports are part of a host as they are written;
+/// containers/image does not know either that `host` and `host:443` are one place.
+fn with_plain_host(scope: &str) -> String {
+    let end = scope.find('/').unwrap_or(scope.len());
+    scope[..end].to_ascii_lowercase() + &scope[end..]
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
