@@ -87,6 +87,14 @@ pub enum Error {
         /// The rule it breaks.
         why: &'static str,
     },
+    /// The user may not point the name there.
+    #[error("name {name} cannot be set: {why}; choose another, or ask an admin")]
+    NotYours {
+        /// The name.
+        name: String,
+        /// The rule.
+        why: &'static str,
+    },
     /// The source cannot be used as given.
     #[error("cannot import {from}: {why}")]
     Source {

@@ -30,6 +30,7 @@ use crate::files::Files;
 use crate::ingest::{self, Budget, Ingested, Promise, Sink};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::namer::By;
 use crate::publish::Publisher;
 use crate::record::{ImageRecord, LayerRef};
 use crate::registry::Registry;
@@ -50,7 +51,9 @@ pub(crate) fn run(
 ) -> Result<Image> {
     let staged = Staged::create(&store.staging, "import")
         .map_err(|e| store.io("make a directory in", "staging", e))?;
-    let import = Import { store, limits, staged };
+    let by = By::of(source, name);
+    store.check_new_name(name, by)?;
+    let import = Import { store, limits, staged, name, by };
     let (record, _held) = match source {
         Source::Registry(source) => {
             import.registry(source, &Registry::open(source, Some(store))?, tell)?
@@ -59,7 +62,7 @@ pub(crate) fn run(
         local => import.local(local, import.hold()?, tell)?,
     };
     let image = store.assemble(&record)?;
-    import.point(name, &record.manifest)?;
+    import.point(&record.manifest)?;
     tell(Progress::Done);
     Ok(image)
 }
@@ -68,6 +71,9 @@ struct Import<'a> {
     store: &'a Store,
     limits: &'a Limits,
     staged: Staged,
+    /// What the image is to be called, and why.
+    name: &'a ImageName,
+    by: By,
 }
 
 /// The store's lock, shared: nothing is pruned. It is not held while the network is waited for; what the import then
@@ -203,6 +209,7 @@ impl Import<'_> {
         held: Held,
         tell: Tell<'_>,
     ) -> Result<(ImageRecord, Held)> {
+        self.store.check_name(self.name, Some(&top.digest), self.by)?;
         if let Some(record) = self.present(&held, &top.digest)? {
             return Ok((record, held));
         }
@@ -428,8 +435,8 @@ impl Import<'_> {
         self.publisher().image(manifest, config, layers)
     }
 
-    fn point(&self, name: &ImageName, manifest: &Digest) -> Result<()> {
-        self.publisher().name(name, manifest)
+    fn point(&self, manifest: &Digest) -> Result<()> {
+        self.publisher().name(self.name, manifest, self.by)
     }
 
     fn publisher(&self) -> Publisher<'_> {

@@ -50,6 +50,7 @@ mod import;
 mod ingest;
 mod limits;
 mod name;
+mod namer;
 mod out;
 mod prune;
 mod publish;

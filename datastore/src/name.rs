@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, escape};
+use crate::registry::looks_like_host;
 
 /// A label such as `debian:12`, `registry.example/team/app:1` or `one-17`.
 ///
@@ -27,6 +28,11 @@ impl ImageName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it begins as names of images in registries do: `registry.example/app`, `localhost/app:1`.
+    pub(crate) fn begins_with_host(&self) -> bool {
+        self.0.split_once('/').is_some_and(|(first, _)| looks_like_host(first))
     }
 
     /// The name as one file name. `/` becomes `=s`, `:` becomes `=c`; `=` itself cannot occur.

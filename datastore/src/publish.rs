@@ -6,6 +6,7 @@ use crate::digest::Digest;
 use crate::disk;
 use crate::error::Result;
 use crate::name::ImageName;
+use crate::namer::By;
 use crate::record::{self, ImageRecord, LayerRef, Record, RefRecord};
 use crate::staging::Staged;
 use crate::store::Store;
@@ -41,10 +42,14 @@ impl Publisher<'_> {
     }
 
     /// Points the name at an image whose record is in place, though its importer may have died before it synced.
-    pub fn name(&self, name: &ImageName, manifest: &Digest) -> Result<()> {
+    ///
+    /// Fails with [`crate::Error::NotYours`] where the user of the store's handle may not.
+    pub fn name(&self, name: &ImageName, manifest: &Digest, by: By) -> Result<()> {
         self.store.images.sync_all().map_err(|e| self.store.io("sync", "images", e))?;
-        let record = RefRecord::new(name.clone(), *manifest);
-        self.record(&record, &self.store.refs, "refs", &name.file_name().0)
+        self.store.with_name(name, manifest, by, |owner| {
+            let record = RefRecord::new(name.clone(), *manifest, owner);
+            self.record(&record, &self.store.refs, "refs", &name.file_name().0)
+        })
     }
 
     fn blob(&self, bytes: &[u8]) -> Result<Digest> {

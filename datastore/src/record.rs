@@ -45,6 +45,9 @@ pub(crate) struct RefRecord {
     pub version: u32,
     pub name: ImageName,
     pub manifest: Digest,
+    /// The user who set it; none if it was the owner of the store ([`crate::namer`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
 }
 
 /// `layers/<diff id hex>/layer.json`: a layer that was unpacked to the end.
@@ -114,8 +117,8 @@ impl ImageRecord {
 }
 
 impl RefRecord {
-    pub fn new(name: ImageName, manifest: Digest) -> Self {
-        Self { version: VERSION, name, manifest }
+    pub fn new(name: ImageName, manifest: Digest, owner: Option<u32>) -> Self {
+        Self { version: VERSION, name, manifest, owner }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Store {
     pub(crate) staging: File,
     pub(crate) unpacker: Unpacker,
     pub(crate) policy: Option<Policy>,
+    /// For whom names are set; none for the owner of the store.
+    pub(crate) user: Option<u32>,
     pub(crate) cancel: Cancel,
     access: Access,
 }
@@ -125,6 +127,7 @@ impl Store {
             staging: ensure(&dir, "staging")?,
             unpacker: Unpacker::default(),
             policy: None,
+            user: None,
             cancel: Cancel::default(),
             access,
             dir,
@@ -160,12 +163,13 @@ impl Store {
             staging: again(&self.staging)?,
             unpacker: self.unpacker.clone(),
             policy: self.policy.clone(),
+            user: self.user,
             cancel: cancel.clone(),
             access: self.access.clone(),
         })
     }
 
-    /// Brings an image in and points `name` at it, replacing what the name pointed at.
+    /// Brings an image in and points `name` at it, replacing what the name pointed at if the handle's user may.
     ///
     /// On an error nothing of the image is visible. Layers that were already unpacked to the end stay for the
     /// next attempt, until a prune. Several imports may run at once; each layer is unpacked by one of them.

@@ -4,12 +4,13 @@ use rustix::fs::FlockOperation;
 
 use crate::error::Result;
 use crate::name::{ImageName, Reference};
+use crate::namer::By;
 use crate::publish::Publisher;
 use crate::staging::Staged;
 use crate::store::{Image, Store};
 
 impl Store {
-    /// Points `name` at an image that is here, whatever it pointed at before, and returns the image.
+    /// Points `name` at an image that is here, whatever it pointed at before if the handle's user may, and returns the image.
     ///
     /// The image is found first and only its digest is recorded: a name that is moved meanwhile changes nothing.
     /// Runs beside imports; fails with [`crate::Error::Damaged`] where the image is not whole.
@@ -20,7 +21,11 @@ impl Store {
         let image = self.resolve(reference)?;
         let staged = Staged::create(&self.staging, "tag")
             .map_err(|e| self.io("make a directory in", "staging", e))?;
-        Publisher { store: self, staged: &staged }.name(name, &image.manifest_digest)?;
+        Publisher { store: self, staged: &staged }.name(
+            name,
+            &image.manifest_digest,
+            By::Choice,
+        )?;
         Ok(image)
     }
 }

@@ -27,6 +27,7 @@ use crate::error::{DocumentFault, Error, Limit, Result};
 use crate::ingest::{self, Budget, Promise, Sink};
 use crate::limits::Limits;
 use crate::name::{ImageName, Reference};
+use crate::namer::By;
 use crate::publish::Publisher;
 use crate::record::{ImageRecord, LayerRef};
 use crate::staging::Staged;
@@ -98,6 +99,7 @@ impl Store {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Committed> {
         self.check_writable()?;
+        self.check_name(name, None, By::Choice)?;
         let _shared = self.lock(FlockOperation::LockShared)?;
         let limits = Limits { ratio: u64::MAX, ..options.limits.clone() };
         let (base, config) = self.base(base, &limits)?;
@@ -159,7 +161,7 @@ impl Store {
         let publisher = Publisher { store: self, staged: &staged };
         let record = publisher.image(&manifest, &config, layers)?;
         let image = self.assemble(&record)?;
-        publisher.name(name, &record.manifest)?;
+        publisher.name(name, &record.manifest, By::Choice)?;
         Ok(Committed {
             image,
             layer: packed.diff_id,

@@ -44,8 +44,8 @@ pub(crate) use https::{HttpsFile, SCHEME as HTTPS};
 pub(crate) use pull::Registry;
 pub use pull::Remote;
 pub use push::{PushProgress, Pushed};
-pub(crate) use reference::SCHEME;
 pub use reference::{RegistryHost, RegistryReference};
+pub(crate) use reference::{SCHEME, looks_like_host};
 
 use self::address::Hosts;
 use self::url::Origin;

@@ -168,11 +168,8 @@ impl FromStr for RegistryReference {
             Some((rest, digest)) => (rest, Some(digest.parse()?)),
             None => (rest, None),
         };
-        let is_host = |first: &str| {
-            first == "localhost" || first.contains(['.', ':']) || first.starts_with('[')
-        };
         let (host, path) = match rest.split_once('/') {
-            Some((first, path)) if is_host(first) => (first.parse()?, path),
+            Some((first, path)) if looks_like_host(first) => (first.parse()?, path),
             _ => (RegistryHost(HUB.into()), rest),
         };
         let (repository, tag) =
@@ -198,6 +195,11 @@ impl FromStr for RegistryReference {
         }
         Ok(Self { host, repository, tag: tag.map(str::to_owned), digest })
     }
+}
+
+/// Whether the first of several parts is a registry rather than a namespace of Docker Hub's.
+pub(crate) fn looks_like_host(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':']) || first.starts_with('[')
 }
 
 /// Letters and digits, joined by one of `.`, `_`, `__` or any number of `-`.
