@@ -6,12 +6,13 @@
 //! | an operation | join it | preempt it | denied |
 //!
 //! A request id that was seen before is the same request: its operation is joined, or its outcome
-//! repeated, also after a restart of the daemon.
+//! repeated, also after a restart of the daemon. If it is not, by its kind, it is denied: a `destroy`
+//! must not be answered with how a `start` ended.
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::Plan;
-use crate::state::{Finished, Operation, Record, Request, VmState};
+use crate::state::{Finished, OpKind, Operation, Record, Request, VmState};
 
 /// The decision on a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,9 @@ pub fn admit(
         return admit_unknown(id, request);
     };
     if let Some(done) = record.outcome_of(request_id) {
+        if done.kind != request.kind() {
+            return used_before(id, request, request_id, done.kind, done.id);
+        }
         return Admission::Repeat(done.clone());
     }
     match &record.op {
@@ -88,6 +92,9 @@ fn admit_beside(
     request: &Request,
     request_id: &RequestId,
 ) -> Admission {
+    if op.request_id == *request_id && op.request.kind() != request.kind() {
+        return used_before(record.id(), request, request_id, op.request.kind(), op.id);
+    }
     if op.request_id == *request_id || does_the_same(&op.request, request) {
         return Admission::Join(op.id);
     }
@@ -97,6 +104,21 @@ fn admit_beside(
     let (id, doing) = (record.id(), op.request.kind().progress());
     let busy = Error::new(ErrorKind::Conflict, format!("vm {id} is {doing} ({})", op.id));
     Admission::Deny(busy.hint(format!("wait for {}, or destroy the vm", op.id)))
+}
+
+fn used_before(
+    id: &VmId,
+    request: &Request,
+    request_id: &RequestId,
+    before: OpKind,
+    op: OpId,
+) -> Admission {
+    let what = format!(
+        "{} vm {id}: request id {request_id} was used for another request, {before} ({op})",
+        request.kind()
+    );
+    let error = Error::new(ErrorKind::Conflict, what);
+    Admission::Deny(error.hint("give each request its own id"))
 }
 
 /// Whether the outcome of `under_way` answers `asked`.

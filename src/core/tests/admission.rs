@@ -36,8 +36,16 @@ fn the_same_request_joins_the_operation_under_way() {
     for request in [deploy("one-1"), Request::Start, SHUTDOWN, DESTROY, CANCEL, REBOOT] {
         let record = under(request.clone());
         assert_eq!(ask(&record, &request, "second"), Admission::Join(OpId(7)), "{request:?}");
-        // The same id joins whatever it asks for: it was asked for already.
-        assert_eq!(ask(&record, &Request::Reset, "first"), Admission::Join(OpId(7)));
+        assert_eq!(ask(&record, &request, "first"), Admission::Join(OpId(7)), "{request:?}");
+        // The same id for something else is a mistake that must not look like success.
+        let Admission::Deny(error) = ask(&record, &Request::Reset, "first") else {
+            panic!("{request:?}");
+        };
+        let want = format!(
+            "reset vm one-1: request id first was used for another request, {} (op-7)",
+            request.kind()
+        );
+        assert_eq!((error.kind, error.message), (ErrorKind::Conflict, want));
     }
 }
 
@@ -98,6 +106,9 @@ fn the_same_request_id_is_one_effect() {
     // Also after a restart, for the outcome is in the record.
     assert_eq!(daemon.restart(), []);
     assert_eq!(start(), Seen::Answer(Ok(())));
+    let destroy = daemon.ask_as("one-1", DESTROY, "r-1".parse().unwrap(), daemon.next_op());
+    let Seen::Answer(Err(error)) = destroy else { panic!("{destroy:?}") };
+    assert_eq!(error.kind, ErrorKind::Conflict);
     assert_eq!(daemon.host.trace().len(), calls);
     assert_eq!(daemon.state("one-1"), Some(VmState::Stopped));
 }
