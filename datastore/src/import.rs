@@ -430,8 +430,9 @@ impl Import<'_> {
             .map_err(|why| Error::document("synthesized manifest", why))
     }
 
-    /// Makes the image visible under its digest.
+    /// Makes the image visible under its digest, if it may have its name.
     fn commit(&self, manifest: &[u8], config: &[u8], layers: Vec<LayerRef>) -> Result<ImageRecord> {
+        self.store.check_name(self.name, Some(&Digest::of(manifest)), self.by)?;
         self.publisher().image(manifest, config, layers)
     }
 

@@ -71,6 +71,12 @@ fn a_name_stays_with_who_set_it_and_the_owner_of_the_store_has_all() {
     bring(&one, &a, "base").unwrap();
     assert_eq!((meaning(&bench, "base"), one.owner_of(&name("base")).unwrap()), (base, None));
 
+    // What is known of it only in the end is not to be seen either.
+    let tar = bench.path("root.tar");
+    put(&tar, &RawTar::new().file("c", b"x").end());
+    is_not_yours(bring(&one, &Source::RootfsTar { file: tar }, "base"));
+    assert_eq!(bench.store.list().unwrap().len(), 1);
+
     bring(&one, &a, "mine").unwrap();
     is_not_yours(bring(&two, &b, "mine"));
     bring(&one, &b, "mine").unwrap();

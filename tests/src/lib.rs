@@ -313,8 +313,13 @@ impl Host {
 
     /// Runs a command as another user, in the group of the same number alone.
     pub fn as_user(&self, uid: u32, command: &Command, stdin: &[u8]) -> Answer {
-        let (uid, mut other) = (uid.to_string(), Command::new("setpriv"));
-        other.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+        self.as_member(uid, uid, command, stdin)
+    }
+
+    /// Runs a command as another user, in that group alone.
+    pub fn as_member(&self, uid: u32, gid: u32, command: &Command, stdin: &[u8]) -> Answer {
+        let (uid, gid, mut other) = (uid.to_string(), gid.to_string(), Command::new("setpriv"));
+        other.args(["--reuid", &uid, "--regid", &gid, "--clear-groups"]);
         other.arg(command.get_program()).args(command.get_args()).env_clear();
         other.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         other.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

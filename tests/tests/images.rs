@@ -324,6 +324,27 @@ fn guests_of_two_images_share_their_base_on_disk_and_in_memory() {
     assert!(bytes < 2 * BIG, "{disks}");
 }
 
+#[test]
+fn what_is_made_of_a_vm_is_seen_by_who_watches_it() {
+    let host = Host::start();
+    deploy(&host, "busybox");
+    host.cli(&["image", "commit", "one-0", "web:2"]).ok();
+    let tar = host.dir().join("out.tar").display().to_string();
+    host.cli(&["image", "export", "--vm", "one-0", "-f", &tar]).ok();
+    let events = host.cli(&["events", "--vm", "one-0", "-o", "json"]).ok();
+    let all = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let began: Vec<_> = all
+        .filter(|event| event["kind"] == "operation_started")
+        .map(|event| (event["operation"].clone(), event["image"].clone(), event["vm"].clone()))
+        .collect();
+    let row = |operation: &str, image: Option<&str>| {
+        (operation.into(), image.map(Into::into).unwrap_or_default(), "one-0".into())
+    };
+    assert_eq!(began, [row("deploy", None), row("commit", Some("web:2")), row("export", None)]);
+    let shown = host.cli(&["events", "--vm", "one-0"]).ok();
+    assert!(shown.contains("  one-0 web:2  commit started (op-"), "{shown}");
+}
+
 /// A program of the test that ends with it.
 struct Running(Child);
 

@@ -206,7 +206,11 @@ impl Context {
         let reply = self.send_until_answered(&client, send).await?;
         if self.wait == Wait::No {
             let op = reply.op.to_string();
-            self.output.list(&reply, || vec![op.clone()], || format!("{}: {op}\n", reply.image))?;
+            self.output.list(
+                &reply,
+                || vec![op.clone()],
+                || format!("{}: {op}\n", reply.about()),
+            )?;
             return Ok(None);
         }
         let began = Instant::now();
@@ -217,7 +221,7 @@ impl Context {
         loop {
             let left = self.timeout.map(|t| t.saturating_sub(began.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
-                let what = format!("{}: {} goes on", reply.image, reply.op);
+                let what = format!("{}: {} goes on", reply.about(), reply.op);
                 return Err(Failure::new(Exit::Timeout, what).hint("ocivisor events shows its end"));
             }
             let wait = left.map_or(LOOK, |left| left.min(LOOK));
@@ -225,7 +229,7 @@ impl Context {
                 answer = client.op_wait(reply.op, millis(wait)) => answer,
                 () = signals.next() => {
                     if std::mem::replace(&mut ending, true) {
-                        let what = format!("{}: {} is being cancelled", reply.image, reply.op);
+                        let what = format!("{}: {} is being cancelled", reply.about(), reply.op);
                         return Err(Failure::new(Exit::Conflict, what));
                     }
                     self.cancel(&client, &reply).await?;
@@ -235,7 +239,7 @@ impl Context {
             let status = match answer {
                 // Nothing is recorded of such work, so a daemon that was replaced knows nothing.
                 Err(ClientError::Api(e)) if e.error.kind == ErrorKind::NotFound => {
-                    let what = format!("{}: ocivisord ended before it was done", reply.image);
+                    let what = format!("{}: ocivisord ended before it was done", reply.about());
                     return Err(
                         Failure::new(Exit::Failure, what).hint("ask again: it goes on from there")
                     );
@@ -260,7 +264,7 @@ impl Context {
             if now.is_some() && now != shown {
                 progress(
                     self.output,
-                    &format!("{}: {}", reply.image, now.as_deref().unwrap_or("")),
+                    &format!("{}: {}", reply.about(), now.as_deref().unwrap_or("")),
                 );
                 shown = now;
             }
@@ -269,9 +273,9 @@ impl Context {
 
     /// Has an operation end.
     async fn cancel(&self, client: &Client, reply: &ImageOperationReply) -> Result<(), Failure> {
-        progress(self.output, &format!("{}: cancelling {}", reply.image, reply.op));
+        progress(self.output, &format!("{}: cancelling {}", reply.about(), reply.op));
         let on = |why: String| {
-            let what = format!("{}: {} goes on: {why}", reply.image, reply.op);
+            let what = format!("{}: {} goes on: {why}", reply.about(), reply.op);
             Failure::new(Exit::Failure, what).hint("ocivisor events shows its end")
         };
         match tokio::time::timeout(self.patience, client.op_cancel(reply.op)).await {

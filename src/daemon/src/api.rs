@@ -23,11 +23,12 @@ use ocivisor_schema::reply::{
 };
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
+use crate::caller::Caller;
 use crate::host::Host;
 use crate::images;
-use crate::jobs::{Jobs, Teller};
+use crate::jobs::{Jobs, Order, Teller};
 use crate::operations::{Status, Subject};
-use crate::paths::{Caller, PathPolicy};
+use crate::paths::PathPolicy;
 use crate::policy::{self, Policy};
 use crate::vms::{Vms, blocking};
 
@@ -61,26 +62,27 @@ impl Daemon {
     /// Begins long work on images.
     fn image_work(
         &self,
+        caller: &Extensions,
         request: Text<RequestId>,
-        kind: &'static str,
-        subject: String,
+        order: Order,
         work: impl FnOnce(&Vms, &Teller) -> Result<MadeV1> + Send + 'static,
     ) -> Reply<ImageOperationReply> {
-        let vms = Arc::clone(&self.vms);
-        Ok(self.jobs.begin(request.0, kind, subject, move |tell| work(&vms, tell).map(Some))?)
+        let (vms, caller) = (Arc::clone(&self.vms), Caller::of(caller));
+        Ok(self.jobs.begin(request.0, caller, order, move |tell| work(&vms, tell).map(Some))?)
     }
 
     /// Begins long work on images that needs a VM to be left alone meanwhile.
     fn vm_image_work(
         &self,
+        caller: &Extensions,
         request: Text<RequestId>,
-        kind: &'static str,
         vm: VmId,
+        order: Order,
         work: impl FnOnce(&Host, &Record, &Teller) -> Result<MadeV1> + Send + 'static,
     ) -> Reply<ImageOperationReply> {
         self.vms.get(&vm)?;
         let (vms, runtime) = (Arc::clone(&self.vms), tokio::runtime::Handle::current());
-        let begun = self.jobs.begin(request.0, kind, vm.to_string(), move |tell| {
+        let begun = self.jobs.begin(request.0, Caller::of(caller), order, move |tell| {
             let tell = Arc::clone(tell);
             let cancel = tell.cancel().clone();
             let held = vms.hold(&vm, cancel, move |host, record| work(host, record, &tell));
@@ -112,14 +114,10 @@ impl Daemon {
             let what = format!("no operation {op} (only the last ones are remembered)");
             ApiError::new(ErrorKind::NotFound, what).op(op)
         })?;
-        let (vm, image) = match status.subject {
-            Subject::Vm(id) => (Some(Text(id)), None),
-            Subject::Image(name) => (None, Some(name)),
-        };
         Ok(OpStatusReply {
             op: Text(op),
-            vm,
-            image,
+            vm: status.subject.vm().cloned().map(Text),
+            image: status.subject.image().map(str::to_owned),
             kind: status.kind.to_owned(),
             done: status.result.is_some(),
             step: status.step,
@@ -256,8 +254,10 @@ impl ApiServer for Daemon {
         Self::status(op.0, self.vms.operations.get(op.0))
     }
 
-    async fn op_cancel(&self, _: &Extensions, op: Text<OpId>) -> Reply<OpStatusReply> {
-        self.jobs.cancel(op.0).map_err(|error| ApiError::from(error).op(op.0))?;
+    async fn op_cancel(&self, caller: &Extensions, op: Text<OpId>) -> Reply<OpStatusReply> {
+        self.jobs
+            .cancel(op.0, Caller::of(caller))
+            .map_err(|error| ApiError::from(error).op(op.0))?;
         Self::status(op.0, self.vms.operations.get(op.0))
     }
 
@@ -320,14 +320,13 @@ impl ApiServer for Daemon {
         name: Option<String>,
         options: Option<ImportOptionsV1>,
     ) -> Reply<ImageOperationReply> {
-        let (caller, paths) = (Caller::of(caller), self.paths.clone());
-        let find = move || {
-            let options = options.unwrap_or_default();
-            images::source(&source, name.as_deref(), &options, caller, &paths)
-        };
+        let (who, paths) = (Caller::of(caller), self.paths.clone());
+        let options = options.unwrap_or_default();
+        let said = format!("{source} {options:?}");
+        let find = move || images::source(&source, name.as_deref(), &options, who, &paths);
         let (source, name) = blocking(find).await??;
-        let subject = name.to_string();
-        self.image_work(request_id, "import", subject, move |vms, tell| {
+        let order = Order::new("import", Subject::Image(name.to_string()), &said);
+        self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.heeding(tell)?.import(&source, &name, tell).map(MadeV1::Image)
         })
     }
@@ -338,12 +337,13 @@ impl ApiServer for Daemon {
 
     async fn image_push(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         image: String,
         target: String,
     ) -> Reply<ImageOperationReply> {
-        self.image_work(request_id, "push", image.clone(), move |vms, tell| {
+        let order = Order::new("push", Subject::Image(image.clone()), &target);
+        self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.heeding(tell)?.push(&image, &target, tell).map(MadeV1::Pushed)
         })
     }
@@ -357,7 +357,9 @@ impl ApiServer for Daemon {
         path: String,
     ) -> Reply<ImageOperationReply> {
         let path = self.resolve(caller, path.into()).await?;
-        self.image_work(request_id, "save", images.join(" "), move |vms, tell| {
+        let order =
+            Order::new("save", Subject::Image(images.join(" ")), &(&images, &format, &path));
+        self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.heeding(tell)?.save(&images, &format, &path, tell).map(MadeV1::File)
         })
     }
@@ -374,9 +376,11 @@ impl ApiServer for Daemon {
     ) -> Reply<ImageOperationReply> {
         let path = self.resolve(caller, path.into()).await?;
         let form = images::Form::of(&format, size_bytes)?;
+        let order = |subject| Order::new("export", subject, &(form, &path));
         match (image, vm) {
             (Some(image), None) => {
-                self.image_work(request_id, "export", image.clone(), move |vms, tell| {
+                let order = order(Subject::Image(image.clone()));
+                self.image_work(caller, request_id, order, move |vms, tell| {
                     vms.host
                         .images
                         .heeding(tell)?
@@ -385,7 +389,8 @@ impl ApiServer for Daemon {
                 })
             }
             (None, Some(vm)) => {
-                self.vm_image_work(request_id, "export", vm.0, move |host, record, tell| {
+                let order = order(Subject::Vm(vm.0.clone()));
+                self.vm_image_work(caller, request_id, vm.0, order, move |host, record, tell| {
                     host.images
                         .heeding(tell)?
                         .export_vm(host, record, form, &path, tell)
@@ -401,7 +406,7 @@ impl ApiServer for Daemon {
 
     async fn image_commit(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
         name: String,
@@ -409,7 +414,9 @@ impl ApiServer for Daemon {
     ) -> Reply<ImageOperationReply> {
         let name = images::name(&name)?;
         let options = options.unwrap_or_default();
-        self.vm_image_work(request_id, "commit", vm.0, move |host, record, tell| {
+        let subject = Subject::ImageOf(vm.0.clone(), name.to_string());
+        let order = Order::new("commit", subject, &options);
+        self.vm_image_work(caller, request_id, vm.0, order, move |host, record, tell| {
             host.images
                 .heeding(tell)?
                 .commit(host, record, &name, &options, tell)
@@ -426,29 +433,32 @@ impl ApiServer for Daemon {
     ) -> Reply<ImageOperationReply> {
         let dir = self.resolve(caller, dir.into()).await?;
         let parsed = images::name(&name)?;
-        self.image_work(request_id, "build", name, move |vms, tell| {
+        let order = Order::new("build", Subject::Image(name), &dir);
+        self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.heeding(tell)?.build(&dir, &parsed, tell).map(MadeV1::Image)
         })
     }
 
     async fn image_fsck(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         repair: bool,
     ) -> Reply<ImageOperationReply> {
-        self.image_work(request_id, "fsck", "datastore".into(), move |vms, tell| {
+        let order = Order::new("fsck", Subject::Store, &repair);
+        self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.fsck(&vms.disks(), repair, tell).map(MadeV1::Findings)
         })
     }
 
     async fn image_prune(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         dry_run: bool,
     ) -> Reply<ImageOperationReply> {
-        self.image_work(request_id, "prune", "datastore".into(), move |vms, _| {
+        let order = Order::new("prune", Subject::Store, &dry_run);
+        self.image_work(caller, request_id, order, move |vms, _| {
             vms.host.images.prune(|| vms.disks(), dry_run).map(MadeV1::Pruned)
         })
     }

@@ -38,10 +38,8 @@ impl Events {
 
     /// Adds an event.
     pub fn publish(&self, at: Timestamp, subject: &Subject, data: EventDataV1) {
-        let (vm, image) = match subject {
-            Subject::Vm(id) => (Some(Text(id.clone())), None),
-            Subject::Image(name) => (None, Some(name.clone())),
-        };
+        let vm = subject.vm().cloned().map(Text);
+        let image = subject.image().map(str::to_owned);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let seq = kept.next;
         kept.next += 1;

@@ -4,26 +4,32 @@
 //! again is the way on after the daemon ended. A request that is repeated while it is remembered
 //! leads to the same operation. Work can be ended from outside ([`Jobs::cancel`]): it looks at its
 //! [`Cancel`] on its way, and while it still waits for its turn it ends at once.
+//!
+//! Work belongs to the user who began it. Request ids are his own: what another user sends under the
+//! same id is another request, so nobody is led to what he did not ask for, and nobody can be kept
+//! from his own. Admins may touch everything.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId};
 use ocivisor_core::state::Timestamp;
-use ocivisor_datastore::Cancel;
+use ocivisor_datastore::{Cancel, Digest};
 use ocivisor_schema::Text;
 use ocivisor_schema::event::EventDataV1;
 use ocivisor_schema::image::MadeV1;
 use ocivisor_schema::reply::{ImageOperationReply, ProgressV1};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::caller::Caller;
 use crate::events::Events;
 use crate::operations::{Operations, Subject};
 use crate::vms::blocking;
 
-/// Requests that are remembered.
+/// Requests of a user that are remembered.
 const KEPT: usize = 1024;
 /// Most work of one sort at the same time; more waits.
 const AT_ONCE: usize = 4;
@@ -31,6 +37,8 @@ const AT_ONCE: usize = 4;
 const REMOTE: [&str; 2] = ["import", "push"];
 /// Most work that waits, so that nobody fills the memory with requests.
 const WAITING: usize = 64;
+/// Most work of all operators together; the rest is for admins.
+const OPERATORS: usize = (AT_ONCE + WAITING) / 2;
 /// What can be ended before its time; the rest is short, or must not stop halfway.
 const CANCELLABLE: [&str; 6] = ["import", "push", "commit", "save", "export", "build"];
 /// How often one operation makes an event of how far it is.
@@ -49,9 +57,46 @@ pub struct Jobs {
 
 #[derive(Debug, Default)]
 struct Known {
-    by_request: HashMap<RequestId, ImageOperationReply>,
-    order: VecDeque<RequestId>,
-    unfinished: HashMap<OpId, Arc<Stop>>,
+    /// By user, each of whom can make only his own be forgotten.
+    requests: HashMap<u32, Requests>,
+    unfinished: HashMap<OpId, (Caller, Arc<Stop>)>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    begun: HashMap<RequestId, (OpId, Order)>,
+    by_age: VecDeque<RequestId>,
+}
+
+impl Requests {
+    fn remember(&mut self, request: RequestId, op: OpId, order: Order) {
+        self.begun.insert(request.clone(), (op, order));
+        self.by_age.push_back(request);
+        if self.by_age.len() > KEPT
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            self.begun.remove(&oldest);
+        }
+    }
+}
+
+/// What is asked for. Two that are equal are one request, if their ids are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// What to do.
+    pub kind: &'static str,
+    /// With what.
+    pub subject: Subject,
+    /// All of the parameters; they may be long.
+    parameters: Digest,
+}
+
+impl Order {
+    /// `parameters` are all that a repeated request says again.
+    pub fn new(kind: &'static str, subject: Subject, parameters: &impl fmt::Debug) -> Self {
+        let parameters = Digest::of(format!("{parameters:?}").as_bytes());
+        Self { kind, subject, parameters }
+    }
 }
 
 /// How one is ended.
@@ -66,7 +111,8 @@ struct Stop {
 #[derive(Debug)]
 pub struct Teller {
     op: OpId,
-    image: String,
+    caller: Caller,
+    subject: Subject,
     stop: Arc<Stop>,
     operations: Arc<Operations>,
     events: Arc<Events>,
@@ -95,8 +141,13 @@ impl Teller {
         &self.stop.cancel
     }
 
+    /// For whom the work is done.
+    pub fn caller(&self) -> Caller {
+        self.caller
+    }
+
     fn publish(&self, data: EventDataV1) {
-        self.events.publish((self.now)(), &Subject::Image(self.image.clone()), data);
+        self.events.publish((self.now)(), &self.subject, data);
     }
 }
 
@@ -107,43 +158,40 @@ impl Jobs {
         Self { operations, events, now, known: Mutex::default(), turns }
     }
 
-    /// Begins work about `image`; it goes on if the client hangs up.
+    /// Begins work; it goes on if the client hangs up.
     ///
     /// # Errors
-    /// `Exhausted`: too much waits already.
+    /// `Conflict`: the user used the id for another request. `Exhausted`: too much waits already.
     pub fn begin(
         self: &Arc<Self>,
         request: RequestId,
-        kind: &'static str,
-        image: String,
+        caller: Caller,
+        order: Order,
         work: impl FnOnce(&Arc<Teller>) -> Result<Option<MadeV1>> + Send + 'static,
     ) -> Result<ImageOperationReply> {
+        let Order { kind, subject, .. } = order.clone();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reply) = known.by_request.get(&request) {
-            return Ok(ImageOperationReply { joined: true, ..reply.clone() });
+        if let Some(op) = known.begun_before(&request, caller, &order)? {
+            return Ok(reply(op, &subject, true));
         }
         let unfinished = known.unfinished.len();
-        if unfinished >= AT_ONCE + WAITING {
-            let what = format!("{kind} {image}: {unfinished} operations on images are under way");
+        let operators = known.unfinished.values().filter(|(who, _)| !who.is_admin()).count();
+        if unfinished >= AT_ONCE + WAITING || !caller.is_admin() && operators >= OPERATORS {
+            let what = format!("{kind} {subject}: {unfinished} operations on images are under way");
             return Err(Error::new(ErrorKind::Exhausted, what).hint("try again when some ended"));
         }
         let op = self.operations.next()?;
-        let reply = ImageOperationReply { op: Text(op), image: image.clone(), joined: false };
         let stop = Arc::new(Stop::default());
-        known.unfinished.insert(op, Arc::clone(&stop));
-        known.by_request.insert(request.clone(), reply.clone());
-        known.order.push_back(request);
-        if known.order.len() > KEPT
-            && let Some(oldest) = known.order.pop_front()
-        {
-            known.by_request.remove(&oldest);
-        }
+        known.unfinished.insert(op, (caller, Arc::clone(&stop)));
+        known.requests.entry(caller.uid()).or_default().remember(request, op, order);
         drop(known);
-        self.operations.begin(op, Subject::Image(image.clone()), kind);
-        tracing::info!(%image, %op, kind, "{kind} {image} begins");
+        self.operations.begin(op, subject.clone(), kind, Some(caller.uid()));
+        tracing::info!(%subject, %op, kind, uid = caller.uid(), "{kind} {subject} begins");
+        let begun = reply(op, &subject, false);
         let teller = Teller {
             op,
-            image,
+            caller,
+            subject,
             stop,
             operations: Arc::clone(&self.operations),
             events: Arc::clone(&self.events),
@@ -154,32 +202,40 @@ impl Jobs {
         teller.publish(started);
         let jobs = Arc::clone(self);
         tokio::spawn(async move { jobs.run(kind, teller, work).await });
-        Ok(reply)
+        Ok(begun)
     }
 
     /// Ends an operation, soon; one that is done stays done.
     ///
     /// # Errors
-    /// `NotFound`: no such operation. `Conflict`: it is not ended this way.
-    pub fn cancel(&self, op: OpId) -> Result<()> {
+    /// `NotFound`: no such operation. `Permission`: it is another user's. `Conflict`: it is not ended
+    /// this way.
+    pub fn cancel(&self, op: OpId, caller: Caller) -> Result<()> {
         let Some(status) = self.operations.get(op) else {
             let what = format!("no operation {op} (only the last ones are remembered)");
             return Err(Error::new(ErrorKind::NotFound, what));
         };
-        if let Subject::Vm(vm) = &status.subject {
-            let what = format!("{op} is the {} of vm {vm}: it is not cancelled", status.kind);
+        let Some(owner) = status.owner else {
+            let what = format!(
+                "{op} is the {} of vm {}: it is not cancelled",
+                status.kind, status.subject
+            );
             let hint = "vm.destroy ends whatever the vm is in";
             return Err(Error::new(ErrorKind::Conflict, what).hint(hint));
+        };
+        if !caller.may_touch_what_is_of(owner) {
+            let what = format!("{op} was begun by another user");
+            return Err(Error::new(ErrorKind::Permission, what).hint("ask an admin to cancel it"));
         }
         if !CANCELLABLE.contains(&status.kind) && status.result.is_none() {
             let what = format!("{op}: {} cannot be cancelled", status.kind);
             return Err(Error::new(ErrorKind::Conflict, what).hint("wait for it"));
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let stop = known.unfinished.get(&op).cloned();
+        let stop = known.unfinished.get(&op).map(|(_, stop)| Arc::clone(stop));
         drop(known);
         if let Some(stop) = stop {
-            tracing::info!(%op, kind = status.kind, "operation is to end");
+            tracing::info!(%op, kind = status.kind, uid = caller.uid(), "operation is to end");
             stop.told.notify_one();
             stop.cancel.cancel();
         }
@@ -189,7 +245,7 @@ impl Jobs {
     /// Ends all that can be ended: the daemon stops.
     pub fn cancel_all(&self) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        for stop in known.unfinished.values() {
+        for (_, stop) in known.unfinished.values() {
             stop.told.notify_one();
             stop.cancel.cancel();
         }
@@ -211,10 +267,10 @@ impl Jobs {
                 blocking(move || work(&told)).await.and_then(|done| done)
             }
         };
-        let (op, image) = (teller.op, &teller.image);
+        let (op, subject) = (teller.op, &teller.subject);
         let done = done.map_err(|error| match error.kind {
             ErrorKind::Cancelled => {
-                Error::new(ErrorKind::Cancelled, format!("{kind} {image}: cancelled"))
+                Error::new(ErrorKind::Cancelled, format!("{kind} {subject}: cancelled"))
             }
             _ => error,
         });
@@ -223,11 +279,11 @@ impl Jobs {
             Err(error) => (Err(error), None),
         };
         match &result {
-            Ok(()) => tracing::info!(%image, %op, kind, "{kind} {image}: done"),
+            Ok(()) => tracing::info!(%subject, %op, kind, "{kind} {subject}: done"),
             Err(error) if error.kind == ErrorKind::Cancelled => {
-                tracing::info!(%image, %op, kind, "operation cancelled");
+                tracing::info!(%subject, %op, kind, "operation cancelled");
             }
-            Err(error) => tracing::error!(%image, %op, kind, "{kind} {image} failed: {error}"),
+            Err(error) => tracing::error!(%subject, %op, kind, "{kind} {subject} failed: {error}"),
         }
         self.operations.finish_with(op, result.clone(), made);
         self.known.lock().unwrap_or_else(PoisonError::into_inner).unfinished.remove(&op);
@@ -236,134 +292,37 @@ impl Jobs {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ocivisor_host::layout::Layout;
-
-    fn jobs(dir: &std::path::Path) -> Arc<Jobs> {
-        let layout = Layout { state: dir.into(), run: dir.into(), cgroup_base: "x".into() };
-        let operations = Arc::new(Operations::open(&layout).unwrap());
-        Arc::new(Jobs::new(operations, Arc::new(Events::new(Timestamp(1))), || Timestamp(7)))
-    }
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[tokio::test]
-    async fn work_is_an_operation_with_events_and_a_result() {
-        let dir = tempfile::tempdir().unwrap();
-        let jobs = jobs(dir.path());
-        let request: RequestId = "r-1".parse().unwrap();
-        let made = MadeV1::Pruned(ocivisor_schema::image::PrunedV1::default());
-        let result = made.clone();
-        let begun = jobs.begin(request.clone(), "import", "debian".into(), move |teller| {
-            teller.at("layer 1", Some(ProgressV1 { done: 1, total: Some(9) }));
-            teller.at("layer 1", Some(ProgressV1 { done: 2, total: Some(9) }));
-            Ok(Some(result))
-        });
-        let begun = begun.unwrap();
-        let status = jobs.operations.wait(begun.op.0, LONG).await.unwrap();
-        assert_eq!(status.subject, Subject::Image("debian".into()));
-        assert_eq!((status.kind, status.result, status.made), ("import", Some(Ok(())), Some(made)));
-        // Started, one step, finished: how far it is makes an event only now and then.
-        let events = jobs.events.since(0, 9, Duration::ZERO).await.events;
-        assert!(events.iter().all(|event| event.image.as_deref() == Some("debian")));
-        assert_eq!(events.len(), 3, "{events:?}");
-
-        let again = jobs.begin(request, "import", "debian".into(), |_| panic!("once")).unwrap();
-        assert_eq!((again.op, again.joined), (begun.op, true));
-    }
-
-    #[tokio::test]
-    async fn work_beyond_the_limit_is_refused_and_the_rest_gets_its_turn() {
-        let dir = tempfile::tempdir().unwrap();
-        let jobs = jobs(dir.path());
-        let (open, gate) = std::sync::mpsc::channel::<()>();
-        let gate = Arc::new(Mutex::new(gate));
-        let begin = |n: usize| {
-            let gate = Arc::clone(&gate);
-            jobs.begin(format!("r-{n}").parse().unwrap(), "pull", "x".into(), move |_| {
-                // Ends when the other side is dropped.
-                let _ = gate.lock().unwrap().recv();
-                Ok(None)
-            })
-        };
-        let begun: Vec<_> = (0..AT_ONCE + WAITING).map(|n| begin(n).unwrap()).collect();
-        assert_eq!(begin(1000).unwrap_err().kind, ErrorKind::Exhausted);
-        drop(open);
-        for reply in begun {
-            let status = jobs.operations.wait(reply.op.0, LONG).await.unwrap();
-            assert_eq!(status.result, Some(Ok(())));
+impl Known {
+    /// The operation that this request began when it came before.
+    fn begun_before(
+        &self,
+        request: &RequestId,
+        caller: Caller,
+        order: &Order,
+    ) -> Result<Option<OpId>> {
+        let of = |requests: &Requests| requests.begun.get(request).cloned();
+        if let Some((op, before)) = self.requests.get(&caller.uid()).and_then(of) {
+            if before == *order {
+                return Ok(Some(op));
+            }
+            let (kind, subject) = (before.kind, before.subject);
+            let what = format!(
+                "{} {}: request id {request} was used for another request, {kind} {subject} ({op})",
+                order.kind, order.subject
+            );
+            return Err(Error::new(ErrorKind::Conflict, what).hint("give each request its own id"));
         }
-        assert!(begin(1001).is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_failure_is_the_operations_result() {
-        let dir = tempfile::tempdir().unwrap();
-        let jobs = jobs(dir.path());
-        let error = Error::new(ErrorKind::Image, "no such manifest");
-        let told = error.clone();
-        let begun = jobs.begin("r".parse().unwrap(), "pull", "x".into(), move |_| Err(told));
-        let status = jobs.operations.wait(begun.unwrap().op.0, LONG).await.unwrap();
-        assert_eq!(status.result, Some(Err(error)));
-    }
-
-    fn cancelled(kind: &str) -> Option<Result<()>> {
-        Some(Err(Error::new(ErrorKind::Cancelled, format!("{kind} x: cancelled"))))
-    }
-
-    #[tokio::test]
-    async fn work_that_runs_or_waits_can_be_ended_and_what_is_done_stays_done() {
-        let dir = tempfile::tempdir().unwrap();
-        let jobs = jobs(dir.path());
-        let begin = |n: usize| {
-            let begun = jobs.begin(format!("r-{n}").parse().unwrap(), "push", "x".into(), |tell| {
-                while !tell.cancel().is_cancelled() {
-                    std::thread::yield_now();
-                }
-                Err(Error::new(ErrorKind::Cancelled, "cancelled"))
-            });
-            begun.unwrap().op.0
-        };
-        let begun: Vec<OpId> = (0..=AT_ONCE).map(begin).collect();
-        // The last one waits for a turn that does not come.
-        for op in begun.into_iter().rev() {
-            jobs.cancel(op).unwrap();
-            let status = jobs.operations.wait(op, LONG).await.unwrap();
-            assert_eq!(status.result, cancelled("push"));
-            jobs.cancel(op).unwrap();
-        }
-        let done = jobs.begin("d".parse().unwrap(), "import", "x".into(), |_| Ok(None));
-        let op = done.unwrap().op.0;
-        jobs.operations.wait(op, LONG).await.unwrap();
-        jobs.cancel(op).unwrap();
-        assert_eq!(jobs.operations.get(op).unwrap().result, Some(Ok(())));
-    }
-
-    #[tokio::test]
-    async fn what_is_not_ended_this_way_says_how_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let jobs = jobs(dir.path());
-        let none = jobs.cancel(OpId(77)).unwrap_err();
-        assert_eq!(none.kind, ErrorKind::NotFound);
-        let vm = jobs.operations.next().unwrap();
-        jobs.operations.begin(vm, Subject::Vm("one-1".parse().unwrap()), "start");
-        let refused = jobs.cancel(vm).unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::Conflict);
-        assert_eq!(refused.message, format!("{vm} is the start of vm one-1: it is not cancelled"));
-        assert_eq!(refused.hint.as_deref(), Some("vm.destroy ends whatever the vm is in"));
-
-        let (open, gate) = std::sync::mpsc::channel::<()>();
-        let prune = jobs.begin("p".parse().unwrap(), "prune", "x".into(), move |_| {
-            // Ends when the other side is dropped.
-            let _ = gate.recv();
-            Ok(None)
-        });
-        let op = prune.unwrap().op.0;
-        let refused = jobs.cancel(op).unwrap_err();
-        assert_eq!(refused.message, format!("{op}: prune cannot be cancelled"));
-        drop(open);
-        assert_eq!(jobs.operations.wait(op, LONG).await.unwrap().result, Some(Ok(())));
+        let others = self.requests.iter().filter(|(owner, _)| caller.may_touch_what_is_of(**owner));
+        let same =
+            others.filter_map(|(_, requests)| of(requests)).find(|(_, theirs)| theirs == order);
+        Ok(same.map(|(op, _)| op))
     }
 }
+
+fn reply(op: OpId, subject: &Subject, joined: bool) -> ImageOperationReply {
+    let (vm, image) = (subject.vm().cloned().map(Text), subject.image().map(str::to_owned));
+    ImageOperationReply { op: Text(op), vm, image, joined }
+}
+
+#[cfg(test)]
+mod tests;

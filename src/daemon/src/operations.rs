@@ -1,6 +1,7 @@
 //! Operations that clients can ask about and wait for.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,13 +27,48 @@ pub enum Subject {
     Vm(VmId),
     /// An image, by its name here or as the caller named it.
     Image(String),
+    /// An image that is made of a virtual machine, and that one.
+    ImageOf(VmId, String),
+    /// The store as a whole.
+    Store,
+}
+
+impl Subject {
+    /// The virtual machine, if it is about one.
+    pub fn vm(&self) -> Option<&VmId> {
+        match self {
+            Self::Vm(vm) | Self::ImageOf(vm, _) => Some(vm),
+            Self::Image(_) | Self::Store => None,
+        }
+    }
+
+    /// The image, if it is about one.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Self::Image(image) | Self::ImageOf(_, image) => Some(image),
+            Self::Vm(_) | Self::Store => None,
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(vm) => vm.fmt(f),
+            Self::Image(image) => image.fmt(f),
+            Self::ImageOf(vm, image) => write!(f, "{vm} as {image}"),
+            Self::Store => f.write_str("image store"),
+        }
+    }
 }
 
 /// What is known of one operation.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// Whose.
+    /// About what.
     pub subject: Subject,
+    /// The user who began it, where it belongs to one: those on VMs are every operator's.
+    pub owner: Option<u32>,
     /// What.
     pub kind: &'static str,
     /// The step it is at.
@@ -100,15 +136,15 @@ impl Operations {
     }
 
     /// An operation that begins, or is found in a record.
-    pub fn begin(&self, op: OpId, subject: Subject, kind: &'static str) {
+    pub fn begin(&self, op: OpId, subject: Subject, kind: &'static str, owner: Option<u32>) {
         let (step, progress, result, made) = (None, None, None, None);
-        let status = Status { subject, kind, step, progress, result, made };
+        let status = Status { subject, owner, kind, step, progress, result, made };
         self.inner().known.entry(op).or_insert_with(|| watch::channel(status).0);
     }
 
     /// An operation that is known to have ended.
     pub fn note(&self, op: OpId, vm: &VmId, kind: OpKind, result: Result<()>) {
-        self.begin(op, Subject::Vm(vm.clone()), kind.name());
+        self.begin(op, Subject::Vm(vm.clone()), kind.name(), None);
         self.finish(op, result);
     }
 
@@ -183,7 +219,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let operations = Operations::open(&layout(dir.path())).unwrap();
         let (op, vm) = (operations.next().unwrap(), "one-1".parse().unwrap());
-        operations.begin(op, Subject::Vm(vm), OpKind::Start.name());
+        operations.begin(op, Subject::Vm(vm), OpKind::Start.name(), None);
         operations.step(op, "root", None);
         let early = operations.wait(op, Duration::ZERO).await.unwrap();
         assert_eq!((early.step.as_deref(), early.result), (Some("root"), None));

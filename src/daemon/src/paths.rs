@@ -15,24 +15,8 @@ use std::path::{Path, PathBuf};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::normal_path;
 use ocivisor_host::fs::io_error;
-use ocivisor_rpc::{Extensions, Peer, Role};
 
-/// Who names a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
-    /// May name any.
-    Admin,
-    /// Is held to directories.
-    Operator,
-}
-
-impl Caller {
-    /// Whoever sent a request.
-    pub fn of(extensions: &Extensions) -> Self {
-        let role = extensions.get::<Peer>().and_then(|peer| peer.role);
-        if role == Some(Role::Admin) { Self::Admin } else { Self::Operator }
-    }
-}
+use crate::caller::Caller;
 
 /// The directories open to those who only operate.
 #[derive(Debug, Clone)]
@@ -67,7 +51,7 @@ impl PathPolicy {
             let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.clone());
             real.starts_with(&dir) && real != dir
         };
-        if caller == Caller::Admin || self.dirs.iter().any(below) {
+        if caller.is_admin() || self.dirs.iter().any(below) {
             return Ok(real);
         }
         let what = format!("path {shown} is not below a directory open to operators");
@@ -88,7 +72,7 @@ mod tests {
         fs::create_dir(&other).unwrap();
         std::os::unix::fs::symlink(&other, ours.join("link")).unwrap();
         let policy = PathPolicy::new(std::slice::from_ref(&ours));
-        let check = |path: PathBuf| policy.resolve(Caller::Operator, &path).map_err(|e| e.kind);
+        let check = |path: PathBuf| policy.resolve(Caller::Operator(1), &path).map_err(|e| e.kind);
         let real = fs::canonicalize(&ours).unwrap().join("42/disk.0");
         assert_eq!(check(ours.join("42/disk.0")), Ok(real.clone()));
         assert_eq!(check(ours.join(".//42//disk.0")), Ok(real));
@@ -99,7 +83,7 @@ mod tests {
         assert_eq!(check(ours.clone()), denied);
         assert_eq!(check("/etc/shadow".into()), denied);
         assert_eq!(check(ours.join("../other/x")), Err(ErrorKind::Invalid));
-        let any = policy.resolve(Caller::Admin, &ours.join("link/disk.0")).unwrap();
+        let any = policy.resolve(Caller::Admin(0), &ours.join("link/disk.0")).unwrap();
         assert_eq!(any, fs::canonicalize(&other).unwrap().join("disk.0"));
     }
 }

@@ -85,7 +85,7 @@ impl Vms {
             self.operations.note(done.id, &id, done.kind, done.result.clone());
         }
         if let Some(op) = &record.op {
-            self.operations.begin(op.id, Subject::Vm(id.clone()), op.request.kind().name());
+            self.operations.begin(op.id, Subject::Vm(id.clone()), op.request.kind().name(), None);
         }
         let slot = self.slot(&id);
         *lock(&slot.shown) = Some(record.clone());
@@ -223,7 +223,7 @@ impl Vms {
                     let (op, result) = (Text(victim), (&result).into());
                     self.publish(id, EventDataV1::OperationFinished { op, operation, result });
                 }
-                self.operations.begin(op, Subject::Vm(id.clone()), kind.name());
+                self.operations.begin(op, Subject::Vm(id.clone()), kind.name(), None);
                 tracing::info!(vm = %id, %op, kind = kind.name(), "{kind} {id} begins");
                 let operation = kind.name().to_owned();
                 self.publish(id, EventDataV1::OperationStarted { op: Text(op), operation });
@@ -380,7 +380,7 @@ impl Vms {
             None => self.operations.next()?,
         };
         if decision == Decision::Collect {
-            self.operations.begin(op, Subject::Vm(id.clone()), kind.name());
+            self.operations.begin(op, Subject::Vm(id.clone()), kind.name(), None);
         }
         self.carry_out(&slot, &mut state, op, kind, move |host, hooks| {
             host.engine().reconcile(record, observed, op, hooks)

@@ -123,7 +123,7 @@ pub trait Api {
     #[method(name = "op.get", param_kind = map, with_extensions)]
     async fn op_get(&self, op: Text<OpId>) -> Result<OpStatusReply, ApiError>;
 
-    /// End an operation on images before its time; it ends soon, with `cancelled`, unless it is done first.
+    /// End an operation on images of one's own before its time; it ends soon, with `cancelled`, unless it is done first.
     #[method(name = "op.cancel", param_kind = map, with_extensions)]
     async fn op_cancel(&self, op: Text<OpId>) -> Result<OpStatusReply, ApiError>;
 

@@ -78,7 +78,13 @@ const REQUEST: Param = param(
     "request_id",
     "string",
     "chosen by the client, 1 to 128 printable ASCII characters without blanks; the same id is one \
-     effect, also after a restart of the daemon",
+     effect, also after a restart of the daemon, and for another kind of request a `conflict`",
+);
+const IMAGE_REQUEST: Param = param(
+    "request_id",
+    "string",
+    "chosen by the client as for VMs; the same id of the same user is one effect while the daemon runs, and with \
+     other parameters a `conflict`",
 );
 const VM: Param = param("vm", "string", "the VM's id");
 const SPEC: Param = param(
@@ -244,8 +250,8 @@ pub const METHODS: &[Method] = &[
         Role::Operate,
         Patience::Quick,
         "Ends an import, push, save, export, commit or build before its time: it fails with `cancelled`, soon but \
-         not at once, and leaves nothing but what it fetched; one that is done stays done. Other operations are not \
-         ended so: a VM's is by `vm.destroy`.",
+         not at once, and leaves nothing but what it fetched; one that is done stays done. Who is no admin may only \
+         end what he began. Other operations are not ended so: a VM's is by `vm.destroy`.",
         &[OP],
         "OpStatusReply",
     ),
@@ -275,7 +281,7 @@ pub const METHODS: &[Method] = &[
         Patience::Quick,
         "Brings an image into the datastore of this host and unpacks it.",
         &[
-            REQUEST,
+            IMAGE_REQUEST,
             param("source", "string", "where it is, as the datastore names it"),
             param("name", "string?", "its name here; else the source's own"),
             param("options", "ImportOptionsV1?", "what cannot be found out from the source"),
@@ -295,7 +301,7 @@ pub const METHODS: &[Method] = &[
         Role::Admin,
         Patience::Quick,
         "Sends an image to a registry; blobs that are there are not sent.",
-        &[REQUEST, IMAGE, param("target", "string", "`docker://host/repository:tag`")],
+        &[IMAGE_REQUEST, IMAGE, param("target", "string", "`docker://host/repository:tag`")],
         "ImageOperationReply",
     ),
     method(
@@ -304,7 +310,7 @@ pub const METHODS: &[Method] = &[
         Patience::Quick,
         "Writes images into an archive.",
         &[
-            REQUEST,
+            IMAGE_REQUEST,
             param("images", "[string]", "names or digests of images here"),
             param("format", "string", "`oci-archive` or `docker-archive`"),
             PATH,
@@ -317,7 +323,7 @@ pub const METHODS: &[Method] = &[
         Patience::Quick,
         "Writes the root filesystem of an image, or of a VM, into a tarball or disk image.",
         &[
-            REQUEST,
+            IMAGE_REQUEST,
             param("image", "string?", "name or digest of an image here"),
             param("vm", "string?", "instead of an image"),
             param("format", "string", "`tar`, `raw` (ext4) or `qcow2` (ext4)"),
@@ -332,7 +338,7 @@ pub const METHODS: &[Method] = &[
         Patience::Quick,
         "Makes an image of what a VM changed on its root disk, on top of the VM's own.",
         &[
-            REQUEST,
+            IMAGE_REQUEST,
             VM,
             param("name", "string", "name of the new image"),
             param("options", "CommitOptionsV1?", "what the image says besides its files"),
@@ -345,7 +351,7 @@ pub const METHODS: &[Method] = &[
         Patience::Quick,
         "Builds an image from a directory with a Dockerfile, by buildah.",
         &[
-            REQUEST,
+            IMAGE_REQUEST,
             param("dir", "string", "absolute path on the host"),
             param("name", "string", "name of the new image"),
         ],
@@ -356,7 +362,7 @@ pub const METHODS: &[Method] = &[
         Role::Admin,
         Patience::Quick,
         "Compares the datastore with its digests, and mends it if told to.",
-        &[REQUEST, param("repair", "boolean", "mend what can be mended")],
+        &[IMAGE_REQUEST, param("repair", "boolean", "mend what can be mended")],
         "ImageOperationReply",
     ),
     method(
@@ -364,7 +370,7 @@ pub const METHODS: &[Method] = &[
         Role::Admin,
         Patience::Quick,
         "Gives back what no name, no disk and no VM needs.",
-        &[REQUEST, param("dry_run", "boolean", "only count it")],
+        &[IMAGE_REQUEST, param("dry_run", "boolean", "only count it")],
         "ImageOperationReply",
     ),
     method(

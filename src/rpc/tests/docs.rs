@@ -128,6 +128,8 @@ curl --unix-socket /run/ocivisor/ocivisord.sock -H 'Content-Type: application/js
   and answers at once; [op.wait](#opwait) waits for it. After a lost connection send the same again:
   the same id is one effect, also after a restart of the daemon. If the wish is already true, `op`
   is `null`.
+- Work on images is an operation, too, of the user who asked for it: only he and admins may cancel it. It is not
+  recorded, for what the store does is whole or leaves nothing: after a restart of the daemon send the same again.
 - Batches and notifications call nothing. A request has at most 8 MiB, of callers who may only look
   64 KiB; it must arrive within 30 s. A user other than an admin may hold half of all connections;
   one too many is answered by HTTP status 503.

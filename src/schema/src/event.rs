@@ -15,7 +15,7 @@ pub struct EventV1 {
     pub seq: u64,
     /// When.
     pub at: TimeV1,
-    /// To which VM, if to one.
+    /// To which VM, if to one; an image made of a VM happens to both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<Text<VmId>>,
     /// To which image, if to one: by its name here, or by what was to be brought in.

@@ -71,7 +71,7 @@ pub struct OperationReply {
 pub struct OpStatusReply {
     /// Its id.
     pub op: Text<OpId>,
-    /// Its VM, if it is about one.
+    /// Its VM, if it is about one; an image made of a VM is about both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<Text<VmId>>,
     /// Its image, if it is about one.
@@ -107,10 +107,27 @@ pub struct ProgressV1 {
 pub struct ImageOperationReply {
     /// The operation to wait for.
     pub op: Text<OpId>,
-    /// What it is about.
-    pub image: String,
+    /// The VM that it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Text<VmId>>,
+    /// The image that it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Whether it was begun by the same request before.
     pub joined: bool,
+}
+
+impl ImageOperationReply {
+    /// What it is about, for people.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match (&self.vm, &self.image) {
+            (Some(vm), Some(image)) => format!("{vm} as {image}"),
+            (Some(vm), None) => vm.to_string(),
+            (None, Some(image)) => image.clone(),
+            (None, None) => "image store".to_owned(),
+        }
+    }
 }
 
 /// One line of a list of VMs.
@@ -248,6 +265,9 @@ pub struct ImageInfo {
     pub size_bytes: u64,
     /// When it came here.
     pub imported: TimeV1,
+    /// The operator who set the name, by number; nothing if an admin did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_uid: Option<u32>,
 }
 
 /// Answer to a removal.

@@ -83,11 +83,14 @@ fn all_kinds_of_event() {
         EventDataV1::ShimAdopted { losses: vec!["console output from 12:00 to 12:01".into()] },
         EventDataV1::VmForgotten,
     ];
-    let events: Vec<EventV1> = (41..)
+    let mut events: Vec<EventV1> = (41..)
         .zip(kinds)
         .map(|(seq, data)| EventV1 { seq, at: NOON.into(), vm: Some(vm()), image: None, data })
         .collect();
-    pin("events.json", &EventsReply { events, next_seq: 49, lost: false });
+    let commit = EventDataV1::OperationStarted { op, operation: "commit".into() };
+    let image = Some("web:2".into());
+    events.push(EventV1 { seq: 49, at: NOON.into(), vm: Some(vm()), image, data: commit });
+    pin("events.json", &EventsReply { events, next_seq: 50, lost: false });
 }
 
 #[test]
@@ -137,6 +140,7 @@ fn replies() {
             layers: 1,
             size_bytes: 123_456_789,
             imported: NOON.into(),
+            owner_uid: Some(9869),
         },
     );
     images(op);
@@ -281,11 +285,19 @@ fn images(op: Text<OpId>) {
         layers: 1,
         size_bytes: 123_456_789,
         imported: NOON.into(),
+        owner_uid: None,
     };
     pin(
         "image_operation.json",
-        &ImageOperationReply { op, image: "debian:12".into(), joined: false },
+        &ImageOperationReply { op, vm: None, image: Some("debian:12".into()), joined: false },
     );
+    let vm = Some(vm());
+    pin(
+        "image_operation_of_vm.json",
+        &ImageOperationReply { op, vm, image: Some("web:2".into()), joined: false },
+    );
+    let of_store = ImageOperationReply { op, vm: None, image: None, joined: false };
+    pin("image_operation_of_store.json", &of_store);
     pin(
         "source_stat.json",
         &SourceStatV1 {

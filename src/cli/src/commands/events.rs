@@ -79,8 +79,12 @@ fn line(event: &EventV1, format: Format) -> Result<String, Failure> {
         }
         return Ok(format!("{value}\n"));
     }
-    let vm = event.vm.as_ref().map(ToString::to_string);
-    let subject = vm.or_else(|| event.image.clone()).unwrap_or_default();
+    let subject = match (&event.vm, &event.image) {
+        (Some(vm), Some(image)) => format!("{vm} {image}"),
+        (Some(vm), None) => vm.to_string(),
+        (None, Some(image)) => image.clone(),
+        (None, None) => "image store".to_owned(),
+    };
     let text = format!("{}  {}  {subject}  {}", event.seq, event.at, words(&event.data));
     Ok(ocivisor_core::error::one_line(&text) + "\n")
 }

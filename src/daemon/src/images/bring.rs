@@ -12,8 +12,9 @@ use ocivisor_schema::image::{ImportOptionsV1, SourceStatV1};
 use ocivisor_schema::reply::{ImageInfo, ProgressV1};
 
 use super::{Images, ours};
+use crate::caller::Caller;
 use crate::jobs::Teller;
-use crate::paths::{Caller, PathPolicy};
+use crate::paths::PathPolicy;
 
 /// How long a build may take.
 const BUILD: Duration = Duration::from_secs(3600);
@@ -168,7 +169,7 @@ pub fn source(
         "raw:",
         "qcow2:",
     ];
-    if caller == Caller::Operator && !schemes.iter().any(|scheme| text.starts_with(scheme)) {
+    if !caller.is_admin() && !schemes.iter().any(|scheme| text.starts_with(scheme)) {
         let what = format!("image source {text}: operators must say what it is");
         let hint = "put docker://, https://, oci:, oci-archive:, docker-archive:, rootfs: or disk: in front";
         return Err(Error::new(ErrorKind::Permission, what).hint(hint));

@@ -44,6 +44,11 @@ impl Images {
 
     fn info(&self, name: &str, listed: &Listed) -> Result<ImageInfo> {
         let reference = Reference::Digest(listed.manifest_digest);
+        let owner_uid = match name.parse::<ImageName>() {
+            Ok(name) => self.store.owner_of(&name).map_err(|e| ours(&e))?,
+            // Asked for by its digest.
+            Err(_) => None,
+        };
         let image = self.store.resolve(&reference).map_err(|e| ours(&e))?;
         Ok(ImageInfo {
             name: name.to_owned(),
@@ -52,6 +57,7 @@ impl Images {
             layers: u32::try_from(listed.layers.len()).unwrap_or(u32::MAX),
             size_bytes: listed.size,
             imported: since_1970(listed.imported),
+            owner_uid,
         })
     }
 

@@ -27,6 +27,7 @@ use ocivisor_host::storage::Layers;
 pub use bring::{name, source};
 pub use out::Form;
 
+use crate::caller::Caller;
 use crate::config::Config;
 use crate::jobs::Teller;
 
@@ -86,12 +87,16 @@ impl Images {
         Ok(Self { store, registries, disks, builds, policy, making: Arc::default() })
     }
 
-    /// The same, for an operation that can be cancelled.
+    /// The same, for an operation that can be cancelled; an operator's sets names in his name.
     ///
     /// # Errors
     /// The store cannot be opened once more.
     pub fn heeding(&self, tell: &Teller) -> Result<Self> {
         let store = self.store.cancelled_by(tell.cancel()).map_err(|e| ours(&e))?;
+        let store = match tell.caller() {
+            Caller::Admin(_) => store,
+            Caller::Operator(uid) => store.naming_for(uid),
+        };
         Ok(Self {
             store: Arc::new(store),
             registries: self.registries.clone(),
@@ -160,6 +165,7 @@ fn ours(error: &store::Error) -> Error {
         store::Error::Io { .. } => ErrorKind::Host,
         store::Error::NotFound { .. } => ErrorKind::NotFound,
         store::Error::Busy { .. } => ErrorKind::Conflict,
+        store::Error::NotYours { .. } => ErrorKind::Permission,
         store::Error::Cancelled => ErrorKind::Cancelled,
         store::Error::Damaged { .. } => ErrorKind::Integrity,
         store::Error::Format { .. } | store::Error::ReadOnly { .. } => ErrorKind::Unsupported,

@@ -258,7 +258,7 @@ impl ApiServer for Fake {
         _: String,
         _: Option<CommitOptionsV1>,
     ) -> Answer<ImageOperationReply> {
-        Ok(sample!("image_operation"))
+        Ok(sample!("image_operation_of_vm"))
     }
 
     async fn image_build(
@@ -277,7 +277,7 @@ impl ApiServer for Fake {
         _: Text<RequestId>,
         _: bool,
     ) -> Answer<ImageOperationReply> {
-        Ok(sample!("image_operation"))
+        Ok(sample!("image_operation_of_store"))
     }
 
     async fn image_prune(
@@ -286,7 +286,7 @@ impl ApiServer for Fake {
         _: Text<RequestId>,
         _: bool,
     ) -> Answer<ImageOperationReply> {
-        Ok(sample!("image_operation"))
+        Ok(sample!("image_operation_of_store"))
     }
 
     async fn image_tag(&self, _: &Extensions, _: String, _: String) -> Answer<ImageInfo> {

@@ -59,6 +59,8 @@ pub async fn inspect(image: &str, context: &Context) -> Result<(), Failure> {
             ("imported", found.info.imported.to_string()),
             ("size", human(found.info.size_bytes)),
         ];
+        // Whose the name is that was asked for.
+        rows.extend(found.info.owner_uid.map(|uid| ("name set by uid", uid.to_string())));
         for layer in &found.layer_details {
             rows.push(("layer", format!("{} {}", layer.digest, human(layer.size_bytes))));
         }
