@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::*;
-use ocivisor_datastore::{Digest, Limits, Progress, RegistryFault as Fault, Store};
+use ocivisor_datastore::{Cancel, Digest, Limits, Progress, RegistryFault as Fault, Store};
 use registry::*;
 use serde_json::{Value, json};
 use wire::*;
@@ -59,7 +59,8 @@ fn what_skopeo_pushed_is_pulled_over_tls_with_a_login() {
     }
     assert_clean(&bench);
 
-    let remote = setup.registries().inspect(&reference.parse().unwrap(), &Limits::default());
+    let remote =
+        setup.registries().inspect(&reference.parse().unwrap(), &Limits::default(), &Cancel::new());
     let remote = remote.unwrap();
     assert_eq!((remote.manifest_digest, remote.size), (image.manifest_digest, image.size));
     assert_eq!((remote.config_digest, &remote.config), (image.config_digest, &image.config));

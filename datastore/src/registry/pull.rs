@@ -11,6 +11,7 @@ use super::net::lock;
 use super::reference::{RegistryReference, Wanted};
 use super::session::{Document, Session};
 use crate::blobs::{Blobs, Opened};
+use crate::cancel::Cancel;
 use crate::config::ImageConfig;
 use crate::digest::{DiffId, Digest};
 use crate::document::{self, Class, Descriptor, Manifest};
@@ -203,15 +204,28 @@ pub struct Remote {
 }
 
 impl Registries {
-    /// Reads manifest and config of an image; nothing is stored, layers are not fetched.
-    pub fn inspect(&self, reference: &RegistryReference, limits: &Limits) -> Result<Remote> {
+    /// Reads manifest and config of an image; nothing is stored, layers are not fetched. Fails with
+    /// [`Error::Cancelled`], soon, when `cancel` says so.
+    pub fn inspect(
+        &self,
+        reference: &RegistryReference,
+        limits: &Limits,
+        cancel: &Cancel,
+    ) -> Result<Remote> {
         let source = RegistrySource { reference: reference.clone(), registries: self.clone() };
         let registry = Registry::open(&source, None)?;
-        let top = registry.choose(limits)?;
-        let bytes = registry.described(&top, limits)?;
+        cancel.interrupts(&registry.session);
+        cancel.told(registry.inspect(limits))
+    }
+}
+
+impl Registry {
+    fn inspect(&self, limits: &Limits) -> Result<Remote> {
+        let top = self.choose(limits)?;
+        let bytes = self.described(&top, limits)?;
         let manifest = Manifest::parse(&bytes, &top.media_type, limits)
             .map_err(|why| Error::document(format!("manifest {}", top.digest), why))?;
-        let config = registry.described(&manifest.config, limits)?;
+        let config = self.described(&manifest.config, limits)?;
         let (parsed, diff_ids) =
             check_config(&config, &manifest.config.digest, manifest.layers.len(), limits)?;
         let layers: Vec<_> =

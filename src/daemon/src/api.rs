@@ -23,6 +23,7 @@ use ocivisor_schema::reply::{
 };
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
+use crate::asking::Asking;
 use crate::caller::Caller;
 use crate::host::Host;
 use crate::images;
@@ -40,6 +41,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Daemon {
     vms: Arc<Vms>,
     jobs: Arc<Jobs>,
+    asking: Asking,
     paths: PathPolicy,
     policy: Policy,
 }
@@ -51,7 +53,7 @@ impl Daemon {
     pub fn new(vms: Arc<Vms>, paths: PathPolicy, policy: Policy) -> Self {
         let (operations, events) = (Arc::clone(&vms.operations), Arc::clone(&vms.events));
         let jobs = Arc::new(Jobs::new(operations, events, crate::host::now));
-        Self { vms, jobs, paths, policy }
+        Self { vms, jobs, asking: Asking::default(), paths, policy }
     }
 
     /// The long work on images.
@@ -331,8 +333,11 @@ impl ApiServer for Daemon {
         })
     }
 
-    async fn image_stat(&self, _: &Extensions, source: String) -> Reply<SourceStatV1> {
-        self.work(move |vms| vms.host.images.stat(&source)).await
+    async fn image_stat(&self, caller: &Extensions, source: String) -> Reply<SourceStatV1> {
+        let vms = Arc::clone(&self.vms);
+        let what = format!("stat {source}");
+        let question = move |cancel: &_| vms.host.images.stat(&source, cancel);
+        Ok(self.asking.ask(Caller::of(caller), &what, question).await?)
     }
 
     async fn image_push(

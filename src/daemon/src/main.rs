@@ -12,6 +12,7 @@
 //! Async is here and in the RPC alone; [`vms`] is the one crossing to the synchronous engine.
 
 mod api;
+mod asking;
 mod caller;
 mod config;
 mod events;

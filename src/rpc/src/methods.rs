@@ -291,8 +291,8 @@ pub const METHODS: &[Method] = &[
     method(
         "image.stat",
         Role::Operate,
-        Patience::Long,
-        "What a source at a registry holds, without bringing it in.",
+        Patience::Poll,
+        "What a source at a registry holds, without bringing it in; fails after 30 s.",
         &[param("source", "string", "where it is, as the datastore names it")],
         "SourceStatV1",
     ),

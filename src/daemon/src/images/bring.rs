@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore as store;
-use ocivisor_datastore::{DiskFormat, ImageName, Limits, Reference, RegistryReference, Source};
+use ocivisor_datastore::{
+    Cancel, DiskFormat, ImageName, Limits, Reference, RegistryReference, Source,
+};
 use ocivisor_host::command;
 use ocivisor_host::fs::{drop_dir_all, ensure_dir};
 use ocivisor_schema::image::{ImportOptionsV1, SourceStatV1};
@@ -59,10 +61,10 @@ impl Images {
     ///
     /// # Errors
     /// `Invalid`: no source at a registry. `Image`: the registry has none, or is at fault.
-    pub fn stat(&self, source: &str) -> Result<SourceStatV1> {
+    pub fn stat(&self, source: &str, cancel: &Cancel) -> Result<SourceStatV1> {
         let reference: RegistryReference = source.parse().map_err(|e| ours(&e))?;
-        let found =
-            self.registries.inspect(&reference, &Limits::default()).map_err(|e| ours(&e))?;
+        let found = self.asked.inspect(&reference, &Limits::default(), cancel);
+        let found = found.map_err(|e| ours(&e))?;
         let config = &found.config;
         Ok(SourceStatV1 {
             reference: format!(

@@ -11,6 +11,7 @@ mod out;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::{Placement, Resources};
@@ -18,7 +19,7 @@ use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_datastore as store;
 use ocivisor_datastore::trust::Policy;
 use ocivisor_datastore::worker::Worker;
-use ocivisor_datastore::{DiffId, Registries, RegistriesConfig, Store};
+use ocivisor_datastore::{DiffId, Patience, Registries, RegistriesConfig, Store};
 use ocivisor_host::cgroup::HostCgroups;
 use ocivisor_host::fs::{drop_dir_all, ensure_dir};
 use ocivisor_host::layout::Layout;
@@ -34,11 +35,17 @@ use crate::jobs::Teller;
 /// Most memory of the processes that unpack layers, together.
 const UNPACK_MEMORY: Bytes = Bytes::mib(1024);
 
+/// How long a registry may think about a question that somebody waits for: two attempts are below the
+/// deadline of [`crate::asking`], so that mostly the registry's own silence is told.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// The store of this host, and which disks were made from it.
 #[derive(Debug)]
 pub struct Images {
     store: Arc<Store>,
     registries: Registries,
+    /// The same, for questions that somebody waits for.
+    asked: Registries,
     disks: PathBuf,
     /// Where builds work; nothing in it outlives one.
     builds: PathBuf,
@@ -83,8 +90,11 @@ impl Images {
             tracing::warn!("{exception}");
         }
         let registries = Registries::new(config.registries.clone());
+        let asked = RegistriesConfig { attempts: 2, ..config.registries.clone() };
+        let asked = Registries::new(asked)
+            .with_patience(Patience { answer: ANSWER, ..Patience::default() });
         let (store, policy) = (Arc::new(store), config.images.policy.clone());
-        Ok(Self { store, registries, disks, builds, policy, making: Arc::default() })
+        Ok(Self { store, registries, asked, disks, builds, policy, making: Arc::default() })
     }
 
     /// The same, for an operation that can be cancelled; an operator's sets names in his name.
@@ -100,6 +110,7 @@ impl Images {
         Ok(Self {
             store: Arc::new(store),
             registries: self.registries.clone(),
+            asked: self.asked.clone(),
             disks: self.disks.clone(),
             builds: self.builds.clone(),
             policy: self.policy.clone(),
