@@ -175,6 +175,11 @@ impl Seen {
     }
 }
 
+/// Bytes of a whole tree; 0 if it is not there.
+pub(crate) fn measure_one(at: &File, name: &str) -> io::Result<u64> {
+    Ok(measure(at, name, &mut Seen::default())?.unwrap_or_default().allocated)
+}
+
 /// A whole tree; none if it is not there.
 fn measure(at: &File, name: &str, seen: &mut Seen) -> io::Result<Option<Space>> {
     let top = match disk::open_dir(at, name) {

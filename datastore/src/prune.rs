@@ -16,6 +16,7 @@ use rustix::fs::FlockOperation;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::fsck::quarantine;
 use crate::record::{self, ImageRecord};
 use crate::staging::{Kept, Staged};
 use crate::store::Store;
@@ -29,6 +30,9 @@ pub struct PruneOptions<'a> {
     pub dry_run: bool,
     /// Downloads that nobody went on with for so long go, too; none keeps them all.
     pub partial_age: Option<Duration>,
+    /// What repairs set aside so long ago goes, too; none keeps all of it. What holds files of a layer in `in_use`
+    /// stays: a guest that ran at the repair still reads them.
+    pub quarantine_age: Option<Duration>,
 }
 
 /// What a prune removed, or would remove.
@@ -48,6 +52,10 @@ pub struct Pruned {
     pub partials: u64,
     /// Bytes of these downloads.
     pub partial_bytes: u64,
+    /// Directories in the quarantine, each of one repair.
+    pub quarantined: Vec<String>,
+    /// Bytes of these on the disk.
+    pub quarantine_bytes: u64,
 }
 
 /// What stays and what goes.
@@ -76,7 +84,12 @@ impl Store {
     /// it that no guest is made from an unnamed image meanwhile. What an import that waits for the network needs stays.
     /// Fails with [`Error::Busy`] while an import works on the store, and with [`Error::Damaged`], removing nothing, if a record cannot be read: what it needs is then unknown.
     pub fn prune(&self, in_use: &HashSet<DiffId>) -> Result<Pruned> {
-        self.prune_with(&PruneOptions { in_use, dry_run: false, partial_age: None })
+        self.prune_with(&PruneOptions {
+            in_use,
+            dry_run: false,
+            partial_age: None,
+            quarantine_age: None,
+        })
     }
 
     /// As [`Store::prune`], with more choices. A dry run may be done beside imports.
@@ -112,6 +125,10 @@ impl Store {
         if let Some(age) = options.partial_age {
             self.prune_partials(age, really, &mut pruned)
                 .map_err(|e| self.io("clean", PARTIAL, e))?;
+        }
+        if let Some(age) = options.quarantine_age {
+            quarantine::prune(self, age, options.in_use, really, &mut pruned)
+                .map_err(|e| self.io("empty", quarantine::NAME, e))?;
         }
         Ok(pruned)
     }

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use common::*;
 use ocivisor_datastore::{
-    CheckOptions, Digest, Error, Finding, Found, Image, ImageName, Limits, Outcome, Refetch,
-    RepairOptions, Severity, Source, Store,
+    CheckOptions, Digest, Error, Finding, Found, Image, ImageName, Limits, Outcome, PruneOptions,
+    Refetch, RepairOptions, Severity, Source, Store,
 };
 use serde_json::json;
 
@@ -746,12 +746,20 @@ fn quarantine_is_emptied_on_demand_but_not_under_guests() {
     broken.mended("layer_changed");
     let store = &broken.bench.store;
     let in_use: HashSet<_> = broken.image.layers.iter().copied().collect();
-    let hour = std::time::Duration::from_secs(3600);
-    let now = std::time::Duration::ZERO;
-    assert_eq!(store.empty_quarantine(hour, &nothing()).unwrap(), Vec::<String>::new());
-    assert_eq!(store.empty_quarantine(now, &in_use).unwrap(), Vec::<String>::new());
+    let empty = |age: u64, in_use: &HashSet<_>, dry_run: bool| {
+        let quarantine_age = Some(std::time::Duration::from_secs(age));
+        let options = PruneOptions { in_use, dry_run, partial_age: None, quarantine_age };
+        let pruned = store.prune_with(&options).unwrap();
+        (pruned.quarantined.len(), pruned.quarantine_bytes)
+    };
+    let size = store.df(&in_use).unwrap().quarantine.allocated;
+    assert_eq!(empty(3600, &nothing(), true), (0, 0));
+    assert_eq!(empty(0, &in_use, false), (0, 0));
+    let (count, bytes) = empty(0, &nothing(), true);
+    assert!(count == 1 && 0 < bytes && bytes < size, "{bytes} of {size}");
+    // Without an age none of it goes.
     store.prune(&nothing()).unwrap();
-    assert_eq!(store.empty_quarantine(now, &nothing()).unwrap().len(), 1);
+    assert_eq!(empty(0, &nothing(), false), (1, bytes));
     assert_eq!(entries(&broken.bench.path("store/quarantine")), Vec::<String>::new());
     assert_eq!(broken.found(), vec![]);
 }

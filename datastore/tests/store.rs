@@ -269,7 +269,8 @@ fn a_dry_run_says_what_a_prune_does() {
     let dropped = import(&bench, "dropped", &[layer("base"), layer("d")]);
     bench.store.remove(&name("dropped")).unwrap();
     let before = tree(&bench.path("store"));
-    let options = PruneOptions { in_use: &nothing(), dry_run: true, partial_age: None };
+    let options =
+        PruneOptions { in_use: &nothing(), dry_run: true, partial_age: None, quarantine_age: None };
     let would = bench.store.prune_with(&options).unwrap();
     assert_same_tree(&tree(&bench.path("store")), &before, "dry run");
     assert_eq!(would.images, [dropped.manifest_digest]);
@@ -295,7 +296,8 @@ fn downloads_that_were_broken_off_go_by_age_and_not_under_their_owner() {
     let owned = fs::File::open(partial.join(hex(1))).unwrap();
     rustix::fs::flock(&owned, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let with = |partial_age, dry_run| {
-        let options = PruneOptions { in_use: &nothing(), dry_run, partial_age };
+        let options =
+            PruneOptions { in_use: &nothing(), dry_run, partial_age, quarantine_age: None };
         let pruned = bench.store.prune_with(&options).unwrap();
         (pruned.partials, pruned.partial_bytes)
     };

@@ -325,6 +325,70 @@ fn guests_of_two_images_share_their_base_on_disk_and_in_memory() {
 }
 
 #[test]
+fn what_a_repair_set_aside_is_counted_and_given_up_when_no_vm_needs_it() {
+    let host = Host::start();
+    deploy(&host, "busybox");
+    let layers = host.state_dir().join("datastore/layers");
+    let layer = std::fs::read_dir(&layers).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(layer.join("fs/etc/extra"), vec![1; 1 << 20]).unwrap();
+    host.cli(&["image", "fsck", "--repair"]).ok();
+    let df = || host.cli(&["image", "df", "-o", "json"]).json();
+    let set_aside = || df()["quarantine_bytes"].as_u64().unwrap();
+    let full = set_aside();
+    assert!(full > 1 << 20, "{full}");
+    let all = df();
+    let sum: u64 =
+        ["blob_bytes", "layer_bytes", "partial_bytes", "staging_bytes", "quarantine_bytes"]
+            .iter()
+            .map(|part| all[part].as_u64().unwrap())
+            .sum();
+    let total = all["total_bytes"].as_u64().unwrap();
+    assert!(sum <= total && total < sum + (1 << 20), "{all}");
+    let shown = host.cli(&["image", "df"]).ok();
+    assert!(shown.contains("quarantine") && shown.contains("total"), "{shown}");
+
+    let prune = |more: &[&str]| {
+        let pruned = host.cli(&[&["image", "prune", "-o", "json"], more].concat()).json();
+        pruned["quarantined"].as_u64().unwrap()
+    };
+    let now = ["--quarantine", "--older-than", "0s"];
+    // The guest was there at the repair and reads those files.
+    assert_eq!(prune(&now), 0);
+    host.driver(&Call::recorded(&host, "0119-vmm-cancel").for_vm(2, 0));
+    let disk = host.vm_dir(0).join("disk.0").display().to_string();
+    tool(&["rm", &disk, &format!("{disk}.manifest.json")]);
+    assert_eq!(prune(&[]), 0);
+    assert_eq!(prune(&["--quarantine"]), 0, "not a week old");
+    assert_eq!(prune(&[&now[..], &["--dry-run"]].concat()), 1);
+    assert_eq!(set_aside(), full);
+    assert_eq!(prune(&now), 1);
+    assert!(set_aside() < full - (1 << 20));
+    assert_eq!(host.cli(&["image", "prune", "--older-than", "1d"]).code, 2);
+    host.cli(&["image", "fsck"]).ok();
+}
+
+#[test]
+fn nothing_is_given_back_while_it_is_not_known_what_a_vm_needs() {
+    let mut host = Host::start();
+    let disk = host.add_disk(0).display().to_string();
+    host.cli(&["define", "web", "--disk", &disk, "--memory", "64M"]).ok();
+    host.kill_daemon();
+    std::fs::write(host.state_dir().join("vms/web/vm.json"), "{").unwrap();
+    host.start_daemon();
+    for command in [&["image", "prune"][..], &["image", "fsck", "--repair"]] {
+        let refused = host.cli(command);
+        assert_eq!(refused.code, 11, "{refused:?}");
+        assert!(refused.err.contains("the record of vm web is damaged"), "{refused:?}");
+    }
+    host.cli(&["image", "fsck"]).ok();
+    host.cli(&["image", "df"]).ok();
+    // A name goes all the same, and its layers stay.
+    host.cli(&["image", "rm", "busybox"]).ok();
+    let layers = host.state_dir().join("datastore/layers");
+    assert_eq!(std::fs::read_dir(layers).unwrap().count(), 1);
+}
+
+#[test]
 fn what_is_made_of_a_vm_is_seen_by_who_watches_it() {
     let host = Host::start();
     deploy(&host, "busybox");

@@ -1,6 +1,6 @@
 //! `quarantine/<time>-<hex>/`: what a repair took out of the store, under the paths it had.
 //!
-//! Nothing is ever taken from there but by [`Store::empty_quarantine`]. The directory is a compatible feature of
+//! Nothing is ever taken from there but by a prune that names an age for it. The directory is a compatible feature of
 //! the format: a program that does not know it loses nothing by ignoring it.
 
 use std::collections::HashSet;
@@ -9,13 +9,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::df;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
-use crate::error::Result;
 use crate::format;
+use crate::prune::Pruned;
 use crate::store::Store;
 
 pub(crate) const NAME: &str = "quarantine";
@@ -86,30 +86,34 @@ impl<'a> Quarantine<'a> {
     }
 }
 
-impl Store {
-    /// Deletes for good what repairs set aside longer ago than `age`; returns the names of their directories.
-    ///
-    /// What holds files of a layer in `in_use` stays: guests that were running at the repair still read them.
-    pub fn empty_quarantine(&self, age: Duration, in_use: &HashSet<DiffId>) -> Result<Vec<String>> {
-        self.check_writable()?;
-        let _exclusive = self.lock(FlockOperation::NonBlockingLockExclusive)?;
-        let io = |e: io::Error| self.io("empty", NAME, e);
-        let top = match disk::open_dir(&self.dir, NAME) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(io)?,
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut removed = Vec::new();
-        for name in disk::names(&top).map_err(io)? {
-            let made = name.split('-').next().and_then(|t| t.parse().ok()).map(Duration::from_secs);
-            let old = made.is_some_and(|made| now.saturating_sub(made) >= age);
-            if old && !holds(&top, &name, in_use).map_err(io)? {
-                disk::remove_tree(top.as_fd(), name.as_bytes()).map_err(io)?;
-                removed.push(name);
-            }
+/// Deletes for good what repairs set aside longer ago than `age`, and counts it; or only counts it.
+///
+/// The caller has the store's lock. What holds files of a layer in `in_use` stays.
+pub(crate) fn prune(
+    store: &Store,
+    age: Duration,
+    in_use: &HashSet<DiffId>,
+    really: bool,
+    pruned: &mut Pruned,
+) -> io::Result<()> {
+    let top = match disk::open_dir(&store.dir, NAME) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for name in disk::names(&top)? {
+        let made = name.split('-').next().and_then(|t| t.parse().ok()).map(Duration::from_secs);
+        let old = made.is_some_and(|made| now.saturating_sub(made) >= age);
+        if !old || holds(&top, &name, in_use)? {
+            continue;
         }
-        Ok(removed)
+        pruned.quarantine_bytes += df::measure_one(&top, &name)?;
+        if really {
+            disk::remove_tree(top.as_fd(), name.as_bytes())?;
+        }
+        pruned.quarantined.push(name);
     }
+    Ok(())
 }
 
 fn holds(top: &File, name: &str, layers: &HashSet<DiffId>) -> io::Result<bool> {

@@ -38,7 +38,7 @@ pub fn size(text: &str) -> Result<Bytes, String> {
     Ok(Bytes(bytes))
 }
 
-/// Reads a duration: a whole number of seconds, or with a unit `ms`, `s`, `m`, `h`.
+/// Reads a duration: a whole number of seconds, or with a unit `ms`, `s`, `m`, `h`, `d`.
 ///
 /// # Errors
 /// What is wrong, for clap.
@@ -49,7 +49,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1_000,
         "m" | "min" => 60_000,
         "h" => 3_600_000,
-        _ => return Err(format!("unit {unit:?} is none of ms, s, m, h")),
+        "d" => 24 * 3_600_000,
+        _ => return Err(format!("unit {unit:?} is none of ms, s, m, h, d")),
     };
     let total = number.checked_mul(millis).ok_or("is too large")?;
     // A year: beyond it sums of deadlines could overflow somewhere.
@@ -125,10 +126,11 @@ mod tests {
             ("250ms", 250),
             ("2m", 120_000),
             ("1h", 3_600_000),
+            ("7d", 604_800_000),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for bad in ["", "s", "1d", "-1", "9999999999999h"] {
+        for bad in ["", "s", "1w", "367d", "-1", "9999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -452,7 +452,7 @@ impl ApiServer for Daemon {
     ) -> Reply<ImageOperationReply> {
         let order = Order::new("fsck", Subject::Store, &repair);
         self.image_work(caller, request_id, order, move |vms, tell| {
-            vms.host.images.fsck(&vms.disks(), repair, tell).map(MadeV1::Findings)
+            vms.host.images.fsck(|| vms.disks(), repair, tell).map(MadeV1::Findings)
         })
     }
 
@@ -461,10 +461,12 @@ impl ApiServer for Daemon {
         caller: &Extensions,
         request_id: Text<RequestId>,
         dry_run: bool,
+        quarantine_age_s: Option<u64>,
     ) -> Reply<ImageOperationReply> {
-        let order = Order::new("prune", Subject::Store, &dry_run);
+        let order = Order::new("prune", Subject::Store, &(dry_run, quarantine_age_s));
+        let age = quarantine_age_s.map(Duration::from_secs);
         self.image_work(caller, request_id, order, move |vms, _| {
-            vms.host.images.prune(|| vms.disks(), dry_run).map(MadeV1::Pruned)
+            vms.host.images.prune(|| vms.disks(), age, dry_run).map(MadeV1::Pruned)
         })
     }
 
@@ -481,7 +483,7 @@ impl ApiServer for Daemon {
     }
 
     async fn image_df(&self, _: &Extensions) -> Reply<DfReply> {
-        self.work(|vms| vms.host.images.df(&vms.disks())).await
+        self.work(|vms| vms.host.images.df(vms.disks())).await
     }
 
     async fn image_list(&self, _: &Extensions) -> Reply<Vec<ImageInfo>> {

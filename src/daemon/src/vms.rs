@@ -104,8 +104,16 @@ impl Vms {
     }
 
     /// The root disks of all VMs.
-    pub fn disks(&self) -> Vec<std::path::PathBuf> {
-        self.list().iter().map(|record| record.spec.root.path.clone()).collect()
+    ///
+    /// # Errors
+    /// A record is damaged: its VM may run, and which disk it has is not known.
+    pub fn disks(&self) -> Result<Vec<std::path::PathBuf>> {
+        for (id, slot) in &*lock(&self.slots) {
+            if let Some(why) = &*lock(&slot.damaged) {
+                return Err(damaged(id, why));
+            }
+        }
+        Ok(self.list().iter().map(|record| record.spec.root.path.clone()).collect())
     }
 
     /// A VM's record.

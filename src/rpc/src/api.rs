@@ -236,12 +236,13 @@ pub trait Api {
         repair: bool,
     ) -> Result<ImageOperationReply, ApiError>;
 
-    /// Give back what no name, no disk and no VM needs.
+    /// Give back what no name, no disk and no VM needs, and what repairs set aside long enough ago.
     #[method(name = "image.prune", param_kind = map, with_extensions)]
     async fn image_prune(
         &self,
         request_id: Text<RequestId>,
         dry_run: bool,
+        quarantine_age_s: Option<u64>,
     ) -> Result<ImageOperationReply, ApiError>;
 
     /// Give an image another name.

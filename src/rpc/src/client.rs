@@ -434,7 +434,7 @@ methods! {
     ) -> ImageOperationReply;
     image_build(request_id: Text<RequestId>, dir: String, name: String) -> ImageOperationReply;
     image_fsck(request_id: Text<RequestId>, repair: bool) -> ImageOperationReply;
-    image_prune(request_id: Text<RequestId>, dry_run: bool) -> ImageOperationReply;
+    image_prune(request_id: Text<RequestId>, dry_run: bool, quarantine_age_s: Option<u64>) -> ImageOperationReply;
     image_tag(image: String, name: String) -> ImageInfo;
     image_inspect(image: String) -> ImageInspect;
     image_history(image: String) -> Vec<HistoryV1>;

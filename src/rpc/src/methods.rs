@@ -370,7 +370,16 @@ pub const METHODS: &[Method] = &[
         Role::Admin,
         Patience::Quick,
         "Gives back what no name, no disk and no VM needs.",
-        &[IMAGE_REQUEST, param("dry_run", "boolean", "only count it")],
+        &[
+            IMAGE_REQUEST,
+            param("dry_run", "boolean", "only count it"),
+            param(
+                "quarantine_age_s",
+                "integer?",
+                "also what repairs set aside so many seconds ago or longer, unless a VM has layers of that name; else \
+                 none of it",
+            ),
+        ],
         "ImageOperationReply",
     ),
     method(

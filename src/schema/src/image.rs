@@ -153,7 +153,10 @@ pub struct PrunedV1 {
     pub layers: u64,
     /// Blobs.
     pub blobs: u64,
-    /// Bytes of them on the disk.
+    /// Repairs whose quarantine was emptied.
+    #[serde(default)]
+    pub quarantined: u64,
+    /// Bytes of all that, and of downloads that nobody went on with.
     pub freed_bytes: u64,
     /// Whether nothing was done but counting.
     pub dry_run: bool,
@@ -196,6 +199,18 @@ pub struct DfReply {
     pub blob_bytes: u64,
     /// Bytes of unpacked layers.
     pub layer_bytes: u64,
-    /// Bytes that a prune would give back.
+    /// Bytes of downloads that are not finished.
+    #[serde(default)]
+    pub partial_bytes: u64,
+    /// Bytes of work in progress.
+    #[serde(default)]
+    pub staging_bytes: u64,
+    /// Bytes that repairs set aside.
+    #[serde(default)]
+    pub quarantine_bytes: u64,
+    /// Bytes of everything, the store's records included.
+    #[serde(default)]
+    pub total_bytes: u64,
+    /// Bytes of blobs and layers that a prune would give back.
     pub reclaimable_bytes: u64,
 }

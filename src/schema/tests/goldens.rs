@@ -344,6 +344,10 @@ fn images(op: Text<OpId>) {
             }],
             blob_bytes: 51_000_000,
             layer_bytes: 100_000_000,
+            partial_bytes: 4096,
+            staging_bytes: 0,
+            quarantine_bytes: 1_200_000,
+            total_bytes: 152_300_000,
             reclaimable_bytes: 0,
         },
     );
@@ -371,6 +375,7 @@ fn images(op: Text<OpId>) {
             images: 1,
             layers: 2,
             blobs: 4,
+            quarantined: 1,
             freed_bytes: 151_000_000,
             dry_run: true,
         }),

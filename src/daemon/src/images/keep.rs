@@ -34,7 +34,7 @@ impl Images {
 
     /// Forgets a name, then gives back what nothing needs: no name, no disk of `disks`, and no disk
     /// made here that still exists.
-    pub fn remove(&self, name: &str, disks: impl Fn() -> Vec<PathBuf>) -> Result<bool> {
+    pub fn remove(&self, name: &str, disks: impl Fn() -> Result<Vec<PathBuf>>) -> Result<bool> {
         let parsed: ImageName = name.parse().map_err(|e| ours(&e))?;
         let removed = self.store.remove(&parsed).map_err(|e| ours(&e))?;
         if !removed {
@@ -43,7 +43,7 @@ impl Images {
                 Error::new(ErrorKind::NotFound, what).hint("ocivisor image list shows them")
             );
         }
-        match self.prune(disks, false) {
+        match self.prune(disks, None, false) {
             Ok(pruned) => tracing::info!(?pruned, "pruned"),
             Err(error) if error.kind == ErrorKind::Conflict => {
                 tracing::info!("an import runs: pruned another time");
@@ -54,31 +54,46 @@ impl Images {
         Ok(true)
     }
 
-    /// Gives back what nothing needs. `disks` are those of all VMs, asked for when no disk is made
-    /// any more.
+    /// Gives back what nothing needs, and what repairs set aside longer than `quarantine_age` ago.
+    /// `disks` are those of all VMs, asked for when no disk is made any more.
     ///
     /// # Errors
     /// `Conflict`: an import runs. What a disk or an image needs is not known.
-    pub fn prune(&self, disks: impl Fn() -> Vec<PathBuf>, dry_run: bool) -> Result<PrunedV1> {
+    pub fn prune(
+        &self,
+        disks: impl Fn() -> Result<Vec<PathBuf>>,
+        quarantine_age: Option<Duration>,
+        dry_run: bool,
+    ) -> Result<PrunedV1> {
         let _pruning = self.making.write().unwrap_or_else(PoisonError::into_inner);
-        let in_use = self.in_use(&disks(), !dry_run)?;
-        let options = PruneOptions { in_use: &in_use, dry_run, partial_age: Some(PARTIAL_AGE) };
+        let in_use = self.in_use(&disks()?, !dry_run)?;
+        let partial_age = Some(PARTIAL_AGE);
+        let options = PruneOptions { in_use: &in_use, dry_run, partial_age, quarantine_age };
         let pruned = when_free(|| self.store.prune_with(&options)).map_err(|e| ours(&e))?;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(PrunedV1 {
             images: count(pruned.images.len()),
             layers: count(pruned.layers.len()),
             blobs: pruned.blobs,
-            freed_bytes: pruned.blob_bytes + pruned.layer_bytes + pruned.partial_bytes,
+            quarantined: count(pruned.quarantined.len()),
+            freed_bytes: pruned.blob_bytes
+                + pruned.layer_bytes
+                + pruned.partial_bytes
+                + pruned.quarantine_bytes,
             dry_run,
         })
     }
 
     /// What is wrong with the store; mends it if told to.
-    pub fn fsck(&self, disks: &[PathBuf], repair: bool, tell: &Teller) -> Result<FindingsV1> {
+    pub fn fsck(
+        &self,
+        disks: impl Fn() -> Result<Vec<PathBuf>>,
+        repair: bool,
+        tell: &Teller,
+    ) -> Result<FindingsV1> {
         tell.at("comparing blobs and layers", None);
         let report = if repair {
-            let in_use = self.in_use(disks, false)?;
+            let in_use = self.in_use(&disks()?, false)?;
             let options =
                 RepairOptions { check: CheckOptions::default(), in_use: &in_use, refetch: None };
             when_free(|| self.store.repair(&options))
@@ -110,9 +125,9 @@ impl Images {
     }
 
     /// What the store takes of the disk.
-    pub fn df(&self, disks: &[PathBuf]) -> Result<DfReply> {
+    pub fn df(&self, disks: Result<Vec<PathBuf>>) -> Result<DfReply> {
         // A disk whose layers are not known takes nothing from what the rest is measured by.
-        let in_use = self.in_use(disks, false).unwrap_or_else(|error| {
+        let in_use = disks.and_then(|disks| self.in_use(&disks, false)).unwrap_or_else(|error| {
             tracing::warn!("what can be given back is not known: {error}");
             HashSet::new()
         });
@@ -132,6 +147,10 @@ impl Images {
             images: images.collect(),
             blob_bytes: usage.blobs.allocated,
             layer_bytes: usage.layers.allocated,
+            partial_bytes: usage.partial.allocated,
+            staging_bytes: usage.staging.allocated,
+            quarantine_bytes: usage.quarantine.allocated,
+            total_bytes: usage.total,
             reclaimable_bytes: usage.reclaimable.unwrap_or(0),
         })
     }

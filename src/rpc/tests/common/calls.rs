@@ -73,7 +73,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         }
         "image.build" => value!(client.image_build(id, "/srv/web".into(), "web:1".into())),
         "image.fsck" => value!(client.image_fsck(id, true)),
-        "image.prune" => value!(client.image_prune(id, false)),
+        "image.prune" => value!(client.image_prune(id, false, Some(604_800))),
         "image.tag" => value!(client.image_tag("debian:12".into(), "debian:stable".into())),
         "image.inspect" => value!(client.image_inspect("debian:12".into())),
         "image.history" => value!(client.image_history("debian:12".into())),

@@ -285,6 +285,7 @@ impl ApiServer for Fake {
         _: &Extensions,
         _: Text<RequestId>,
         _: bool,
+        _: Option<u64>,
     ) -> Answer<ImageOperationReply> {
         Ok(sample!("image_operation_of_store"))
     }

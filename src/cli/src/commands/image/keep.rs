@@ -1,5 +1,7 @@
 //! Images are kept, or not.
 
+use std::time::Duration;
+
 use clap::Args;
 use ocivisor_schema::Text;
 use ocivisor_schema::image::{FindingsV1, PrunedV1};
@@ -8,6 +10,7 @@ use super::{human, show_image, show_made};
 use crate::connect::Context;
 use crate::failure::{Exit, Failure};
 use crate::output::fields;
+use crate::units;
 
 /// Options of `tag`.
 #[derive(Debug, Args)]
@@ -34,6 +37,13 @@ pub struct Prune {
     /// Only count what would be given back
     #[arg(long)]
     dry_run: bool,
+    /// Also what repairs set aside, but for layers that a virtual machine has; it is gone for good
+    #[arg(long)]
+    quarantine: bool,
+    /// How long ago that must have been
+    #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "7d",
+          requires = "quarantine")]
+    older_than: Duration,
 }
 
 /// Options of `fsck`.
@@ -75,7 +85,8 @@ pub async fn remove(options: &Remove, context: &Context) -> Result<(), Failure> 
 /// See [`Context::run_image_operation`].
 pub async fn prune(options: &Prune, context: &Context) -> Result<(), Failure> {
     let send = async |client: &ocivisor_rpc::Client, id: Text<_>| {
-        client.image_prune(id, options.dry_run).await
+        let age = options.quarantine.then_some(options.older_than.as_secs());
+        client.image_prune(id, options.dry_run, age).await
     };
     show_made(context.run_image_operation(&send).await?.as_ref(), context)
 }
@@ -135,6 +146,7 @@ pub fn show_pruned(pruned: &PrunedV1, context: &Context) -> Result<(), Failure> 
             ("images", pruned.images.to_string()),
             ("layers", pruned.layers.to_string()),
             ("blobs", pruned.blobs.to_string()),
+            ("quarantined", pruned.quarantined.to_string()),
             (freed, human(pruned.freed_bytes)),
         ])
     })

@@ -126,6 +126,10 @@ pub async fn df(context: &Context) -> Result<(), Failure> {
         let totals = fields(&[
             ("blobs", human(found.blob_bytes)),
             ("layers", human(found.layer_bytes)),
+            ("partial", human(found.partial_bytes)),
+            ("staging", human(found.staging_bytes)),
+            ("quarantine", human(found.quarantine_bytes)),
+            ("total", human(found.total_bytes)),
             ("reclaimable", human(found.reclaimable_bytes)),
         ]);
         format!("{}\n{totals}", table.render())
