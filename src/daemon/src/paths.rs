@@ -4,10 +4,14 @@
 //! what he may not. Those who only operate (the platforms' users) are held to the directories that
 //! the configuration lists, symbolic links resolved.
 //!
-//! A path is resolved once, here; what is then used is the resolved one, and disks are opened by it
-//! without following any link, so that exchanging a directory for a link afterwards, even before a
-//! later boot, leads nowhere. What remains: image sources are opened without following a link in
-//! their last part alone.
+//! A path is resolved once, here; what is then used is the resolved one. Disks and image sources are
+//! opened by it without following any link (openat2(2), `RESOLVE_NO_SYMLINKS`), so that exchanging a
+//! directory for a link afterwards, while an import waits for its turn or before a later boot, leads
+//! nowhere. Inside of a source nothing leads out: an OCI layout's files are opened beneath its
+//! directory, an archive's by their place in it.
+//!
+//! What this does not say: whose a file below those directories is. They are open to all operators
+//! alike, and the daemon reads there what root can read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +37,8 @@ impl PathPolicy {
     /// The path that a caller names, resolved. Waits for the file system: not for async threads.
     ///
     /// # Errors
-    /// `Permission`: he may not name it. `Invalid`: not absolute. `NotFound`: no such directory.
+    /// `Permission`: he may not name it. `Invalid`: not absolute. `NotFound`: no such directory; nobody
+    /// learns that of a directory that he may not name.
     pub fn resolve(&self, caller: Caller, path: &Path) -> Result<PathBuf> {
         let shown = path.display();
         let normal = normal_path(path).ok_or_else(|| {
@@ -44,19 +49,39 @@ impl PathPolicy {
             .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("path {shown} names no file")))?;
         // The last part may not exist yet; its directory does.
         let parent = normal.parent().unwrap_or(Path::new("/"));
-        let parent =
-            fs::canonicalize(parent).map_err(|e| io_error("find the directory of", path, &e))?;
-        let real = parent.join(name);
-        let below = |dir: &PathBuf| {
-            let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.clone());
-            real.starts_with(&dir) && real != dir
-        };
-        if caller.is_admin() || self.dirs.iter().any(below) {
-            return Ok(real);
+        match fs::canonicalize(parent).map(|parent| parent.join(name)) {
+            Ok(real) if caller.is_admin() || self.is_below(&real) => return Ok(real),
+            Err(e) if caller.is_admin() || self.may_know_absence(parent) => {
+                return Err(io_error("find the directory of", path, &e));
+            }
+            Ok(_) | Err(_) => {}
         }
         let what = format!("path {shown} is not below a directory open to operators");
         let hint = "see access.operate_dirs in ocivisor.toml, or ask an admin";
         Err(Error::new(ErrorKind::Permission, what).hint(hint))
+    }
+
+    fn is_below(&self, real: &Path) -> bool {
+        self.real_dirs().any(|dir| real.starts_with(&dir) && real != dir)
+    }
+
+    fn real_dirs(&self) -> impl Iterator<Item = PathBuf> {
+        self.dirs.iter().map(|dir| fs::canonicalize(dir).unwrap_or_else(|_| dir.clone()))
+    }
+
+    /// Whether a directory that cannot be resolved is simply absent from one of those open to
+    /// operators. A link that leads to nothing tells by that what is there, outside.
+    fn may_know_absence(&self, dir: &Path) -> bool {
+        let mut absent = dir;
+        while let Some(above) = absent.parent() {
+            if let Ok(real) = fs::canonicalize(above) {
+                let is_absent = fs::symlink_metadata(absent)
+                    .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+                return is_absent && self.real_dirs().any(|dir| real.starts_with(dir));
+            }
+            absent = above;
+        }
+        false
     }
 }
 
@@ -80,6 +105,15 @@ mod tests {
         assert_eq!(check(other.join("disk.0")), denied);
         assert_eq!(check(ours.join("link/disk.0")), denied);
         assert_eq!(check(ours.join("none/disk.0")), Err(ErrorKind::NotFound));
+        assert_eq!(check(ours.join("42/none/none/disk.0")), Err(ErrorKind::NotFound));
+        // Whether something is there is nobody's business where he has none.
+        std::os::unix::fs::symlink(other.join("none"), ours.join("dangling")).unwrap();
+        for way in [other.join("none/x"), other.join("x"), "/none/x".into()] {
+            assert_eq!(check(way), denied);
+        }
+        for way in ["dangling/x", "dangling/none/x", "link/none/x", "link/x"] {
+            assert_eq!(check(ours.join(way)), denied, "{way}");
+        }
         assert_eq!(check(ours.clone()), denied);
         assert_eq!(check("/etc/shadow".into()), denied);
         assert_eq!(check(ours.join("../other/x")), Err(ErrorKind::Invalid));

@@ -13,7 +13,7 @@ use ocivisor_host::fs::{drop_dir_all, ensure_dir};
 use ocivisor_schema::image::{ImportOptionsV1, SourceStatV1};
 use ocivisor_schema::reply::{ImageInfo, ProgressV1};
 
-use super::{Images, ours};
+use super::{Images, named, ours};
 use crate::caller::Caller;
 use crate::jobs::Teller;
 use crate::paths::PathPolicy;
@@ -151,8 +151,7 @@ pub fn name(text: &str) -> Result<ImageName> {
 /// A source as a caller wrote it, with its path resolved, and the name that the image gets.
 ///
 /// # Errors
-/// It is none, or the caller may not name it. Operators say what it is, so that nothing is opened
-/// to find out.
+/// It is none, or the caller may not name it.
 pub fn source(
     text: &str,
     name: Option<&str>,
@@ -160,23 +159,10 @@ pub fn source(
     caller: Caller,
     paths: &PathPolicy,
 ) -> Result<(Source, ImageName)> {
-    let schemes = [
-        "docker://",
-        "https://",
-        "oci:",
-        "oci-archive:",
-        "docker-archive:",
-        "rootfs:",
-        "disk:",
-        "raw:",
-        "qcow2:",
-    ];
-    if !caller.is_admin() && !schemes.iter().any(|scheme| text.starts_with(scheme)) {
-        let what = format!("image source {text}: operators must say what it is");
-        let hint = "put docker://, https://, oci:, oci-archive:, docker-archive:, rootfs: or disk: in front";
-        return Err(Error::new(ErrorKind::Permission, what).hint(hint));
-    }
-    let mut source: Source = text.parse().map_err(|e| ours(&e))?;
+    let mut source: Source = match caller {
+        Caller::Admin(_) => text.parse().map_err(|e| ours(&e))?,
+        Caller::Operator(_) => named::source(text, caller, paths)?,
+    };
     if let Source::DiskImage { options: disk, .. } = &mut source {
         disk.partition = options.partition.or(disk.partition);
         disk.keep_boot |= options.keep_boot;

@@ -7,6 +7,7 @@ mod bring;
 mod disks;
 mod keep;
 mod look;
+mod named;
 mod out;
 
 use std::path::{Path, PathBuf};
