@@ -5,11 +5,13 @@
 //! (RFC 1952 §2.2, zstd frames, xz streams); bytes after the last one are refused by the decoders.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Doing, Fault, Limit, Refusal};
+use crate::expand::Expanded;
 use crate::limits::Limits;
+use crate::worker::Unpacker;
 
 /// How a layer's tar is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -49,6 +51,18 @@ impl Compression {
             _ => Self::None,
         }
     }
+
+    /// What a stream that begins so is to be read as; `declared` is what its media type says, if it has one.
+    pub(crate) fn wanted(start: &[u8], declared: Option<Self>) -> Result<Self, Refusal> {
+        let found = Self::detect(start);
+        // An empty blob of a compressed type is no stream of that type either: the decoders say so.
+        let wanted = declared.unwrap_or(found);
+        if wanted != found && !start.is_empty() {
+            let text = format!("media type says {wanted:?}, the bytes say {found:?}");
+            return Err(Refusal::Stream(text.to_lowercase()));
+        }
+        Ok(wanted)
+    }
 }
 
 /// A decoder over a buffered reader.
@@ -63,13 +77,7 @@ impl<R: BufRead> Decoder<R> {
     /// Looks at the start of `from`; `declared` is what its media type says, if it has one.
     pub fn new(mut from: R, declared: Option<Compression>) -> Result<(Self, Compression), Fault> {
         let start = from.fill_buf().map_err(Fault::from_read)?;
-        let found = Compression::detect(start);
-        // An empty blob of a compressed type is no stream of that type either: the decoders say so.
-        let wanted = declared.unwrap_or(found);
-        if wanted != found && !start.is_empty() {
-            let text = format!("media type says {wanted:?}, the bytes say {found:?}");
-            return Err(Refusal::Stream(text.to_lowercase()).into());
-        }
+        let wanted = Compression::wanted(start, declared)?;
         let decoder = match wanted {
             Compression::None => Self::None(from),
             Compression::Gzip => Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(from))),
@@ -119,15 +127,15 @@ impl<R: BufRead> Read for Decoder<R> {
     }
 }
 
-/// A compressed file as its content, as far as the limits on bytes and ratio allow.
+/// The plain bytes of a file, as far as the limits on bytes and ratio allow.
 pub(crate) struct Bounded {
-    from: Decoder<BufReader<File>>,
+    from: Expanded<File>,
     total: u64,
     max: (u64, Refusal),
 }
 
 impl Bounded {
-    pub fn open(file: File, limits: &Limits) -> Result<Self, Fault> {
+    pub fn open(file: File, limits: &Limits, unpacker: &Unpacker) -> Result<Self, Fault> {
         let compressed = file.metadata().doing("inspect")?.len();
         let fair = compressed.saturating_mul(limits.ratio).max(limits.ratio_floor);
         let max = if fair < limits.image_bytes {
@@ -135,7 +143,7 @@ impl Bounded {
         } else {
             (limits.image_bytes, Refusal::limit(Limit::ImageBytes, limits.image_bytes))
         };
-        let (from, _) = Decoder::new(BufReader::new(file), None)?;
+        let from = Expanded::open(unpacker, file, None)?;
         Ok(Self { from, total: 0, max })
     }
 }

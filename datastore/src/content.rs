@@ -12,14 +12,14 @@
 //! The stream is read to its end whatever the tar says: what follows the end of the tar belongs to its digest.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::compress::{Compression, Decoder};
 use crate::digest::{DiffId, Digest};
-use crate::error::{Fault, Limit, Refusal};
+use crate::error::{Doing, Fault, Limit, Refusal};
 use crate::limits::Limits;
 use crate::tarball::{Streaming, Tarball, Trailer};
 use crate::unpack::{self, Marks, Report};
@@ -84,6 +84,35 @@ pub(crate) fn read<R: Read>(from: R, task: &Task<'_>, marks: &mut dyn Marks) -> 
         compression,
         report: unpacked.report,
     })
+}
+
+/// Decompresses a stream to its end; says how many bytes it was.
+///
+/// What came before a fault is handed on: to look at the first bytes of a stream that is cut off, say.
+pub(crate) fn expand<R: Read>(
+    from: R,
+    compression: Option<Compression>,
+    mut to: impl Write,
+) -> Result<u64, Fault> {
+    let from = BufReader::with_capacity(BUFFER, from);
+    let (mut decoder, _) = Decoder::new(from, compression)?;
+    let mut block = vec![0; BLOCK];
+    let mut count = 0;
+    loop {
+        match decoder.read(&mut block) {
+            Ok(0) => break,
+            Ok(n) => {
+                to.write_all(&block[..n]).doing("write")?;
+                count += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Fault::from_read(e)),
+        }
+    }
+    if drain(&mut decoder.into_inner())? > 0 {
+        return Err(Refusal::Stream("bytes after its end".to_owned()).into());
+    }
+    Ok(count)
 }
 
 #[derive(Default)]

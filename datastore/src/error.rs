@@ -429,6 +429,11 @@ impl DocumentFault {
 #[error("cannot write the copy")]
 pub(crate) struct CopyFailed(#[source] pub io::Error);
 
+/// Carries what became of a worker through a reader of what it writes.
+#[derive(Debug, thiserror::Error)]
+#[error("worker {0}")]
+pub(crate) struct WorkerFailed(pub String);
+
 /// What the readers and the unpacker say before the object is known: a broken rule or a failed system call.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -449,10 +454,23 @@ impl Fault {
             Ok(CopyFailed(source)) => return Self::Io("store a copy of", source),
             Err(error) => error,
         };
+        let error = match error.downcast::<WorkerFailed>() {
+            Ok(WorkerFailed(why)) => return Self::Worker(why),
+            Err(error) => error,
+        };
         match error.downcast::<Refusal>() {
             Ok(refusal) => Self::Refused(refusal),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Self::Io("read", error),
             Err(error) => Self::Refused(Refusal::Stream(escape(error.to_string().as_bytes()))),
+        }
+    }
+
+    /// The way back: what a reader gives that met it.
+    pub(crate) fn into_read(self) -> io::Error {
+        match self {
+            Self::Refused(refusal) => io::Error::other(refusal),
+            Self::Io(_, error) => error,
+            Self::Worker(why) => io::Error::other(WorkerFailed(why)),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::limits::Limits;
 use crate::source::open_regular;
 use crate::staging::Staged;
 use crate::tarball::{Kind, Seeking, Tarball, Trailer};
+use crate::worker::Unpacker;
 
 /// Links in a docker archive that lead to a layer; `docker save` once wrote one for a layer used twice.
 const LINKS: usize = 4;
@@ -49,14 +50,19 @@ impl Files {
     }
 
     /// Indexes a tar; a compressed one is first expanded in staging.
-    pub fn archive(path: &Path, staged: &Staged, limits: &Limits) -> Result<Self> {
+    pub fn archive(
+        path: &Path,
+        staged: &Staged,
+        limits: &Limits,
+        unpacker: &Unpacker,
+    ) -> Result<Self> {
         let shown = path.display().to_string();
         let file = open_regular(path)?;
         let about = |fault: Fault| fault.about(shown.clone());
         let file = if Compression::of(&file).map_err(about)? == Compression::None {
             file
         } else {
-            expand(file, staged, limits).map_err(about)?
+            expand(Bounded::open(file, limits, unpacker).map_err(about)?, staged).map_err(about)?
         };
         let members = index(&file, limits)
             .map_err(|(fault, at)| fault.about(format!("{shown} file {at}")))?;
@@ -158,8 +164,7 @@ fn open_beneath(dir: &File, name: &str) -> io::Result<Option<(Box<dyn Read>, u64
     Ok(Some((Box::new(file), meta.len())))
 }
 
-fn expand(file: File, staged: &Staged, limits: &Limits) -> std::result::Result<File, Fault> {
-    let mut from = Bounded::open(file, limits)?;
+fn expand(mut from: Bounded, staged: &Staged) -> std::result::Result<File, Fault> {
     let mut to = disk::create_new(&staged.dir, "archive.tar").doing("expand into staging")?;
     let mut buf = vec![0; 128 * 1024];
     loop {

@@ -151,11 +151,11 @@ impl Import<'_> {
                 return self.oci(&Files::layout(dir)?, tag.as_deref(), held, tell);
             }
             Source::OciArchive { file, tag } => {
-                let files = Files::archive(file, &self.staged, self.limits)?;
+                let files = Files::archive(file, &self.staged, self.limits, &self.store.unpacker)?;
                 return self.oci(&files, tag.as_deref(), held, tell);
             }
             Source::DockerArchive { file, tag } => {
-                let files = Files::archive(file, &self.staged, self.limits)?;
+                let files = Files::archive(file, &self.staged, self.limits, &self.store.unpacker)?;
                 self.docker(&files, tag.as_deref(), tell)?
             }
             Source::RootfsTar { file } => self.rootfs(file, tell)?,

@@ -39,6 +39,7 @@ mod disk;
 mod diskimage;
 mod document;
 mod error;
+mod expand;
 mod export;
 mod files;
 mod flush;

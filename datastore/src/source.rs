@@ -14,6 +14,7 @@ use crate::error::{Doing, Error, Fault, Result, escape};
 use crate::limits::Limits;
 use crate::registry::{self, HttpsUrl, Registries, RegistryReference};
 use crate::tarball::{Seeking, Skip, Streaming, Tarball, Trailer};
+use crate::worker::Unpacker;
 
 /// An image outside the store. Archives and tars may be compressed with gzip, xz or zstd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,6 +209,7 @@ impl Source {
                 Streaming(Bounded::open(
                     file.try_clone().doing("duplicate descriptor of")?,
                     &limits,
+                    &Unpacker::InProcess,
                 )?),
                 path,
                 &limits,

@@ -48,7 +48,7 @@ pub fn pair_of(parent: u32, top: &Path) -> Pair {
 }
 
 /// Children of all threads of a process that are workers.
-fn children(parent: u32) -> Vec<u32> {
+pub fn children(parent: u32) -> Vec<u32> {
     let pids = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|e| e.unwrap().file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
@@ -68,9 +68,14 @@ pub fn proc(pid: u32, file: &str) -> String {
 
 /// A line of /proc/PID/status.
 pub fn status(pid: u32, field: &str) -> String {
-    let text = proc(pid, "status");
-    let line = text.lines().find_map(|l| l.strip_prefix(&format!("{field}:")));
-    line.unwrap().trim().to_owned()
+    status_of(pid, field).unwrap()
+}
+
+/// The same of a process that may be gone.
+pub fn status_of(pid: u32, field: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(&format!("{field}:")))?;
+    Some(line.trim().to_owned())
 }
 
 pub fn is_gone(pid: u32) -> bool {

@@ -1,16 +1,30 @@
 //! The confined process tries to break out; it can, in a program that was built with the feature `faults`.
 
-use ocivisor_datastore::Error;
 use ocivisor_datastore::worker::Worker;
+use ocivisor_datastore::{Error, Source};
 
-use crate::common::RawTar;
+use crate::common::{RawTar, gzip, put};
 use crate::confined::{BASE, PROGRAM, bench_of};
 
-/// How the worker ends that makes attempt number `n` of its `probe.rs`.
+/// How the worker ends that makes attempt number `n` of its `probe.rs` while it unpacks a layer.
 fn attempt(n: u32) -> String {
     let bench = bench_of(Worker::new(PROGRAM, BASE + n));
     let error = bench.import_tar(RawTar::new().file("a", b"a").end()).unwrap_err();
     bench.assert_nothing_happened();
+    why(error)
+}
+
+/// How it ends while it decompresses an archive.
+fn attempt_at_a_stream(n: u32) -> String {
+    let bench = bench_of(Worker::new(PROGRAM, BASE + n));
+    put(&bench.path("a.tar.gz"), &gzip(&RawTar::new().file("a", b"a").end()));
+    let source = Source::DockerArchive { file: bench.path("a.tar.gz"), tag: None };
+    let error = bench.import(&source).unwrap_err();
+    bench.assert_nothing_happened();
+    why(error)
+}
+
+fn why(error: Error) -> String {
     match error {
         Error::Worker { why, .. } => why,
         other => panic!("{other:?}"),
@@ -39,5 +53,13 @@ fn processes_code_devices_sockets_and_mounts_end_the_worker() {
     for n in 5..=23 {
         let want = "was killed by signal 31: it made a system call that no layer needs";
         assert_eq!(attempt(n), want, "{n}");
+    }
+}
+
+#[test]
+fn who_only_decompresses_cannot_even_ask_for_a_file() {
+    for n in (1..=23).filter(|n| *n != 4) {
+        let want = "was killed by signal 31: it made a system call that no layer needs";
+        assert_eq!(attempt_at_a_stream(n), want, "{n}");
     }
 }

@@ -15,3 +15,4 @@ mod escape;
 mod images;
 mod liars;
 mod same;
+mod streams;

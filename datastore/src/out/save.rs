@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{Read, Seek};
 
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
@@ -22,11 +22,12 @@ use super::archive::{Output, Take};
 use super::commit::{self, Packing};
 use super::pack;
 use crate::cancel::Cancel;
-use crate::compress::{Compression, Decoder};
+use crate::compress::Compression;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, OCI_MANIFEST};
 use crate::error::{Error, Fault, Result};
+use crate::expand::Expanded;
 use crate::name::{ImageName, Reference};
 use crate::record::{ImageRecord, LayerRef};
 use crate::staging::Staged;
@@ -311,12 +312,12 @@ fn copy_tar(store: &Store, layer: &LayerRef, take: Take<'_>) -> Result<()> {
         Fault::Refused(why) => Error::damaged(object(), why.to_string()),
         other => other.about(object()),
     };
-    let blob = BufReader::with_capacity(128 * 1024, Hashed::open(store, &layer.blob)?);
-    let (mut decoder, _) = Decoder::new(blob, None).map_err(damaged)?;
+    let blob = Hashed::open(store, &layer.blob)?;
+    let mut plain = Expanded::open(&store.unpacker, blob, None).map_err(damaged)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
     loop {
-        let n = match decoder.read(&mut buffer) {
+        let n = match plain.read(&mut buffer) {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             other => other.map_err(|e| damaged(Fault::from_read(e)))?,
         };
@@ -326,7 +327,7 @@ fn copy_tar(store: &Store, layer: &LayerRef, take: Take<'_>) -> Result<()> {
         hasher.update(&buffer[..n]);
         take(&buffer[..n]).map_err(|fault| fault.about(object()))?;
     }
-    let mut rest = decoder.into_inner();
+    let mut rest = plain.into_rest().map_err(|e| Error::io("read", object(), e))?;
     std::io::copy(&mut rest, &mut std::io::sink()).map_err(|e| Error::io("read", object(), e))?;
     rest.into_inner().check(layer)?;
     match DiffId(Digest::finish(hasher)) {

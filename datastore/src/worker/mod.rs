@@ -1,7 +1,7 @@
-//! Unpacking in a process that can do nothing else.
+//! Reading foreign bytes in a process that can do nothing else.
 //!
 //! Decompressors and the tar reader meet bytes that anybody may have written. [`Worker`] names the program that
-//! does this work confined; the importing process feeds it and judges its answer.
+//! does this work confined; the importing process feeds it and judges its answer. One worker does one [`Job`]:
 //!
 //! ```text
 //! importing process                          worker program, root of the host for its first milliseconds
@@ -14,6 +14,10 @@
 //!                                                that a user namespace may not, below the layer directory
 //! ```
 //!
+//! That is [`Job::Layer`]. [`Job::Measure`] has no directory, and [`Job::Expand`] a pipe in its place, by which the plain
+//! bytes come back (`stream`); neither can reach a file, and no broker has a right. A job that needs open files gets them
+//! by a socket (`request`).
+//!
 //! What a worker that was taken over by a layer can do: write what it likes into that layer's directory, which a
 //! layer can say in plain tar as well; claim a diff id that its files do not have; use processor and disk until
 //! its deadline or its control group ends it. It cannot reach the host's files, the network, another process,
@@ -21,20 +25,25 @@
 //!
 //! The protocol is private to one build of library and program; its version guards against mixing two.
 
+mod answer;
 mod broker;
 pub(crate) mod client;
-mod protocol;
+mod process;
+mod request;
 mod serve;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use answer::{Answer, Unusable};
 pub use broker::attend;
-pub use protocol::{Answer, Request, Unusable};
-pub use serve::serve;
+pub use request::{Ending, Job, Request};
+pub use serve::{Hands, serve};
+pub(crate) use stream::Stream;
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use protocol::fuzz_answer;
+pub(crate) use answer::fuzz_answer;
 
 /// Who unpacks layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +51,7 @@ pub enum Unpacker {
     /// The importing process itself, with all its rights. For tools that run without rights, and for tests.
     #[default]
     InProcess,
-    /// A confined process per layer.
+    /// A confined process per layer or stream.
     Worker(Worker),
 }
 

@@ -6,31 +6,53 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::answer::Answer;
 use super::broker::{ERRNO, Mark};
-use super::protocol::{Answer, Request};
+use super::request::{Job, Request};
 use crate::content;
 use crate::unpack::{Direct, Marks};
 
-/// Reads the blob from `blob`, unpacks it into `root` if the request says so, and asks at `broker` for marks.
+/// What the confined process holds.
+#[derive(Debug)]
+pub struct Hands {
+    /// The stream that is to be read; the request has been taken from it.
+    pub input: File,
+    /// Its root directory, if it has one to fill.
+    pub root: Option<File>,
+    /// Where bytes go to, if the job gives any.
+    pub output: Option<File>,
+    /// What came beside the request.
+    pub files: Vec<File>,
+    /// Where to ask for marks.
+    pub marks: Option<OwnedFd>,
+}
+
+/// Does the job.
 ///
-/// The caller is confined: `root` is its root directory, and its working directory belongs to this function.
+/// The caller is confined, and its working directory belongs to this function.
 #[must_use]
-pub fn serve(
-    request: &Request,
-    blob: &File,
-    root: Option<&File>,
-    broker: Option<OwnedFd>,
-) -> Answer {
-    let mut asking;
-    let mut direct = Direct;
-    let marks: &mut dyn Marks = match broker {
-        Some(socket) => {
-            asking = Asking { socket };
-            &mut asking
+pub fn serve(request: &Request, hands: Hands) -> Answer {
+    let Hands { input, root, output, files: _, marks } = hands;
+    match request.job() {
+        Job::Layer { .. } | Job::Measure => {
+            let mut asking;
+            let mut direct = Direct;
+            let marks: &mut dyn Marks = match marks {
+                Some(socket) => {
+                    asking = Asking { socket };
+                    &mut asking
+                }
+                None => &mut direct,
+            };
+            Answer::content(content::read(&input, &request.task(root.as_ref()), marks))
         }
-        None => &mut direct,
-    };
-    Answer::new(content::read(blob, &request.task(root), marks))
+        Job::Expand => match output {
+            Some(output) => {
+                Answer::expanded(content::expand(&input, request.compression(), &output))
+            }
+            None => Answer::without("a pipe for the bytes"),
+        },
+    }
 }
 
 /// Sends each mark to the broker and waits until it is set.

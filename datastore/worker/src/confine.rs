@@ -33,7 +33,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
-use ocivisor_datastore::worker::{IDS, Request, Unusable};
+use ocivisor_datastore::worker::{IDS, Job, Request, Unusable};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -71,6 +71,8 @@ pub struct Broker {
 pub struct Confined {
     /// Its root directory, if one is to be filled.
     pub root: Option<File>,
+    /// Where plain bytes go, if they are wanted.
+    pub output: Option<File>,
     /// Where to ask for marks.
     pub marks: Option<OwnedFd>,
 }
@@ -105,36 +107,41 @@ pub fn enter(request: &Request) -> Result<Side, Unusable> {
         let join = || OpenOptions::new().write(true).open(procs)?.write_all(b"0");
         join().step("join the control group for workers")?;
     }
-    let layer = match request.unpacks() {
-        true => Some(dup(rustix::stdio::stderr()).step("keep the layer's directory")?),
-        false => None,
+    let second = || dup(rustix::stdio::stderr());
+    let (layer, output) = match request.job() {
+        Job::Layer { .. } => (Some(second().step("keep the layer's directory")?), None),
+        Job::Measure => (None, None),
+        Job::Expand => (None, Some(second().step("keep the pipe for the bytes")?)),
     };
-    // From here on a message of the C library would go to a layer.
+    // From here on a message of the C library would go there.
     let null =
         OpenOptions::new().read(true).write(true).open("/dev/null").step("open /dev/null")?;
-    rustix::stdio::dup2_stderr(&null).step("close the layer's directory")?;
+    rustix::stdio::dup2_stderr(&null).step("close descriptor 2")?;
 
     let (gate, far_gate) = pair().step("make sockets")?;
-    let (marks, far_marks) = pair().step("make sockets")?;
+    let (marks, far_marks) = match layer {
+        Some(_) => pair().map(|(near, far)| (Some(near), Some(far))).step("make sockets")?,
+        None => (None, None),
+    };
     nix::sched::unshare(CloneFlags::CLONE_NEWPID).step("make a pid namespace")?;
     match sys::fork().step("fork")? {
         Some(pid) => {
-            drop((far_gate, far_marks));
+            drop((far_gate, far_marks, output));
             let done = prepare(&gate, pid, layer.as_ref(), request.id_base());
             if done.is_err() {
                 // It waits for us; nothing else can have happened to it.
                 let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
             }
             done?;
-            rustix::stdio::dup2_stdin(&null).step("close the blob")?;
+            rustix::stdio::dup2_stdin(&null).step("close the stream")?;
             rustix::stdio::dup2_stdout(&null).step("close the answer")?;
-            become_broker()?;
-            Ok(Side::Broker(Broker { child: Child(pid), layer, marks: Some(marks) }))
+            become_broker(layer.is_some())?;
+            Ok(Side::Broker(Broker { child: Child(pid), layer, marks }))
         }
         None => {
             drop((gate, marks, null, layer));
             let root = confine(&far_gate, request)?;
-            Ok(Side::Confined(Confined { root, marks: Some(far_marks) }))
+            Ok(Side::Confined(Confined { root, output, marks: far_marks }))
         }
     }
 }
@@ -185,9 +192,13 @@ fn mapped(layer: &File, proc: &str) -> Result<OwnedFd, Unusable> {
     Ok(mount)
 }
 
-/// The first process gives up what setting marks does not take.
-fn become_broker() -> Result<(), Unusable> {
-    let left = CapabilitySet::SYS_ADMIN | CapabilitySet::SETFCAP | CapabilitySet::DAC_OVERRIDE;
+/// The first process gives up what setting marks does not take, or all where there are none to set.
+fn become_broker(sets_marks: bool) -> Result<(), Unusable> {
+    let left = if sets_marks {
+        CapabilitySet::SYS_ADMIN | CapabilitySet::SETFCAP | CapabilitySet::DAC_OVERRIDE
+    } else {
+        CapabilitySet::empty()
+    };
     keep_capabilities(left).step("drop capabilities")?;
     rustix::thread::set_no_new_privs(true).step("forbid new privileges")?;
     let program = filter::broker().map_err(io::Error::other).step("make the broker's filter")?;
@@ -230,22 +241,33 @@ fn confine(gate: &OwnedFd, request: &Request) -> Result<Option<File>, Unusable> 
 
     limit(request.largest_file()).step("set limits")?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    let over_files = CapabilitySet::CHOWN
-        | CapabilitySet::DAC_OVERRIDE
-        | CapabilitySet::FOWNER
-        | CapabilitySet::FSETID;
-    keep_capabilities(over_files).step("drop capabilities")?;
+    let (capabilities, filters) = rights(request.job());
+    keep_capabilities(capabilities).step("drop capabilities")?;
     rustix::thread::set_no_new_privs(true).step("forbid new privileges")?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step("forbid core dumps")?;
     landlock(fills.then_some(&root)).map_err(io::Error::other).step("apply Landlock")?;
-    for program in filter::unpack().map_err(io::Error::other).step("make the filter")? {
+    for program in filters.map_err(io::Error::other).step("make the filter")? {
         seccompiler::apply_filter(&program).map_err(io::Error::other).step("apply the filter")?;
     }
     Ok(fills.then_some(root))
 }
 
-/// An empty file system that cannot be written, for a worker that only measures.
+/// What a job takes, and no more: capabilities, and system calls.
+fn rights(job: Job) -> (CapabilitySet, Result<[seccompiler::BpfProgram; 2], filter::Bad>) {
+    match job {
+        Job::Layer { .. } => {
+            let over_files = CapabilitySet::CHOWN
+                | CapabilitySet::DAC_OVERRIDE
+                | CapabilitySet::FOWNER
+                | CapabilitySet::FSETID;
+            (over_files, filter::layer())
+        }
+        Job::Measure | Job::Expand => (CapabilitySet::empty(), filter::stream()),
+    }
+}
+
+/// An empty file system that cannot be written, for a worker that only reads a stream.
 fn nothing() -> rustix::io::Result<OwnedFd> {
     let made = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(made.as_fd())?;

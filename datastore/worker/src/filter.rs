@@ -1,6 +1,6 @@
 //! The system calls that are left.
 //!
-//! Each is one that unpacking makes, or that the C library and Rust make for a thread, memory or a panic. What is
+//! Each is one that the job makes, or that the C library and Rust make for a thread, memory or a panic. What is
 //! not on the list kills the process: there is no code of ours that could go on sensibly, and a refusal would let
 //! an intruder try the next. `clone3` answers "not there" instead, because its flags lie in memory where no filter
 //! sees them; the C library then uses `clone`, whose flags are looked at.
@@ -20,13 +20,38 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 #[error("cannot make the filter of system calls: {0}")]
 pub struct Bad(#[from] seccompiler::BackendError);
 
-/// For the process that unpacks.
-const UNPACK: &[c_long] = &[
-    // Blob, answer, files.
+/// For every confined process: it reads and writes what it has open, and ends.
+const STREAM: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_close,
+    libc::SYS_fcntl,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    // The C library and Rust, for themselves.
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_restart_syscall,
+    // The end, a good one and that of a panic.
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// For the one that unpacks a layer, in addition.
+const LAYER: &[c_long] = &[
+    // Files.
     libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_mkdirat,
@@ -44,35 +69,15 @@ const UNPACK: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_getdents64,
     libc::SYS_lseek,
-    libc::SYS_fcntl,
     libc::SYS_fchdir,
     libc::SYS_getcwd,
-    // Memory.
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
+    libc::SYS_geteuid,
+    libc::SYS_getegid,
     // Threads.
-    libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    libc::SYS_geteuid,
-    libc::SYS_getegid,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_restart_syscall,
-    // The end, a good one and that of a panic.
-    libc::SYS_tgkill,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
 /// For the process that sets marks and waits.
@@ -98,9 +103,9 @@ const BROKER: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// The filter of the process that unpacks: what is refused, then what is allowed.
-pub fn unpack() -> Result<[BpfProgram; 2], Bad> {
-    let mut rules = plain(UNPACK);
+/// The filter of a process that unpacks a layer: what is refused, then what is allowed.
+pub fn layer() -> Result<[BpfProgram; 2], Bad> {
+    let mut rules = plain(&[STREAM, LAYER].concat());
     // A FIFO, or a whiteout: character device 0:0.
     let kind = |kind| masked(2, u64::from(libc::S_IFMT), u64::from(kind));
     rules.insert(
@@ -110,7 +115,6 @@ pub fn unpack() -> Result<[BpfProgram; 2], Bad> {
             SeccompRule::new(vec![kind(libc::S_IFCHR)?, equal(3, 0)?])?,
         ],
     );
-    no_code(&mut rules)?;
     // A thread, never a process or a namespace.
     let thread =
         u64::from((libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND).cast_unsigned());
@@ -126,6 +130,16 @@ pub fn unpack() -> Result<[BpfProgram; 2], Bad> {
     // The name of a thread.
     let named = equal(0, u64::from(libc::PR_SET_NAME.cast_unsigned()))?;
     rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![named])?]);
+    confined(rules)
+}
+
+/// The filter of a process that reads one stream and writes another: no file, no thread.
+pub fn stream() -> Result<[BpfProgram; 2], Bad> {
+    confined(plain(STREAM))
+}
+
+fn confined(mut rules: Rules) -> Result<[BpfProgram; 2], Bad> {
+    no_code(&mut rules)?;
     let absent = Rules::from([(libc::SYS_clone3, vec![])]);
     let errno = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     rules.insert(libc::SYS_clone3, vec![]);

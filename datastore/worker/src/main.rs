@@ -1,12 +1,13 @@
-//! Unpacks one layer where it can do no harm.
+//! Reads one stream of foreign bytes where it can do no harm: unpacks a layer, or only decompresses.
 //!
-//! Started by `ocivisor-datastore` (module `worker`) with three descriptors: 0 is request and blob, 1 the
-//! answer, 2 the layer's directory. It begins as root of the host and splits before it reads a byte of the blob:
+//! Started by `ocivisor-datastore` (module `worker`) with three descriptors: 0 is request and stream, 1 the answer, 2
+//! the layer's directory, or a pipe for what is decompressed. It begins as root of the host and splits before it reads a
+//! byte of the stream:
 //!
 //! ```text
 //! first process    joins the control groups, writes the id maps, makes the idmapped mount; then only the broker
-//!    └─ confined   root of its own user namespace; the layer's directory is its root directory; no network, no
-//!                  other process, no capability but over files, a list of system calls; reads, unpacks, answers
+//!    └─ confined   root of its own user namespace; the layer's directory, or an empty one, is its root directory; no
+//!                  network, no other process, no capability but over the layer's files, a list of system calls
 //! ```
 //!
 //! Each dies with the other, and both with whoever started them. What each step is for stands in `confine`.
@@ -21,12 +22,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use ocivisor_datastore::worker::{Answer, Request, Unusable, attend, serve};
+use ocivisor_datastore::worker::{Answer, Hands, Request, Unusable, attend, serve};
 
 use confine::{Broker, Confined, Side};
 
 fn main() -> ExitCode {
-    // Descriptor 2 is a directory, then nothing; whoever started us sees a panic by our end.
+    // Descriptor 2 is the layer or the output, then nothing; whoever started us sees a panic by our end.
     std::panic::set_hook(Box::new(|_| {}));
     match run() {
         Ok(code) => code,
@@ -37,15 +38,16 @@ fn main() -> ExitCode {
 
 fn run() -> std::io::Result<ExitCode> {
     sys::close_all_others()?;
-    let blob = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let request = Request::receive(&blob)?;
+    let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let (request, files) = Request::receive(&input)?;
     let said = match confine::enter(&request) {
         Ok(Side::Broker(broker)) => {
-            drop(blob);
+            drop((input, files));
             return Ok(wait(broker));
         }
-        Ok(Side::Confined(Confined { root, marks })) => {
-            attempted(&request).unwrap_or_else(|| serve(&request, &blob, root.as_ref(), marks))
+        Ok(Side::Confined(Confined { root, output, marks })) => {
+            let hands = Hands { input, root, output, files, marks };
+            attempted(&request).unwrap_or_else(|| serve(&request, hands))
         }
         Err(error) => Answer::unusable(&error),
     };

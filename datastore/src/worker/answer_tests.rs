@@ -31,7 +31,7 @@ fn every_refusal_of_unpacking_comes_back_as_it_was() {
         Refusal::Stream("corrupt deflate stream".into()),
         Refusal::Truncated,
     ] {
-        let answer = Answer::new(Err((refusal.clone().into(), Some("a\\nb".into()))));
+        let answer = Answer::content(Err((refusal.clone().into(), Some("a\\nb".into()))));
         let bytes = serde_json::to_vec(&answer).unwrap();
         let limits = Limits::default();
         match Answer::decode(&bytes).unwrap().judge(&task(&limits)) {
@@ -66,6 +66,17 @@ fn an_answer_that_cannot_be_true_is_not_believed() {
     assert_eq!(foreign.unwrap_err(), "a foreign limit");
     let op = judge(Said::Failed { entry: None, op: "format".into(), errno: 5 });
     assert_eq!(op.unwrap_err(), "an unknown operation");
+}
+
+#[test]
+fn a_stream_is_as_long_as_its_answer_says() {
+    let expanded = |bytes| Answer(Said::Expanded { bytes });
+    assert!(matches!(expanded(7).judge_stream(7), Ok(Ok(()))));
+    assert_eq!(expanded(7).judge_stream(6).unwrap_err(), "another length than came");
+    assert_eq!(Answer(done()).judge_stream(1000).unwrap_err(), "what another job would");
+    assert_eq!(judge(Said::Expanded { bytes: 1000 }).unwrap_err(), "what another job would");
+    let cut = Answer(Said::Refused { entry: None, why: Why::Stream("corrupt".into()) });
+    assert!(matches!(cut.judge_stream(0), Ok(Err((Fault::Refused(Refusal::Stream(_)), None)))));
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! What goes to a worker and what comes back.
+//! What comes back from a worker.
 //!
-//! The request is trusted: length in four bytes, little endian, then JSON; the blob follows in the same pipe. The
-//! answer is not: one JSON document of bounded size, every field judged. Text in it must be what [`escape`] could have
-//! written; reasons that the program knows as constants come back as these constants, and a limit's value is the
-//! one that was asked for.
+//! One JSON document of bounded size, every field judged. Text in it must be what [`escape`] could have written;
+//! reasons that the program knows as constants come back as these constants, and a limit's value is the one that was
+//! asked for.
+//!
+//! [`escape`]: crate::error::escape
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,118 +16,9 @@ use crate::content::{Content, Fallible, Task};
 use crate::digest::DiffId;
 use crate::error::{Fault, Limit, Refusal};
 use crate::limits::Limits;
-use crate::tarball::Trailer;
 use crate::unpack::Report;
 
-/// Rises with each change of what is below.
-const VERSION: u32 = 1;
-
-const REQUEST_MAX: u32 = 64 * 1024;
 pub(super) const ANSWER_MAX: u64 = 16 * 1024;
-
-/// What a worker is to do.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Request {
-    version: u32,
-    limits: Limits,
-    bytes: u64,
-    entries: u64,
-    compression: Option<Compression>,
-    unpack: Option<Ending>,
-    id_base: u32,
-    cgroup_procs: Vec<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Ending {
-    Optional,
-    Required,
-}
-
-impl Request {
-    pub(super) fn new(task: &Task<'_>, id_base: u32, cgroup_procs: &[PathBuf]) -> Self {
-        Self {
-            version: VERSION,
-            limits: task.limits.clone(),
-            bytes: task.bytes,
-            entries: task.entries,
-            compression: task.compression,
-            unpack: task.into.map(|(_, trailer)| match trailer {
-                Trailer::Optional => Ending::Optional,
-                Trailer::Required => Ending::Required,
-            }),
-            id_base,
-            cgroup_procs: cgroup_procs.to_vec(),
-        }
-    }
-
-    pub(super) fn encode(&self) -> io::Result<Vec<u8>> {
-        let body = serde_json::to_vec(self)?;
-        let length = u32::try_from(body.len()).ok().filter(|l| *l <= REQUEST_MAX);
-        let length = length.ok_or_else(|| io::Error::other("request is too long"))?;
-        Ok([&length.to_le_bytes(), &body[..]].concat())
-    }
-
-    /// Reads the request and leaves the blob in the pipe.
-    ///
-    /// # Errors
-    /// It cannot be read, or is of another version.
-    pub fn receive(mut from: &File) -> io::Result<Self> {
-        let mut length = [0; 4];
-        from.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length);
-        if length > REQUEST_MAX {
-            return Err(io::Error::other("request is too long"));
-        }
-        let mut body = vec![0; length as usize];
-        from.read_exact(&mut body)?;
-        let request: Self = serde_json::from_slice(&body)?;
-        if request.version == VERSION {
-            Ok(request)
-        } else {
-            let text = format!("request of version {}, not {VERSION}", request.version);
-            Err(io::Error::other(text))
-        }
-    }
-
-    pub(super) fn task<'a>(&'a self, into: Option<&'a File>) -> Task<'a> {
-        Task {
-            limits: &self.limits,
-            bytes: self.bytes,
-            entries: self.entries,
-            compression: self.compression,
-            into: into.zip(self.unpack.map(|ending| match ending {
-                Ending::Optional => Trailer::Optional,
-                Ending::Required => Trailer::Required,
-            })),
-        }
-    }
-
-    /// Whether there is a directory to fill.
-    #[must_use]
-    pub fn unpacks(&self) -> bool {
-        self.unpack.is_some()
-    }
-
-    /// First of the host's ids for the worker.
-    #[must_use]
-    pub fn id_base(&self) -> u32 {
-        self.id_base
-    }
-
-    /// Control groups to join, by their `cgroup.procs`.
-    pub fn cgroup_procs(&self) -> impl Iterator<Item = &Path> {
-        self.cgroup_procs.iter().map(PathBuf::as_path)
-    }
-
-    /// No file that a worker makes can be larger.
-    #[must_use]
-    pub fn largest_file(&self) -> u64 {
-        self.bytes
-    }
-}
 
 /// The host does not let a worker be confined.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +31,9 @@ pub struct Unusable {
     pub source: io::Error,
 }
 
+/// What the work came to; outside, what is wrong with an answer that cannot be true.
+pub(super) type Judged<T> = Result<Fallible<T>, &'static str>;
+
 /// What a worker says at its end.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -148,11 +42,34 @@ pub struct Answer(Said);
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Said {
-    Done { diff_id: DiffId, bytes: u64, headers: u64, compression: Compression, report: Report },
-    Refused { entry: Option<String>, why: Why },
-    Failed { entry: Option<String>, op: String, errno: i32 },
-    Unusable { step: String, errno: i32 },
-    Broken { why: String },
+    /// A layer, or one that was only measured.
+    Done {
+        diff_id: DiffId,
+        bytes: u64,
+        headers: u64,
+        compression: Compression,
+        report: Report,
+    },
+    /// A stream, of so many bytes.
+    Expanded {
+        bytes: u64,
+    },
+    Refused {
+        entry: Option<String>,
+        why: Why,
+    },
+    Failed {
+        entry: Option<String>,
+        op: String,
+        errno: i32,
+    },
+    Unusable {
+        step: String,
+        errno: i32,
+    },
+    Broken {
+        why: String,
+    },
 }
 
 /// [`Refusal`], as far as a worker can say it.
@@ -180,21 +97,25 @@ enum Why {
 }
 
 impl Answer {
-    pub(super) fn new(result: Fallible<Content>) -> Self {
-        Self(match result {
-            Ok(Content { diff_id, bytes, headers, compression, report }) => {
-                Said::Done { diff_id, bytes, headers, compression, report }
-            }
-            Err((Fault::Refused(refusal), entry)) => match why(refusal) {
-                Ok(why) => Said::Refused { entry, why },
-                Err(other) => Said::Broken { why: format!("refused by {other}") },
-            },
-            Err((Fault::Io(op, error), entry)) => match error.raw_os_error() {
-                Some(errno) => Said::Failed { entry, op: op.into(), errno },
-                None => Said::Broken { why: error.to_string() },
-            },
-            Err((Fault::Worker(why), _)) => Said::Broken { why },
-        })
+    pub(super) fn content(result: Fallible<Content>) -> Self {
+        let done = |Content { diff_id, bytes, headers, compression, report }| Said::Done {
+            diff_id,
+            bytes,
+            headers,
+            compression,
+            report,
+        };
+        Self(result.map_or_else(Said::failure, done))
+    }
+
+    pub(super) fn expanded(result: Result<u64, Fault>) -> Self {
+        let failed = |fault| Said::failure((fault, None));
+        Self(result.map_or_else(failed, |bytes| Said::Expanded { bytes }))
+    }
+
+    /// The request asks for what cannot be done with what came with it.
+    pub(super) fn without(what: &str) -> Self {
+        Self(Said::Broken { why: format!("request came without {what}") })
     }
 
     /// The host does not let a worker be confined.
@@ -217,44 +138,73 @@ impl Answer {
     }
 
     /// Judges the answer to a task: `Err` outside means that it cannot be true.
-    pub(super) fn judge(self, task: &Task<'_>) -> Result<Fallible<Content>, &'static str> {
+    pub(super) fn judge(self, task: &Task<'_>) -> Judged<Content> {
+        let Said::Done { diff_id, bytes, headers, compression, report } = self.0 else {
+            return self.0.judge_failure(task.limits).map(Err);
+        };
+        let Report { entries, bytes: content, devices_skipped, aufs_skipped, .. } = report;
+        let possible = bytes <= task.bytes
+            && headers <= task.entries
+            && task.compression.is_none_or(|wanted| wanted == compression)
+            && entries <= headers
+            && content <= bytes
+            && devices_skipped <= entries
+            && aufs_skipped <= entries
+            && (task.into.is_some() || report == Report::default());
+        if possible {
+            Ok(Ok(Content { diff_id, bytes, headers, compression, report }))
+        } else {
+            Err("numbers that cannot be")
+        }
+    }
+
+    /// Judges the answer to a stream of which `seen` bytes came.
+    pub(super) fn judge_stream(self, seen: u64) -> Judged<()> {
         match self.0 {
-            Said::Done { diff_id, bytes, headers, compression, report } => {
-                let Report { entries, bytes: content, devices_skipped, aufs_skipped, .. } = report;
-                let possible = bytes <= task.bytes
-                    && headers <= task.entries
-                    && task.compression.is_none_or(|wanted| wanted == compression)
-                    && entries <= headers
-                    && content <= bytes
-                    && devices_skipped <= entries
-                    && aufs_skipped <= entries
-                    && (task.into.is_some() || report == Report::default());
-                if possible {
-                    Ok(Ok(Content { diff_id, bytes, headers, compression, report }))
-                } else {
-                    Err("numbers that cannot be")
-                }
-            }
-            Said::Refused { entry, why } => {
-                Ok(Err((refusal(why, task.limits)?.into(), escaped(entry)?)))
-            }
-            Said::Failed { entry, op, errno } => {
+            Said::Expanded { bytes } if bytes == seen => Ok(Ok(())),
+            Said::Expanded { .. } => Err("another length than came"),
+            // No limit was stated, so none can be met.
+            other => other.judge_failure(&Limits::default()).map(Err),
+        }
+    }
+}
+
+impl Said {
+    fn failure((fault, entry): (Fault, Option<String>)) -> Self {
+        match fault {
+            Fault::Refused(refusal) => match why(refusal) {
+                Ok(why) => Self::Refused { entry, why },
+                Err(other) => Self::Broken { why: format!("refused by {other}") },
+            },
+            Fault::Io(op, error) => match error.raw_os_error() {
+                Some(errno) => Self::Failed { entry, op: op.into(), errno },
+                None => Self::Broken { why: error.to_string() },
+            },
+            Fault::Worker(why) => Self::Broken { why },
+        }
+    }
+
+    fn judge_failure(self, limits: &Limits) -> Result<(Fault, Option<String>), &'static str> {
+        match self {
+            Self::Refused { entry, why } => Ok((refusal(why, limits)?.into(), escaped(entry)?)),
+            Self::Failed { entry, op, errno } => {
                 let op = constant(&op).ok_or("an unknown operation")?;
                 let error = io::Error::from_raw_os_error(errno);
-                Ok(Err((Fault::Io(op, error), escaped(entry)?)))
+                Ok((Fault::Io(op, error), escaped(entry)?))
             }
-            Said::Unusable { step, errno } => {
+            Self::Unusable { step, errno } => {
                 let step = escaped(Some(step))?.unwrap_or_default();
                 let text = format!(
                     "cannot {step}: {}; see `ocivisor doctor`",
                     io::Error::from_raw_os_error(errno)
                 );
-                Ok(Err((Fault::Worker(text), None)))
+                Ok((Fault::Worker(text), None))
             }
-            Said::Broken { why } => {
+            Self::Broken { why } => {
                 let why = escaped(Some(why))?.unwrap_or_default();
-                Ok(Err((Fault::Worker(format!("broke: {why}")), None)))
+                Ok((Fault::Worker(format!("broke: {why}")), None))
             }
+            Self::Done { .. } | Self::Expanded { .. } => Err("what another job would"),
         }
     }
 }
@@ -422,5 +372,5 @@ fn constant(text: &str) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
+#[path = "answer_tests.rs"]
 mod tests;
