@@ -8,10 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt;
 
-use crate::error::{Doing, Fault, Limit, Refusal};
-use crate::expand::Expanded;
-use crate::limits::Limits;
-use crate::worker::Unpacker;
+use crate::error::{Doing, Fault, Refusal};
 
 /// How a layer's tar is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -124,39 +121,6 @@ impl<R: BufRead> Read for Decoder<R> {
             Self::Zstd(d) => d.read(buf),
             Self::Xz(d) => d.read(buf),
         }
-    }
-}
-
-/// The plain bytes of a file, as far as the limits on bytes and ratio allow.
-pub(crate) struct Bounded {
-    from: Expanded<File>,
-    total: u64,
-    max: (u64, Refusal),
-}
-
-impl Bounded {
-    pub fn open(file: File, limits: &Limits, unpacker: &Unpacker) -> Result<Self, Fault> {
-        let compressed = file.metadata().doing("inspect")?.len();
-        let fair = compressed.saturating_mul(limits.ratio).max(limits.ratio_floor);
-        let max = if fair < limits.image_bytes {
-            (fair, Refusal::limit(Limit::Ratio, limits.ratio))
-        } else {
-            (limits.image_bytes, Refusal::limit(Limit::ImageBytes, limits.image_bytes))
-        };
-        let from = Expanded::open(unpacker, file, None)?;
-        Ok(Self { from, total: 0, max })
-    }
-}
-
-impl Read for Bounded {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.from.read(buf)?;
-        self.total += n as u64;
-        let (max, refusal) = &self.max;
-        if self.total > *max {
-            return Err(io::Error::other(refusal.clone()));
-        }
-        Ok(n)
     }
 }
 

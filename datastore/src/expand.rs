@@ -4,10 +4,12 @@
 //! The decoders are the largest pieces of code that foreign bytes meet, and not written in Rust where it is zstd or
 //! xz. What reads the plain bytes, a tar reader say, may stay here.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
 use crate::compress::{Compression, Decoder};
-use crate::error::Fault;
+use crate::error::{Doing, Fault, Limit, Refusal};
+use crate::limits::Limits;
 use crate::worker::{Stream, Unpacker};
 
 const BUFFER: usize = 128 * 1024;
@@ -55,5 +57,50 @@ impl<R: Read> Read for Expanded<R> {
             Self::Here(decoder) => decoder.read(buf),
             Self::There(stream) => stream.read(buf),
         }
+    }
+}
+
+/// Plain bytes, as far as the limits on bytes and ratio allow. They are counted here: no worker is asked.
+pub(crate) struct Bounded<R: Read> {
+    from: Expanded<R>,
+    total: u64,
+    max: (u64, Refusal),
+}
+
+impl Bounded<File> {
+    /// Of a whole file.
+    pub fn file(file: File, limits: &Limits, unpacker: &Unpacker) -> Result<Self, Fault> {
+        let size = file.metadata().doing("inspect")?.len();
+        let from = Expanded::open(unpacker, file, None)?;
+        Ok(Self::new(from, size, limits, limits.image_bytes))
+    }
+}
+
+impl<R: Read> Bounded<R> {
+    /// `size` bytes that are compressed may become `bytes`, or fewer if the ratio says so.
+    pub fn new(from: Expanded<R>, size: u64, limits: &Limits, bytes: u64) -> Self {
+        let fair = size.saturating_mul(limits.ratio).max(limits.ratio_floor);
+        let max = if fair < bytes {
+            (fair, Refusal::limit(Limit::Ratio, limits.ratio))
+        } else {
+            (bytes, Refusal::limit(Limit::ImageBytes, limits.image_bytes))
+        };
+        Self { from, total: 0, max }
+    }
+
+    pub fn into_inner(self) -> Expanded<R> {
+        self.from
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.total += n as u64;
+        let (max, refusal) = &self.max;
+        if self.total > *max {
+            return Err(io::Error::other(refusal.clone()));
+        }
+        Ok(n)
     }
 }

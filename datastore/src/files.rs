@@ -12,11 +12,12 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::blobs::{Blobs, Opened};
-use crate::compress::{Bounded, Compression};
+use crate::compress::Compression;
 use crate::digest::Digest;
 use crate::disk;
 use crate::document::Descriptor;
 use crate::error::{DocumentFault, Doing, Error, Fault, Limit, Refusal, Result, escape};
+use crate::expand::Bounded;
 use crate::limits::Limits;
 use crate::source::open_regular;
 use crate::staging::Staged;
@@ -62,7 +63,8 @@ impl Files {
         let file = if Compression::of(&file).map_err(about)? == Compression::None {
             file
         } else {
-            expand(Bounded::open(file, limits, unpacker).map_err(about)?, staged).map_err(about)?
+            let plain = Bounded::file(file, limits, unpacker).map_err(about)?;
+            expand(plain, staged).map_err(about)?
         };
         let members = index(&file, limits)
             .map_err(|(fault, at)| fault.about(format!("{shown} file {at}")))?;
@@ -164,7 +166,7 @@ fn open_beneath(dir: &File, name: &str) -> io::Result<Option<(Box<dyn Read>, u64
     Ok(Some((Box::new(file), meta.len())))
 }
 
-fn expand(mut from: Bounded, staged: &Staged) -> std::result::Result<File, Fault> {
+fn expand(mut from: Bounded<File>, staged: &Staged) -> std::result::Result<File, Fault> {
     let mut to = disk::create_new(&staged.dir, "archive.tar").doing("expand into staging")?;
     let mut buf = vec![0; 128 * 1024];
     loop {

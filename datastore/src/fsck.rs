@@ -10,9 +10,6 @@
 //! What is absent: a journal of what was checked. Each run reads everything; it costs one pass over the blobs and
 //! one over the layers, on two processors.
 
-mod attributes;
-mod compare;
-mod exact;
 mod finding;
 mod permissions;
 mod prove;
@@ -34,6 +31,7 @@ use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::name::{FileName, ImageName};
+use crate::proof::is_disk;
 use crate::prune::PARTIAL;
 use crate::record::{ImageRecord, LayerRef, RefRecord, image_file_digest};
 use crate::staging;
@@ -42,7 +40,6 @@ use crate::store::Store;
 pub use finding::{Finding, Found, Outcome, Severity};
 pub use repair::{Refetch, RepairOptions};
 
-use compare::is_disk;
 use prove::Verdict;
 
 /// How thorough a check is.
@@ -365,6 +362,10 @@ impl Store {
             }
             Verdict::NotThis(why) => {
                 survey.found.insert(Finding::LayerUnproven { layer, blob: *blob, why });
+                return false;
+            }
+            Verdict::Unchecked(why) => {
+                survey.found.insert(Finding::LayerUnchecked { layer, blob: *blob, why });
                 return false;
             }
         }

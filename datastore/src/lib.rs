@@ -21,8 +21,8 @@
 //! Every byte of an image is an attacker's. See `unpack` for files, `tarball` for archives, `document` and
 //! `config` for JSON, [`Limits`] for what it may cost. Nothing of an image selects a path outside the store.
 //!
-//! The crate knows no guests and no async. Layers are unpacked by a confined process where the
-//! caller names one ([`worker::Worker`]), by the importing process otherwise.
+//! The crate knows no guests and no async. Layers are unpacked, and streams decompressed, by a confined process where
+//! the caller names one ([`worker::Worker`]), by the caller's own process otherwise.
 //!
 //! On-disk format: `docs/format.md`.
 
@@ -53,6 +53,7 @@ mod limits;
 mod name;
 mod namer;
 mod out;
+mod proof;
 mod prune;
 mod publish;
 mod record;

@@ -7,10 +7,11 @@ use std::str::FromStr;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use crate::compress::{Bounded, Compression};
+use crate::compress::Compression;
 use crate::digest::Digest;
 use crate::diskimage::{self, DiskFormat, DiskOptions};
 use crate::error::{Doing, Error, Fault, Result, escape};
+use crate::expand::Bounded;
 use crate::limits::Limits;
 use crate::registry::{self, HttpsUrl, Registries, RegistryReference};
 use crate::tarball::{Seeking, Skip, Streaming, Tarball, Trailer};
@@ -101,7 +102,18 @@ impl FromStr for Source {
     /// `docker-archive:FILE[:TAG]`, `rootfs:FILE`, `https://HOST/PATH` (without its digest), `disk:FILE[:PARTITION]` (also `raw:` and `qcow2:`, where the format
     /// is to be said), or a bare path, whose content then decides. A path that exists as written is never cut at a
     /// colon.
+    ///
+    /// This process looks into what a bare path names; [`Store::source`] has its worker do it.
+    ///
+    /// [`Store::source`]: crate::Store::source
     fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text, &Unpacker::InProcess)
+    }
+}
+
+impl Source {
+    /// As `from_str`; what is compressed is expanded as `unpacker` says.
+    pub(crate) fn parse(text: &str, unpacker: &Unpacker) -> Result<Self> {
         if text.starts_with(registry::SCHEME) {
             let source =
                 RegistrySource { reference: text.parse()?, registries: Registries::default() };
@@ -132,7 +144,7 @@ impl FromStr for Source {
             "disk" => Self::disk(text, rest, None),
             "raw" => Self::disk(text, rest, Some(DiskFormat::Raw)),
             "qcow2" => Self::disk(text, rest, Some(DiskFormat::Qcow2)),
-            _ => Self::detect(&path(text, text)?),
+            _ => Self::look(&path(text, text)?, unpacker),
         }
     }
 }
@@ -186,6 +198,10 @@ impl Source {
 
     /// Decides by content what a path is.
     pub fn detect(path: &Path) -> Result<Self> {
+        Self::look(path, &Unpacker::InProcess)
+    }
+
+    fn look(path: &Path, unpacker: &Unpacker) -> Result<Self> {
         let shown = path.display().to_string();
         let io = |op| move |e: io::Error| Error::io(op, path.display().to_string(), e);
         if std::fs::metadata(path).map_err(io("open"))?.is_dir() {
@@ -205,15 +221,10 @@ impl Source {
         let limits = Limits::default();
         let scan = || match Compression::of(&file)? {
             Compression::None => scan(Seeking(&file), path, &limits),
-            _ => scan(
-                Streaming(Bounded::open(
-                    file.try_clone().doing("duplicate descriptor of")?,
-                    &limits,
-                    &Unpacker::InProcess,
-                )?),
-                path,
-                &limits,
-            ),
+            _ => {
+                let file = file.try_clone().doing("duplicate descriptor of")?;
+                scan(Streaming(Bounded::file(file, &limits, unpacker)?), path, &limits)
+            }
         };
         scan()
             .map_err(|fault| fault.about(shown.clone()))?

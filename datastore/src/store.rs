@@ -140,7 +140,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Has layers unpacked by confined processes from now on.
+    /// Has layers unpacked, and whatever is compressed decompressed, by confined processes from now on.
     #[must_use]
     pub fn with_worker(mut self, worker: Worker) -> Self {
         self.unpacker = Unpacker::Worker(worker);
@@ -167,6 +167,12 @@ impl Store {
             cancel: cancel.clone(),
             access: self.access.clone(),
         })
+    }
+
+    /// Reads what a user says an image's source is, as [`Source`] says. What a bare path names is looked into; a
+    /// compressed file is expanded where layers are.
+    pub fn source(&self, text: &str) -> Result<Source> {
+        Source::parse(text, &self.unpacker)
     }
 
     /// Brings an image in and points `name` at it, replacing what the name pointed at if the handle's user may.

@@ -1,14 +1,18 @@
 //! Workers that only decompress: what they have, and what one may say that was taken over.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ocivisor_datastore::worker::Worker;
-use ocivisor_datastore::{Error, Limit, Limits, Refusal, Source};
+use ocivisor_datastore::{
+    Archive, CheckOptions, Digest, Error, Finding, Limit, Limits, Refusal, RepairOptions, Source,
+    Store,
+};
 
-use crate::common::{Bench, RawTar, gzip, put};
+use crate::common::{Bench, RawTar, entries, gzip, gzipped, put, text, xz, zstd};
 use crate::confined::*;
 
 /// A compressed archive of more bytes than all pipes and buffers hold. It has no image.
@@ -82,7 +86,7 @@ fn expand_looking(look: impl Fn(Pair) + Send + Sync) {
     let bench = bench();
     let file = bench.path("long.tar.xz");
     // Seconds of work.
-    put(&file, &crate::common::xz(&RawTar::new().file("noise", &noise(24 << 20)).end()));
+    put(&file, &xz(&RawTar::new().file("noise", &noise(24 << 20)).end()));
     let done = AtomicBool::new(false);
     let error = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -130,7 +134,7 @@ fn a_worker_that_decompresses_has_no_file_and_no_right() {
         }
         assert_eq!(status(confined, "Uid"), format!("{BASE}\t{BASE}\t{BASE}\t{BASE}"));
         assert_eq!(status(confined, "Threads"), "1");
-        assert_eq!(crate::common::entries(Path::new(&format!("/proc/{confined}/root"))), [""; 0]);
+        assert_eq!(entries(Path::new(&format!("/proc/{confined}/root"))), [""; 0]);
         let mounts = proc(confined, "mountinfo");
         assert_eq!(mounts.lines().count(), 1, "{mounts}");
         assert!(mounts.split_whitespace().nth(5).unwrap().starts_with("ro,"), "{mounts}");
@@ -143,4 +147,83 @@ fn a_worker_that_decompresses_has_no_file_and_no_right() {
         let files = limits.lines().find(|l| l.starts_with("Max file size")).unwrap();
         assert_eq!(files.split_whitespace().nth(3), Some("0"));
     });
+}
+
+/// The same store with another worker.
+fn reopened(bench: &Bench, worker: Worker) -> Store {
+    Store::open(&bench.path("store"))
+        .unwrap()
+        .with_worker(worker.with_patience(Duration::from_secs(1)))
+}
+
+#[test]
+fn whatever_is_compressed_is_read_by_a_worker_or_not_at_all() {
+    for compress in [gzip, xz, zstd] {
+        let bench = bench();
+        let tar = RawTar::new().file("bin/true", b"elf").end();
+        put(&bench.path("rootfs.tar.x"), &compress(&tar));
+        let source = Source::RootfsTar { file: bench.path("rootfs.tar.x") };
+        let image = bench.import(&source).unwrap();
+        let bare = text(&bench.path("rootfs.tar.x")).to_owned();
+        assert_eq!(bench.store.source(&bare).unwrap(), source);
+
+        let store = reopened(&bench, fake("failing"));
+        let failed = "ended with exit status: 3";
+        assert_eq!(why(store.source(&bare).unwrap_err()), failed);
+        let archive = Source::OciArchive { file: bench.path("rootfs.tar.x"), tag: None };
+        for source in [source, archive] {
+            let name = "other".parse().unwrap();
+            let error = store.import(&source, &name, &Limits::default(), &mut |_| {}).unwrap_err();
+            assert_eq!(why(error), failed);
+        }
+        let dir = fs::File::open(bench.top.path()).unwrap();
+        let error = store
+            .save(
+                &[image.manifest_digest.into()],
+                Archive::DockerArchive,
+                &dir,
+                "saved.tar",
+                &mut |_| {},
+            )
+            .unwrap_err();
+        assert_eq!(why(error), failed);
+        let (layer, blob) = (image.layers[0], Digest::of(&compress(&tar)));
+        let why = failed.to_owned();
+        assert_eq!(store.fsck().unwrap(), [Finding::LayerUnchecked { layer, blob, why }]);
+        // With a worker all is well, and no other one is needed.
+        assert_eq!(bench.store.fsck().unwrap(), []);
+    }
+}
+
+#[test]
+fn a_repair_takes_nothing_away_because_a_worker_failed() {
+    let bench = bench();
+    let image = bench.import_layers(&[gzipped(&RawTar::new().file("a", b"a").end())]).unwrap();
+    for name in ["failing", "silent", "liar", "sleeper", "cutter", "inventor"] {
+        let store = reopened(&bench, fake(name));
+        let (check, in_use) = (CheckOptions::default(), HashSet::new());
+        let options = RepairOptions { check, in_use: &in_use, refetch: None };
+        let report = store.repair(&options).unwrap();
+        let codes: Vec<_> =
+            report.findings.iter().map(|f| (f.finding.code(), f.is_open())).collect();
+        // What the last one gives is taken for what the blob holds: it says that this is all, and has read it.
+        let want = if name == "inventor" { "layer_unproven" } else { "layer_unchecked" };
+        assert_eq!(codes, [(want, true)], "{name}");
+    }
+    assert_eq!(bench.store.fsck().unwrap(), []);
+    assert_eq!(entries(&bench.fs(&image)), ["a"]);
+    assert!(!bench.path("store/quarantine").exists());
+}
+
+#[test]
+fn a_worker_that_makes_bytes_up_changes_no_verdict_but_its_own() {
+    // One that gives the bytes of another layer for a blob: they have another digest.
+    let bench = bench();
+    let image = bench.import_layers(&[gzipped(&RawTar::new().file("a", b"a").end())]).unwrap();
+    let store = reopened(&bench, fake("inventor"));
+    let got = Digest::of(b"abc");
+    let found = store.fsck().unwrap();
+    let [Finding::LayerUnproven { layer, why, .. }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(*layer, image.layers[0]);
+    assert_eq!(*why, format!("its uncompressed digest is {got}"));
 }

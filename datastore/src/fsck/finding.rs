@@ -126,6 +126,16 @@ pub enum Finding {
         /// The reason.
         why: String,
     },
+    /// The process that reads blobs did not do its work.
+    #[error("layer {layer} could not be compared with blob {blob}: worker {why}")]
+    LayerUnchecked {
+        /// The layer.
+        layer: DiffId,
+        /// The blob.
+        blob: Digest,
+        /// What became of the worker.
+        why: String,
+    },
     /// Config and record of an image disagree, or the config cannot be used.
     #[error("image {image} does not fit together: {why}")]
     ImageInconsistent {
@@ -185,6 +195,7 @@ impl Finding {
             Self::LayerIncomplete { .. } => "layer_incomplete",
             Self::LayerChanged { .. } => "layer_changed",
             Self::LayerUnproven { .. } => "layer_unproven",
+            Self::LayerUnchecked { .. } => "layer_unchecked",
             Self::ImageInconsistent { .. } => "image_inconsistent",
             Self::StagingLeftover { .. } => "staging_leftover",
         }
@@ -216,7 +227,8 @@ impl Finding {
             Self::LayerMissing { layer, .. }
             | Self::LayerIncomplete { layer, .. }
             | Self::LayerChanged { layer, .. }
-            | Self::LayerUnproven { layer, .. } => format!("layers/{}", layer.hex()),
+            | Self::LayerUnproven { layer, .. }
+            | Self::LayerUnchecked { layer, .. } => format!("layers/{}", layer.hex()),
             Self::ImageInconsistent { image, .. } => format!("images/{}.json", image.hex()),
             Self::StagingLeftover { name } => format!("staging/{name}"),
         }
@@ -240,6 +252,9 @@ impl Finding {
                 "find out who wrote there, then repair: it is made anew from the layer's blob"
             }
             Self::LayerUnproven { .. } => "remove the image and import it again",
+            Self::LayerUnchecked { .. } => {
+                "check again; if only this layer fails again, do not trust its image"
+            }
             Self::ImageInconsistent { .. } => {
                 "repair: the record is written anew from its manifest"
             }

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use super::Survey;
 use super::prove::Verdict;
 use crate::config::ImageConfig;
-use crate::digest::Digest;
+use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::error::{Error, Result};
@@ -15,6 +15,9 @@ use crate::limits::Limits;
 use crate::record::{ImageRecord, LayerRef, Record, image_file};
 use crate::staging::Staged;
 use crate::store::Store;
+
+/// Takes what was in a layer's place.
+pub(super) type Aside<'a> = &'a mut dyn FnMut(&DiffId, &File, &str) -> io::Result<()>;
 
 /// Bounds for what was accepted once, whatever the limits were then.
 fn limits() -> Limits {
@@ -69,13 +72,14 @@ impl Store {
         write().map_err(|e: io::Error| self.io("write", &format!("blobs/sha256/{hex}"), e))
     }
 
-    /// Reads the record of an image out of its manifest and config, and proves its layers; layers that are absent
-    /// are unpacked.
+    /// Reads the record of an image out of its manifest and config, and proves its layers; layers that are absent, or
+    /// of other files, are unpacked, and what was there goes to `aside`.
     pub(super) fn rebuild_record(
         &self,
         manifest: &Digest,
         survey: &Survey,
         obtain: &mut dyn FnMut(&Digest, Option<u64>) -> bool,
+        aside: Aside<'_>,
     ) -> Result<ImageRecord> {
         let absent = |blob: &Digest| Error::damaged(format!("blob {blob}"), "is absent");
         let mut have = |blob: &Digest, size: Option<u64>| {
@@ -118,12 +122,24 @@ impl Store {
                     self.io("read", &format!("blobs/sha256/{}", layer.blob.hex()), e)
                 })?;
                 match proof.and_then(|p| p.layer) {
-                    Some(Verdict::Same | Verdict::Changed(_) | Verdict::Unreadable { .. }) => {}
+                    Some(Verdict::Same) => {}
+                    Some(Verdict::Changed(_) | Verdict::Unreadable { .. }) => {
+                        let lists = |r: &ImageRecord| r.layers.iter().any(|l| l.diff_id == diff_id);
+                        // Else the check looked at it, and its own finding has it replaced.
+                        if !survey.images.values().any(lists) {
+                            self.replace_layer(&layer, &mut |dir, name| {
+                                aside(&diff_id, dir, name)
+                            })?;
+                        }
+                    }
                     Some(Verdict::NotThis(why)) => return Err(Error::damaged(object(), why)),
+                    Some(Verdict::Unchecked(why)) => {
+                        return Err(Error::Worker { object: object(), why });
+                    }
                     None => return Err(absent(&layer.blob)),
                 }
             } else {
-                self.replace_layer(&layer, &mut |_, _| Ok(()))?;
+                self.replace_layer(&layer, &mut |dir, name| aside(&diff_id, dir, name))?;
             }
             layers.push(layer);
         }
@@ -155,6 +171,8 @@ impl Store {
     }
 }
 
+/// What a manifest says it is. An OCI one need not say so (image-spec, "Image Manifest"), any other must; one that says
+/// nothing, or is no JSON, is therefore read as an OCI manifest, and refused there if it is none.
 fn media_type(manifest: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -302,10 +302,18 @@ impl Repair<'_> {
         // Fetching changes the survey, so what was missing is noted, got, and the work begun again.
         loop {
             let mut missing = None;
-            let record = self.store.rebuild_record(image, &self.survey, &mut |blob, size| {
-                missing = Some((*blob, size));
-                false
-            });
+            let quarantine = &mut self.quarantine;
+            let record = self.store.rebuild_record(
+                image,
+                &self.survey,
+                &mut |blob, size| {
+                    missing = Some((*blob, size));
+                    false
+                },
+                &mut |layer, dir, name| {
+                    quarantine.take(dir, name, "layers", &layer.hex()).map(drop)
+                },
+            );
             match (record, missing) {
                 (Ok(record), _) => {
                     self.survey.images.insert(*image, record);

@@ -163,8 +163,13 @@ impl Answer {
         match self.0 {
             Said::Expanded { bytes } if bytes == seen => Ok(Ok(())),
             Said::Expanded { .. } => Err("another length than came"),
-            // No limit was stated, so none can be met.
-            other => other.judge_failure(&Limits::default()).map(Err),
+            other => match other.judge_failure(&Limits::default())? {
+                // It has no files: an error of the kernel is not one of the source.
+                (Fault::Io(op, error), at) => {
+                    Ok(Err((Fault::Worker(format!("cannot {op}: {error}")), at)))
+                }
+                fault => Ok(Err(fault)),
+            },
         }
     }
 }

@@ -75,6 +75,13 @@ fn a_stream_is_as_long_as_its_answer_says() {
     assert_eq!(expanded(7).judge_stream(6).unwrap_err(), "another length than came");
     assert_eq!(Answer(done()).judge_stream(1000).unwrap_err(), "what another job would");
     assert_eq!(judge(Said::Expanded { bytes: 1000 }).unwrap_err(), "what another job would");
+    let failed = Answer(Said::Failed { entry: None, op: "read".into(), errno: 5 });
+    match failed.judge_stream(7) {
+        Ok(Err((Fault::Worker(why), None))) => {
+            assert_eq!(why, "cannot read: Input/output error (os error 5)");
+        }
+        other => panic!("{other:?}"),
+    }
     let cut = Answer(Said::Refused { entry: None, why: Why::Stream("corrupt".into()) });
     assert!(matches!(cut.judge_stream(0), Ok(Err((Fault::Refused(Refusal::Stream(_)), None)))));
 }

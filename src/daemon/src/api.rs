@@ -325,8 +325,11 @@ impl ApiServer for Daemon {
         let (who, paths) = (Caller::of(caller), self.paths.clone());
         let options = options.unwrap_or_default();
         let said = format!("{source} {options:?}");
-        let find = move || images::source(&source, name.as_deref(), &options, who, &paths);
-        let (source, name) = blocking(find).await??;
+        let find = move |vms: &Vms| {
+            let images = &vms.host.images;
+            images::source(images, &source, name.as_deref(), &options, who, &paths)
+        };
+        let (source, name) = self.work(find).await?;
         let order = Order::new("import", Subject::Image(name.to_string()), &said);
         self.image_work(caller, request_id, order, move |vms, tell| {
             vms.host.images.heeding(tell)?.import(&source, &name, tell).map(MadeV1::Image)

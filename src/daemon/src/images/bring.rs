@@ -153,14 +153,15 @@ pub fn name(text: &str) -> Result<ImageName> {
 /// # Errors
 /// It is none, or the caller may not name it.
 pub fn source(
+    images: &Images,
     text: &str,
     name: Option<&str>,
     options: &ImportOptionsV1,
     caller: Caller,
     paths: &PathPolicy,
 ) -> Result<(Source, ImageName)> {
-    let mut source: Source = match caller {
-        Caller::Admin(_) => text.parse().map_err(|e| ours(&e))?,
+    let mut source = match caller {
+        Caller::Admin(_) => images.store.source(text).map_err(|e| ours(&e))?,
         Caller::Operator(_) => named::source(text, caller, paths)?,
     };
     if let Source::DiskImage { options: disk, .. } = &mut source {

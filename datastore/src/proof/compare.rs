@@ -20,19 +20,16 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{self, CAPABILITY, OPAQUE, Xattrs};
-use crate::error::Fault;
 use crate::tarball::{Entry, Kind, Skip, Tarball};
 use crate::walk::{Step, Stopped, walk};
 
 /// Why a layer is not taken for whole.
 #[derive(Debug)]
-pub(super) enum Doubt {
-    /// Maybe damage, maybe an unusual tar.
+pub(crate) enum Doubt {
+    /// Maybe damage, maybe an unusual tar, or one that cannot be read: unpacking tells.
     Unclear,
     /// The disk does not give a file back.
     Unreadable { path: Vec<u8>, why: io::Error },
-    /// The tar cannot be read.
-    Tar(Fault),
 }
 
 impl From<Stopped> for Doubt {
@@ -49,7 +46,7 @@ impl Doubt {
 }
 
 /// Errors that come from below the file system: EIO, its checksums (EUCLEAN, EBADMSG), the device itself.
-pub(super) fn is_disk(error: &io::Error) -> bool {
+pub(crate) fn is_disk(error: &io::Error) -> bool {
     let disk = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NXIO, Errno::NODATA, Errno::STALE];
     error.raw_os_error().is_some_and(|n| disk.iter().any(|d| d.raw_os_error() == n))
 }
@@ -90,7 +87,7 @@ impl<'a> Compare<'a> {
     pub fn run<R: Skip>(mut self, mut tarball: Tarball<'_, R>) -> Check {
         let mut buffers = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
         let mut root_seen = false;
-        while let Some(entry) = tarball.next().map_err(Doubt::Tar)? {
+        while let Some(entry) = tarball.next().map_err(|_| Doubt::Unclear)? {
             let path = plain(&entry.path)?;
             root_seen |= path.is_empty();
             self.entry(&path, &entry, &mut tarball, &mut buffers)?;
@@ -358,7 +355,7 @@ fn same_content<R: Skip>(
     (ours, theirs): &mut (Vec<u8>, Vec<u8>),
 ) -> Check {
     loop {
-        let n = tarball.read(theirs).map_err(Doubt::Tar)?;
+        let n = tarball.read(theirs).map_err(|_| Doubt::Unclear)?;
         if n == 0 {
             let more = file.read(&mut ours[..1]).map_err(|e| Doubt::from_io(path, e))?;
             return ensure(more == 0);

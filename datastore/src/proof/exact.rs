@@ -14,7 +14,7 @@ use crate::walk::{Stopped, join};
 
 /// The first difference in the order of the walk, and how many there are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Difference {
+pub(crate) struct Difference {
     pub path: String,
     pub why: String,
     pub count: u64,
@@ -23,7 +23,7 @@ pub(super) struct Difference {
 const BUFFER: usize = 64 * 1024;
 
 /// Compares; none if the trees are the same.
-pub(super) fn compare(want: &File, got: &File) -> Result<Option<Difference>, Stopped> {
+pub(crate) fn compare(want: &File, got: &File) -> Result<Option<Difference>, Stopped> {
     let mut pair = Pair {
         first: None,
         count: 0,
