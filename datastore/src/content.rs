@@ -41,9 +41,10 @@ pub(crate) struct Task<'a> {
     /// Tar headers that the image may still have.
     pub entries: u64,
     pub compression: Option<Compression>,
-    /// Where the files go; nothing if only the digest is wanted.
-    pub into: Option<(&'a File, Trailer)>,
 }
+
+/// Where the files go, and how the tar must end.
+pub(crate) type Into<'a> = (&'a File, Trailer);
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +55,6 @@ pub(crate) struct Content {
     /// Tar headers.
     pub headers: u64,
     pub compression: Compression,
-    /// Of the unpacking, if there was one.
     pub report: Report,
 }
 
@@ -62,16 +62,18 @@ pub(crate) struct Content {
 pub(crate) type Fallible<T> = Result<T, (Fault, Option<String>)>;
 
 /// Reads a blob to its end.
-pub(crate) fn read<R: Read>(from: R, task: &Task<'_>, marks: &mut dyn Marks) -> Fallible<Content> {
+pub(crate) fn read<R: Read>(
+    from: R,
+    task: &Task<'_>,
+    into: Into<'_>,
+    marks: &mut dyn Marks,
+) -> Fallible<Content> {
     let plain = |fault: Fault| (fault, None);
     let counted = BufReader::with_capacity(BUFFER, Counted { from, count: 0 });
     let (decoder, compression) = Decoder::new(counted, task.compression).map_err(plain)?;
     let mut layer =
         Plain { decoder, hasher: Sha256::new(), count: 0, limits: task.limits, max: task.bytes };
-    let unpacked = match task.into {
-        Some(into) => unpack(&mut layer, task, into, marks)?,
-        None => Unpacked::default(),
-    };
+    let unpacked = unpack(&mut layer, task, into, marks)?;
     drain(&mut layer).map_err(plain)?;
 
     if drain(&mut layer.decoder.into_inner()).map_err(plain)? > 0 {
@@ -115,7 +117,6 @@ pub(crate) fn expand<R: Read>(
     Ok(count)
 }
 
-#[derive(Default)]
 struct Unpacked {
     report: Report,
     headers: u64,
@@ -124,7 +125,7 @@ struct Unpacked {
 fn unpack<R: Read>(
     layer: &mut Plain<'_, BufReader<Counted<R>>>,
     task: &Task<'_>,
-    (into, trailer): (&File, Trailer),
+    (into, trailer): Into<'_>,
     marks: &mut dyn Marks,
 ) -> Fallible<Unpacked> {
     let (filled, full) = sync_channel(AHEAD);

@@ -465,6 +465,14 @@ impl Fault {
         }
     }
 
+    /// Names the object, and the tar entry in it, which is escaped.
+    pub(crate) fn about_entry(self, object: &str, entry: Option<String>) -> Error {
+        match entry {
+            Some(entry) => self.about(format!("{object} entry \"{entry}\"")),
+            None => self.about(object),
+        }
+    }
+
     /// The way back: what a reader gives that met it.
     pub(crate) fn into_read(self) -> io::Error {
         match self {

@@ -79,7 +79,7 @@ fn create(root: &Path, dir: &File) -> Result<()> {
     write().map_err(io("write"))
 }
 
-/// Notes that a compatible feature is in use. The caller is alone with the store.
+/// Notes that a compatible feature is in use. The caller has locked `dir`, as who opens a store does.
 pub(crate) fn add_compatible(dir: &File, feature: &str) -> io::Result<()> {
     let bytes = disk::read_file(dir, NAME, MAX)?.ok_or(io::ErrorKind::NotFound)?;
     let mut format: serde_json::Value = serde_json::from_slice(&bytes)?;

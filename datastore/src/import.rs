@@ -8,26 +8,30 @@
 //! staging says what must stay. `docs/format.md` has the argument why that is enough.
 //!
 //! A blob that is not yet known to be a given layer is always read from the source and hashed, even where a
-//! layer of the claimed diff id is here: to name a digest is not to own the bytes.
+//! layer of the claimed diff id is here: to name a digest is not to own the bytes. And what is here under the diff id is
+//! proven by the blob before it is used (`work`).
 
 mod docker;
+mod layer;
 mod progress;
 mod rootfs;
 mod vmdisk;
 
 use std::fs::File;
+use std::rc::Rc;
 
+use layer::{From, Wanted};
 pub use progress::Progress;
 use rustix::fs::FlockOperation;
 
-use crate::blobs::{Blobs, Opened};
+use crate::blobs::Blobs;
 use crate::config::ImageConfig;
 use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, Class, Descriptor, Manifest, OCI_CONFIG};
 use crate::error::{DocumentFault, Error, Limit, Result, escape};
 use crate::files::Files;
-use crate::ingest::{self, Budget, Ingested, Promise, Sink};
+use crate::ingest::{Budget, Promise};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::namer::By;
@@ -37,8 +41,6 @@ use crate::registry::Registry;
 use crate::source::{HttpsSource, RegistrySource, Source};
 use crate::staging::{Kept, Staged};
 use crate::store::{Image, Store};
-use crate::tarball::Trailer;
-use crate::work::{Unpacked, Work};
 
 type Tell<'a> = &'a mut dyn FnMut(Progress);
 
@@ -81,68 +83,13 @@ struct Import<'a> {
 struct Held {
     _lock: File,
     /// Images that were whole when it was taken; the lock keeps them so.
-    known: Vec<ImageRecord>,
-}
-
-/// A layer to be brought in.
-struct Wanted<'a> {
-    /// Counted from 1.
-    number: usize,
-    /// For messages.
-    object: String,
-    promise: Promise,
-    diff_id: DiffId,
-    from: From<'a>,
-}
-
-/// Where a layer's bytes are.
-#[derive(Clone, Copy)]
-enum From<'a> {
-    Member(&'a Files, &'a str),
-    Blob(&'a dyn Blobs, &'a Descriptor),
-}
-
-impl<'a> From<'a> {
-    fn open(self) -> Result<Opened<'a>> {
-        match self {
-            Self::Member(files, name) => files.open(name),
-            Self::Blob(blobs, descriptor) => blobs.open_blob(descriptor),
-        }
-    }
-
-    /// Whether the blob comes to lie in the store without our copying it.
-    fn keeps(self) -> bool {
-        matches!(self, Self::Blob(blobs, _) if blobs.keeps())
-    }
-
-    fn fetched(self) -> Option<(u64, u64)> {
-        match self {
-            Self::Blob(blobs, _) => blobs.fetched(),
-            Self::Member(..) => None,
-        }
-    }
-
-    /// Puts the blob, found right, under a name.
-    fn settle(self, to: &File, name: &str) -> Result<()> {
-        match self {
-            Self::Blob(blobs, descriptor) if blobs.keeps() => blobs.settle(descriptor, to, name),
-            Self::Blob(..) | Self::Member(..) => Ok(()),
-        }
-    }
-
-    /// Says what to tell of a layer that failed; none if another attempt may succeed.
-    fn failed(self, error: Error) -> Result<Option<Error>> {
-        match self {
-            Self::Member(..) => Ok(Some(error)),
-            Self::Blob(blobs, descriptor) => blobs.failed(descriptor, error),
-        }
-    }
+    known: Rc<[ImageRecord]>,
 }
 
 impl Import<'_> {
     fn hold(&self) -> Result<Held> {
         let lock = self.store.lock(FlockOperation::LockShared)?;
-        Ok(Held { _lock: lock, known: self.store.readable_records()? })
+        Ok(Held { _lock: lock, known: self.store.readable_records()?.into() })
     }
 
     fn local(&self, source: &Source, held: Held, tell: Tell<'_>) -> Result<(ImageRecord, Held)> {
@@ -156,10 +103,10 @@ impl Import<'_> {
             }
             Source::DockerArchive { file, tag } => {
                 let files = Files::archive(file, &self.staged, self.limits, &self.store.unpacker)?;
-                self.docker(&files, tag.as_deref(), tell)?
+                self.docker(&files, tag.as_deref(), &held, tell)?
             }
-            Source::RootfsTar { file } => self.rootfs(file, tell)?,
-            Source::DiskImage { file, options } => self.disk(file, options, tell)?,
+            Source::RootfsTar { file } => self.rootfs(file, &held, tell)?,
+            Source::DiskImage { file, options } => self.disk(file, options, &held, tell)?,
             Source::Registry(RegistrySource { reference: from, .. }) => {
                 return Err(not_local(from));
             }
@@ -234,6 +181,7 @@ impl Import<'_> {
         for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             known.push(self.known_layer(&held, &layer.digest, diff_id)?);
         }
+        let images = Rc::clone(&held.known);
         let held = release(blobs, held);
         let needed: Vec<&Descriptor> = manifest
             .layers
@@ -267,8 +215,8 @@ impl Import<'_> {
                 diff_id,
                 from: From::Blob(blobs, layer),
             };
-            let read = self.layer(&wanted, &mut budget, tell)?;
-            layers.push(layer_ref(&read, &layer.media_type));
+            let read = self.layer(&wanted, &images, &mut budget, tell)?;
+            layers.push(read.layer_ref(&layer.media_type));
         }
         let held = self.regain(held)?;
         self.check_kept(&layers)?;
@@ -309,71 +257,6 @@ impl Import<'_> {
                 format!("imageLayoutVersion {} is not 1.0.0", escape(layout.version.as_bytes()));
             Err(about(DocumentFault::Json(text)))
         }
-    }
-
-    /// Brings one layer in: its blob, and its files unless they are here.
-    fn layer(
-        &self,
-        wanted: &Wanted<'_>,
-        budget: &mut Budget<'_>,
-        tell: Tell<'_>,
-    ) -> Result<Ingested> {
-        loop {
-            match self.attempt(wanted, budget, tell) {
-                Ok(read) => return Ok(read),
-                // Nothing is wrong with what came so far.
-                Err(_) if self.store.cancel.is_cancelled() => return Err(Error::Cancelled),
-                Err(error) => match wanted.from.failed(error)? {
-                    Some(error) => return Err(error),
-                    None => continue,
-                },
-            }
-        }
-    }
-
-    fn attempt(
-        &self,
-        wanted: &Wanted<'_>,
-        budget: &mut Budget<'_>,
-        tell: Tell<'_>,
-    ) -> Result<Ingested> {
-        let layer = wanted.number;
-        // One importer per layer; the others wait here, then find it done.
-        let name = format!("layer-{}", wanted.diff_id.hex());
-        let claimed = Staged::claim(&self.store.staging, name, &self.store.cancel)
-            .map_err(|e| self.store.io("make a directory in", "staging", e))?;
-        let work = Work::new(self.store, &claimed)?;
-        let unpacked =
-            if self.store.has_layer(&wanted.diff_id)? { Unpacked::Before } else { Unpacked::Yes };
-        let sink = match unpacked {
-            Unpacked::Yes => Sink::Unpack(&work.fs, Trailer::Optional),
-            Unpacked::Before => Sink::Verify,
-        };
-        let (mut from, total) = wanted.from.open()?;
-        let read = ingest::ingest(
-            &mut from,
-            (!wanted.from.keeps()).then_some(&work.blob),
-            &wanted.promise,
-            &sink,
-            budget,
-            &mut |done| {
-                tell(Progress::Layer { layer, done, total });
-                if let Some((done, total)) = wanted.from.fetched() {
-                    tell(Progress::Fetched { done, total });
-                }
-            },
-        )
-        .map_err(|(fault, at)| {
-            let object = &wanted.object;
-            fault.about(at.map_or(object.clone(), |at| format!("{object} entry \"{at}\"")))
-        })?;
-        wanted.from.settle(&claimed.dir, "blob")?;
-        work.publish(&read, unpacked)?;
-        tell(match unpacked {
-            Unpacked::Yes => Progress::LayerDone { layer, report: read.report.clone() },
-            Unpacked::Before => Progress::LayerPresent { layer },
-        });
-        Ok(read)
     }
 
     /// A layer that a whole image has, made from the same blob.
@@ -452,15 +335,6 @@ fn release(blobs: &dyn Blobs, held: Held) -> Option<Held> {
 
 fn not_local(from: &dyn std::fmt::Display) -> Error {
     Error::Source { from: escape(from.to_string().as_bytes()), why: "it is not local".into() }
-}
-
-fn layer_ref(read: &Ingested, media_type: &str) -> LayerRef {
-    LayerRef {
-        diff_id: read.diff_id,
-        blob: read.digest,
-        media_type: media_type.to_owned(),
-        size: read.size,
-    }
 }
 
 /// Follows an index, which is `object`, down to one manifest.

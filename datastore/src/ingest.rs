@@ -1,4 +1,5 @@
-//! One pass over a layer: count and hash the blob, keep a copy, and hand it on to be unpacked, here or in a worker.
+//! One pass over a layer: count and hash the blob, keep a copy, and hand it on to be unpacked, here or in a worker; or
+//! leave it at the copy.
 //!
 //! ```text
 //! source ─► Blob (size, sha256, copy in staging) ─┬─► content            (in this process)
@@ -15,17 +16,18 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cancel::Cancel;
 use crate::compress::Compression;
-use crate::content::{self, Content, Fallible, Task};
+use crate::content::{self, Content, Fallible, Into, Task};
 use crate::digest::{DiffId, Digest};
 use crate::error::{CopyFailed, Doing, Fault, Refusal};
 use crate::flush::Flusher;
 use crate::limits::Limits;
-use crate::tarball::Trailer;
 use crate::unpack::{Direct, Report};
 use crate::worker::{self, Unpacker};
 
 /// How often progress is told, in bytes of the blob.
 const STEP: u64 = 4 << 20;
+
+const BUFFER: usize = 256 * 1024;
 
 /// What an image may still use of its limits, and who uses it.
 #[derive(Debug)]
@@ -64,13 +66,11 @@ pub(crate) struct Promise {
     pub compression: Option<Compression>,
 }
 
-/// Where the layer's files go.
+/// A blob that was only kept.
 #[derive(Debug)]
-pub(crate) enum Sink<'a> {
-    /// Into this empty directory.
-    Unpack(&'a File, Trailer),
-    /// Nowhere: the layer is there already, only the blob is to be proven.
-    Verify,
+pub(crate) struct Kept {
+    pub size: u64,
+    pub digest: Digest,
 }
 
 /// What was read.
@@ -80,73 +80,73 @@ pub(crate) struct Ingested {
     pub digest: Digest,
     pub diff_id: DiffId,
     pub compression: Compression,
-    /// Of the unpacking, if there was one.
     pub report: Report,
 }
 
-/// Reads one layer to its end. An error of the tar reader comes with the path of the entry, escaped.
+/// Reads a blob to its end: of what it is promised to be, its size and digest.
+pub(crate) fn keep(
+    from: &mut dyn Read,
+    copy: Option<&File>,
+    promise: &Promise,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Kept, Fault> {
+    let from: &mut dyn Read = &mut cancel.watch(from);
+    let mut blob = Blob::new(from, copy, copy, promise, progress);
+    let mut buf = vec![0; BUFFER];
+    loop {
+        match blob.read(&mut buf) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Fault::from_read(e)),
+        }
+    }
+    let (size, digest) = blob.finish()?;
+    check(size, &digest, promise)?;
+    Ok(Kept { size, digest })
+}
+
+/// Reads one layer to its end and unpacks it into an empty directory. An error of the tar reader comes with the path
+/// of the entry, escaped.
 pub(crate) fn ingest(
     from: &mut dyn Read,
     copy: Option<&File>,
     promise: &Promise,
-    sink: &Sink<'_>,
+    into: Into<'_>,
     budget: &mut Budget<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Fallible<Ingested> {
     let from: &mut dyn Read = &mut budget.cancel.watch(from);
-    let mut blob = Blob {
-        from,
-        copy,
-        hasher: Sha256::new(),
-        count: 0,
-        max: promise.size,
-        progress,
-        told: 0,
-        flusher: Flusher::new(match sink {
-            Sink::Unpack(into, _) => Some(*into),
-            Sink::Verify => copy,
-        }),
-    };
+    let mut blob = Blob::new(from, copy, Some(into.0), promise, progress);
     let task = Task {
         limits: budget.limits,
         bytes: budget.bytes,
         entries: budget.entries,
         compression: promise.compression,
-        into: match sink {
-            Sink::Unpack(into, trailer) => Some((*into, *trailer)),
-            Sink::Verify => None,
-        },
     };
     let content = match budget.unpacker {
-        Unpacker::InProcess => content::read(&mut blob, &task, &mut Direct)?,
-        Unpacker::Worker(worker) => worker::client::read(worker, &mut blob, &task)?,
+        Unpacker::InProcess => content::read(&mut blob, &task, into, &mut Direct)?,
+        Unpacker::Worker(worker) => worker::client::read(worker, &mut blob, &task, into)?,
     };
-    (blob.progress)(blob.count);
-    blob.flusher.finish().doing("sync").map_err(|fault| (fault, None))?;
+    let alone = |fault| (fault, None);
+    let (size, digest) = blob.finish().map_err(alone)?;
+    check(size, &digest, promise).map_err(|refusal| alone(refusal.into()))?;
     let Content { diff_id, bytes, headers, compression, report } = content;
-    let read = Ingested {
-        size: blob.count,
-        digest: Digest::finish(blob.hasher),
-        diff_id,
-        compression,
-        report,
-    };
-    check(&read, promise).map_err(|refusal| (Fault::from(refusal), None))?;
+    if let Some(expected) = promise.diff_id.filter(|d| *d != diff_id) {
+        return Err(alone(Refusal::DiffId { expected, got: diff_id }.into()));
+    }
     budget.bytes -= bytes;
     budget.entries -= headers;
-    Ok(read)
+    Ok(Ingested { size, digest, diff_id, compression, report })
 }
 
-fn check(read: &Ingested, promise: &Promise) -> Result<(), Refusal> {
-    let Promise { size, digest, diff_id, compression: _ } = *promise;
-    if let Some(expected) = size.filter(|s| *s != read.size) {
-        return Err(Refusal::Size { expected, got: read.size });
+fn check(size: u64, digest: &Digest, promise: &Promise) -> Result<(), Refusal> {
+    if let Some(expected) = promise.size.filter(|s| *s != size) {
+        return Err(Refusal::Size { expected, got: size });
     }
-    if let Some(expected) = digest.filter(|d| *d != read.digest) {
-        return Err(Refusal::Digest { expected, got: read.digest });
-    }
-    if let Some(expected) = diff_id.filter(|d| *d != read.diff_id) {
-        return Err(Refusal::DiffId { expected, got: read.diff_id });
+    if let Some(expected) = promise.digest.filter(|d| d != digest) {
+        return Err(Refusal::Digest { expected, got: *digest });
     }
     Ok(())
 }
@@ -161,6 +161,27 @@ struct Blob<'a> {
     progress: &'a mut dyn FnMut(u64),
     told: u64,
     flusher: Flusher<'a>,
+}
+
+impl<'a> Blob<'a> {
+    /// What is `written` is brought to the disk on the way.
+    fn new(
+        from: &'a mut dyn Read,
+        copy: Option<&'a File>,
+        written: Option<&'a File>,
+        promise: &Promise,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        let (hasher, flusher) = (Sha256::new(), Flusher::new(written));
+        Self { from, copy, hasher, count: 0, max: promise.size, progress, told: 0, flusher }
+    }
+
+    /// Its size and digest.
+    fn finish(self) -> Result<(u64, Digest), Fault> {
+        (self.progress)(self.count);
+        self.flusher.finish().doing("sync")?;
+        Ok((self.count, Digest::finish(self.hasher)))
+    }
 }
 
 impl Read for Blob<'_> {

@@ -82,20 +82,20 @@ impl Drop for Images {
 impl Images {
     fn new() -> Self {
         let bench = Bench::new();
-        let base = gzipped(
-            &RawTar::new()
-                .dir("etc")
-                .head(&Head { path: b"etc/su", mode: 0o4755, uid: 3, ..Head::default() }, b"su")
-                .file("etc/motd", b"hello")
-                .hardlink("etc/again", "etc/motd")
-                .symlink("etc/link", "motd")
-                .end(),
-        );
+        let tar = RawTar::new()
+            .dir("etc")
+            .head(&Head { path: b"etc/su", mode: 0o4755, uid: 3, ..Head::default() }, b"su")
+            .file("etc/motd", b"hello")
+            .hardlink("etc/again", "etc/motd")
+            .symlink("etc/link", "motd")
+            .end();
+        let base = gzipped(&tar);
         let layer = |n: u8| {
             gzipped(&RawTar::new().file(&format!("f{n}"), &[n; 50]).file(".wh.x", b"").end())
         };
         bench.layout("one").image(&[base.clone(), layer(1)], &json!({"Cmd": ["1"]}));
         bench.layout("two").image(&[base, layer(2)], &json!({"Cmd": ["2"]}));
+        bench.layout("three").image(&[plain(tar), layer(2)], &json!({"Cmd": ["3"]}));
         put(&bench.path("rootfs.tar"), &RawTar::new().file("r", b"root").end());
         let memory = bench.path("memory");
         fs::create_dir(&memory).unwrap();
@@ -111,6 +111,7 @@ impl Images {
     fn steps(&self, what: &str) -> String {
         what.replace("@one", &self.path("one"))
             .replace("@two", &self.path("two"))
+            .replace("@three", &self.path("three"))
             .replace("@rootfs", &self.path("rootfs.tar"))
     }
 }
@@ -301,6 +302,22 @@ fn repairing() {
     assert!(seen > 10, "{seen}");
     let store = Store::open(&images.bench.path("replayed")).unwrap();
     assert_eq!(store.fsck().unwrap(), vec![]);
+}
+
+#[test]
+fn importing_over_a_layer_whose_files_are_others() {
+    let images = Images::new();
+    let damage = |store: &Store| {
+        let listed = store.list().unwrap();
+        put(&store.layer_path(&listed[0].layers[0]).join("etc/motd"), b"other");
+    };
+    let (before, steps) = ("import @one app", "import @three app");
+    let played = play(&images, &Scenario { before, damage: &damage, steps });
+    let seen = replay(&images, &played, &["layer_changed"]).unwrap_or_else(|why| panic!("{why}"));
+    assert!(seen > 10, "{seen}");
+    let store = Store::open(&images.bench.path("replayed")).unwrap();
+    assert_eq!(store.fsck().unwrap(), vec![]);
+    assert_eq!(entries(&images.bench.path("replayed/quarantine")).len(), 1);
 }
 
 /// That the model can tell: a store that did not sync would be caught, and so would one that left out a single

@@ -14,5 +14,6 @@ mod entries;
 mod escape;
 mod images;
 mod liars;
+mod planted;
 mod same;
 mod streams;

@@ -32,7 +32,7 @@ use crate::cancel::Cancel;
 use crate::disk;
 use crate::diskimage::DiskFormat;
 use crate::error::{Error, Result};
-use crate::ingest::{self, Budget, Promise, Sink};
+use crate::ingest::{self, Budget, Promise};
 use crate::limits::Limits;
 use crate::name::Reference;
 use crate::out::{Exported, Upper};
@@ -128,9 +128,9 @@ impl Store {
                 Ok(content)
             });
             let mut budget = Budget::new(limits).unpacked_by(&self.unpacker).until(&self.cancel);
-            let sink = Sink::Unpack(&tree, Trailer::Required);
+            let into = (&tree, Trailer::Required);
             let promise = Promise::default();
-            let read = ingest::ingest(&mut reader, None, &promise, &sink, &mut budget, &mut |_| {});
+            let read = ingest::ingest(&mut reader, None, &promise, into, &mut budget, &mut |_| {});
             // A writer that still has something to say must not wait for us.
             drop(reader);
             let wrote = writing.join();

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use super::quarantine::Quarantine;
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk;
@@ -148,32 +149,28 @@ impl Store {
             make().map_err(|e: io::Error| self.io("make files in", "staging", e))?;
         let limits = limits();
         let report = proof::unpack(file, &layer.diff_id, &fs, &self.terms(&limits, layer))
-            .map_err(|(fault, at)| {
-                let object = format!("layer {}", layer.diff_id);
-                fault.about(at.map_or(object.clone(), |at| format!("{object} entry \"{at}\"")))
-            })?;
+            .map_err(|(fault, at)| fault.about_entry(&format!("layer {}", layer.diff_id), at))?;
         Ok(Again { staged, dir, fs, report })
     }
 
-    /// Unpacks a layer's blob once more and puts it in the place of what is there, in one step. What was there
-    /// goes to `aside`; if that fails it is removed with the staging directory, for it can be made again.
+    /// Unpacks a layer's blob once more and puts it in the place of what is there, in one step. What was there goes to
+    /// quarantine: returns where it is.
     pub(super) fn replace_layer(
         &self,
         layer: &LayerRef,
-        aside: &mut dyn FnMut(&File, &str) -> io::Result<()>,
-    ) -> Result<()> {
+        quarantine: &mut Quarantine<'_>,
+    ) -> Result<Option<String>> {
         let hex = layer.diff_id.hex();
         let again = self.unpack_again(layer)?;
         let record = LayerRecord::new(layer.diff_id, again.report.clone());
         let mut place = || {
             disk::write_new(&again.dir, "layer.json", &record.encode()?)?;
             disk::sync_all_of(&again.dir)?;
-            let there = disk::stat(&self.layers, &hex)?.is_some();
-            if there {
-                disk::exchange(&again.staged.dir, "layer", &self.layers, &hex)?;
-                aside(&again.staged.dir, "layer")
+            let from = (&again.staged.dir, "layer");
+            if disk::stat(&self.layers, &hex)?.is_some() {
+                quarantine.exchange(from, (&self.layers, &hex, "layers")).map(Some)
             } else {
-                disk::publish_dir(&again.staged.dir, "layer", &self.layers, &hex).map(drop)
+                disk::publish_dir(from.0, from.1, &self.layers, &hex).map(|_| None)
             }
         };
         place().map_err(|e: io::Error| self.io("replace", &format!("layers/{hex}"), e))

@@ -1,4 +1,5 @@
-//! `quarantine/<time>-<hex>/`: what a repair took out of the store, under the paths it had.
+//! `quarantine/<time>-<hex>/`: what a repair, or an import that found other files than a layer's, took out of the store,
+//! under the paths it had.
 //!
 //! Nothing is ever taken from there but by a prune that names an age for it. The directory is a compatible feature of
 //! the format: a program that does not know it loses nothing by ignoring it.
@@ -9,6 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::df;
@@ -20,8 +22,8 @@ use crate::store::Store;
 
 pub(crate) const NAME: &str = "quarantine";
 
-/// One repair's directory, made when something first goes there.
-pub(super) struct Quarantine<'a> {
+/// One repair's directory, made when something first goes there; or that of an import.
+pub(crate) struct Quarantine<'a> {
     store: &'a Store,
     open: Option<(String, File)>,
 }
@@ -45,6 +47,26 @@ impl<'a> Quarantine<'a> {
     /// Keeps a file there that is about to be replaced.
     pub fn keep(&mut self, from: &File, name: &str, folder: &str) -> io::Result<String> {
         self.put(folder, name, |to, free| disk::link(from, name, to, free))
+    }
+
+    /// Gives `name` of the directory `from` the place of `there` in the store's directory `at`, whose path is `folder`;
+    /// what was there comes here. Returns its new path.
+    ///
+    /// What is new waits here until both change places in one step. So what was there, on which guests may run, has a
+    /// name that outlives us at every moment; after a crash there may be a copy here that nobody needs.
+    pub fn exchange(
+        &mut self,
+        (from, name): (&File, &str),
+        (at, there, folder): (&File, &str, &str),
+    ) -> io::Result<String> {
+        let to = self.put(folder, there, |to, free| disk::set_aside(from, name, to, free))?;
+        let (dir, free) = to.rsplit_once('/').ok_or(io::ErrorKind::InvalidInput)?;
+        let mut here = self.store.dir.try_clone()?;
+        for part in dir.split('/') {
+            here = disk::open_dir(&here, part)?;
+        }
+        disk::exchange(&here, free, at, there)?;
+        Ok(to)
     }
 
     fn put(
@@ -75,6 +97,9 @@ impl<'a> Quarantine<'a> {
 
     fn directory(&mut self) -> io::Result<&(String, File)> {
         if self.open.is_none() {
+            // Imports may come here at the same time, and a store may be opened: each open(2) has a lock of its own.
+            let root = disk::open_dir(&self.store.dir, ".")?;
+            disk::lock(&root, FlockOperation::LockExclusive)?;
             format::add_compatible(&self.store.dir, NAME)?;
             let top = disk::ensure_dir(&self.store.dir, NAME)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

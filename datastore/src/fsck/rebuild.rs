@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 
 use super::Survey;
+use super::finding::Finding;
 use super::prove::Verdict;
+use super::quarantine::Quarantine;
 use crate::config::ImageConfig;
-use crate::digest::{DiffId, Digest};
+use crate::digest::Digest;
 use crate::disk;
 use crate::document::{self, Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::error::{Error, Result};
@@ -15,9 +17,6 @@ use crate::limits::Limits;
 use crate::record::{ImageRecord, LayerRef, Record, image_file};
 use crate::staging::Staged;
 use crate::store::Store;
-
-/// Takes what was in a layer's place.
-pub(super) type Aside<'a> = &'a mut dyn FnMut(&DiffId, &File, &str) -> io::Result<()>;
 
 /// Bounds for what was accepted once, whatever the limits were then.
 fn limits() -> Limits {
@@ -73,13 +72,13 @@ impl Store {
     }
 
     /// Reads the record of an image out of its manifest and config, and proves its layers; layers that are absent, or
-    /// of other files, are unpacked, and what was there goes to `aside`.
+    /// of other files, are unpacked.
     pub(super) fn rebuild_record(
         &self,
         manifest: &Digest,
         survey: &Survey,
         obtain: &mut dyn FnMut(&Digest, Option<u64>) -> bool,
-        aside: Aside<'_>,
+        quarantine: &mut Quarantine<'_>,
     ) -> Result<ImageRecord> {
         let absent = |blob: &Digest| Error::damaged(format!("blob {blob}"), "is absent");
         let mut have = |blob: &Digest, size: Option<u64>| {
@@ -124,12 +123,10 @@ impl Store {
                 match proof.and_then(|p| p.layer) {
                     Some(Verdict::Same) => {}
                     Some(Verdict::Changed(_) | Verdict::Unreadable { .. }) => {
-                        let lists = |r: &ImageRecord| r.layers.iter().any(|l| l.diff_id == diff_id);
-                        // Else the check looked at it, and its own finding has it replaced.
-                        if !survey.images.values().any(lists) {
-                            self.replace_layer(&layer, &mut |dir, name| {
-                                aside(&diff_id, dir, name)
-                            })?;
+                        let told = |f: &Finding| matches!(f, Finding::LayerChanged { layer, .. } if *layer == diff_id);
+                        // Else the finding has it replaced.
+                        if !survey.found.iter().any(told) {
+                            self.replace_layer(&layer, quarantine)?;
                         }
                     }
                     Some(Verdict::NotThis(why)) => return Err(Error::damaged(object(), why)),
@@ -139,7 +136,7 @@ impl Store {
                     None => return Err(absent(&layer.blob)),
                 }
             } else {
-                self.replace_layer(&layer, &mut |dir, name| aside(&diff_id, dir, name))?;
+                self.replace_layer(&layer, quarantine)?;
             }
             layers.push(layer);
         }

@@ -302,18 +302,12 @@ impl Repair<'_> {
         // Fetching changes the survey, so what was missing is noted, got, and the work begun again.
         loop {
             let mut missing = None;
-            let quarantine = &mut self.quarantine;
-            let record = self.store.rebuild_record(
-                image,
-                &self.survey,
-                &mut |blob, size| {
-                    missing = Some((*blob, size));
-                    false
-                },
-                &mut |layer, dir, name| {
-                    quarantine.take(dir, name, "layers", &layer.hex()).map(drop)
-                },
-            );
+            let obtain = &mut |blob: &Digest, size| {
+                missing = Some((*blob, size));
+                false
+            };
+            let record =
+                self.store.rebuild_record(image, &self.survey, obtain, &mut self.quarantine);
             match (record, missing) {
                 (Ok(record), _) => {
                     self.survey.images.insert(*image, record);
@@ -361,14 +355,8 @@ impl Repair<'_> {
                 why = format!("blob {}: {e}", known.blob);
                 continue;
             }
-            let mut to = None;
-            let quarantine = &mut self.quarantine;
-            let replaced = self.store.replace_layer(&known, &mut |dir: &File, name| {
-                to = Some(quarantine.take(dir, name, "layers", &layer.hex())?);
-                Ok(())
-            });
-            match replaced {
-                Ok(()) => {
+            match self.store.replace_layer(&known, &mut self.quarantine) {
+                Ok(to) => {
                     let mut how = "unpacked again from its blob".to_owned();
                     if let Some(to) = to {
                         how.push_str(&format!("; the damaged one is {to}"));

@@ -1,6 +1,7 @@
 //! From what `docker save` writes.
 
-use super::{From, Import, Progress, Tell, Wanted, check_config, layer_ref};
+use super::layer::{From, Wanted};
+use super::{Held, Import, Progress, Tell, check_config};
 use crate::digest::Digest;
 use crate::document;
 use crate::error::{Error, Refusal, Result};
@@ -13,6 +14,7 @@ impl Import<'_> {
         &self,
         files: &Files,
         tag: Option<&str>,
+        held: &Held,
         tell: Tell<'_>,
     ) -> Result<ImageRecord> {
         let bytes = files.document("manifest.json", self.limits)?;
@@ -44,8 +46,7 @@ impl Import<'_> {
                 diff_id,
                 from: From::Member(files, file),
             };
-            let read = self.layer(&wanted, &mut budget, tell)?;
-            layers.push(layer_ref(&read, document::layer_media_type(read.compression)));
+            layers.push(self.layer(&wanted, &held.known, &mut budget, tell)?.typed());
         }
         let manifest = self.manifest_for(&config_bytes, &layers)?;
         self.commit(&manifest, &config_bytes, layers)

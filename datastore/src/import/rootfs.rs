@@ -6,30 +6,32 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::{Held, Import, Progress, Tell, layer_ref};
+use super::layer::Brought;
+use super::{Held, Import, Progress, Tell};
 use crate::blobs::Opened;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::document;
 use crate::error::{Error, Result};
-use crate::ingest::{self, Budget, Promise, Sink};
+use crate::ingest::{self, Budget, Ingested, Promise};
+use crate::proof::Terms;
 use crate::record::{ImageRecord, LayerRef};
 use crate::registry::HttpsFile;
 use crate::source::{HttpsSource, open_regular};
 use crate::staging::Staged;
 use crate::tarball::Trailer;
-use crate::work::{Unpacked, Work};
+use crate::work::{Candidate, SaidBy, Work};
 
 type Settle<'a> = &'a dyn Fn(&Staged) -> Result<()>;
 
 impl Import<'_> {
     /// A file of the host.
-    pub(super) fn rootfs(&self, file: &Path, tell: Tell<'_>) -> Result<ImageRecord> {
+    pub(super) fn rootfs(&self, file: &Path, held: &Held, tell: Tell<'_>) -> Result<ImageRecord> {
         let shown = file.display().to_string();
         let file = open_regular(file)?;
         tell(Progress::Started { layers: 1 });
         let total = file.metadata().map_err(|e| Error::io("inspect", &*shown, e))?.len();
-        self.whole(&shown, (Box::new(&file), total), &Promise::default(), None, tell)
+        self.whole(&shown, (Box::new(&file), total), &Promise::default(), None, held, tell)
     }
 
     /// A file of a web server.
@@ -58,7 +60,7 @@ impl Import<'_> {
             let promise = Promise { digest: Some(digest), ..Promise::default() };
             let from: Opened<'_> = (Box::new(part.reader()), part.length());
             let settle = |to: &Staged| file.settle(&part, &to.dir, "blob");
-            match self.whole(&shown, from, &promise, Some(&settle), tell) {
+            match self.whole(&shown, from, &promise, Some(&settle), &held, tell) {
                 Ok(record) => return Ok((record, held)),
                 Err(_) if self.store.cancel.is_cancelled() => return Err(Error::Cancelled),
                 Err(error) => {
@@ -78,6 +80,7 @@ impl Import<'_> {
         (mut from, total): Opened<'_>,
         promise: &Promise,
         settle: Option<Settle<'_>>,
+        held: &Held,
         tell: Tell<'_>,
     ) -> Result<ImageRecord> {
         let staged = Staged::create(&self.store.staging, "rootfs")
@@ -85,23 +88,45 @@ impl Import<'_> {
         let work = Work::new(self.store, &staged)?;
         let mut budget =
             Budget::new(self.limits).unpacked_by(&self.store.unpacker).until(&self.store.cancel);
+        let terms = self.terms(&budget, None);
         let read = ingest::ingest(
             &mut from as &mut dyn Read,
             settle.is_none().then_some(&work.blob),
             promise,
-            &Sink::Unpack(&work.fs, Trailer::Required),
+            (&work.fs, Trailer::Required),
             &mut budget,
             &mut |done| tell(Progress::Layer { layer: 1, done, total }),
         )
-        .map_err(|(fault, at)| {
-            fault.about(at.map_or(shown.to_owned(), |at| format!("{shown} entry \"{at}\"")))
-        })?;
+        .map_err(|(fault, at)| fault.about_entry(shown, at))?;
         if let Some(settle) = settle {
             settle(&staged)?;
         }
-        work.publish(&read, Unpacked::Yes)?;
-        tell(Progress::LayerDone { layer: 1, report: read.report.clone() });
-        self.of_layer(layer_ref(&read, document::layer_media_type(read.compression)))
+        let layer = self.unpromised(shown, &work, read, terms, held, tell)?;
+        self.of_layer(layer)
+    }
+
+    /// Places the layer of a blob that nobody promised to be one: a worker alone says which it is.
+    pub(super) fn unpromised(
+        &self,
+        object: &str,
+        work: &Work<'_>,
+        read: Ingested,
+        terms: Terms<'_>,
+        held: &Held,
+        tell: Tell<'_>,
+    ) -> Result<LayerRef> {
+        let Ingested { size, digest: blob, diff_id, compression, report } = read;
+        let settled = work.place(&Candidate {
+            object,
+            blob,
+            diff_id,
+            said_by: SaidBy::Worker,
+            unpacked: Some(report),
+            known: &held.known,
+            terms,
+        })?;
+        tell(Progress::of(1, diff_id, settled.placed));
+        Ok(Brought { diff_id, blob, size, compression }.typed())
     }
 
     /// The image that has nothing but this layer.

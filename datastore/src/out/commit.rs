@@ -24,16 +24,17 @@ use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, Descriptor, Manifest, OCI_CONFIG};
 use crate::error::{DocumentFault, Error, Limit, Result};
-use crate::ingest::{self, Budget, Promise, Sink};
+use crate::ingest::{self, Budget, Promise};
 use crate::limits::Limits;
 use crate::name::{ImageName, Reference};
 use crate::namer::By;
+use crate::proof::Terms;
 use crate::publish::Publisher;
 use crate::record::{ImageRecord, LayerRef};
 use crate::staging::Staged;
 use crate::store::{Image, Store};
 use crate::tarball::Trailer;
-use crate::work::{Unpacked, Work};
+use crate::work::{Candidate, Placed, SaidBy, Work};
 
 /// How a new layer is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Committed {
     pub whiteouts: u64,
     /// What was there and is not in the layer.
     pub omitted: Omitted,
+    /// Where files are, relative to the store's root, that had the layer's name and were others.
+    pub replaced: Option<String>,
 }
 
 impl Store {
@@ -125,27 +128,38 @@ impl Store {
             diff_id: Some(packed.diff_id),
             compression: Some(options.packing.compression()),
         };
-        // The same changes may have been committed before; the blob is proven all the same.
-        let (unpacked, sink) = if self.has_layer(&packed.diff_id)? {
-            (Unpacked::Before, Sink::Verify)
-        } else {
-            (Unpacked::Yes, Sink::Unpack(&work.fs, Trailer::Required))
-        };
+        // This process wrote the tar, hashed it and compressed it: the diff id needs no proof, and a blob of our own
+        // encoder does not take its worker over. So files that are new are those of the tar, whoever else knows the
+        // diff id. Files that are here may be another's, who guessed what a guest would leave: they are compared.
         let object = format!("layer {}", packed.diff_id);
-        let mut blob = &work.blob;
-        blob.rewind().map_err(|e| self.io("read", "staging", e))?;
-        let read = ingest::ingest(
-            &mut blob,
-            None,
-            &promise,
-            &sink,
-            &mut Budget::new(&limits).unpacked_by(&self.unpacker).until(&self.cancel),
-            &mut |_| {},
-        )
-        .map_err(|(fault, at)| {
-            fault.about(at.map_or(object.clone(), |at| format!("{object} entry \"{at}\"")))
+        let mut budget = Budget::new(&limits).unpacked_by(&self.unpacker).until(&self.cancel);
+        let terms = Terms {
+            unpacker: &self.unpacker,
+            cancel: self.cancel.clone(),
+            limits: &limits,
+            bytes: budget.bytes,
+            entries: budget.entries,
+            compression: promise.compression,
+        };
+        let unpacked = if self.has_layer(&packed.diff_id)? {
+            None
+        } else {
+            let mut blob = &work.blob;
+            blob.rewind().map_err(|e| self.io("read", "staging", e))?;
+            let into = (&work.fs, Trailer::Required);
+            let read = ingest::ingest(&mut blob, None, &promise, into, &mut budget, &mut |_| {})
+                .map_err(|(fault, at)| fault.about_entry(&object, at))?;
+            Some(read.report)
+        };
+        let settled = work.place(&Candidate {
+            object: &object,
+            blob: packed.digest,
+            diff_id: packed.diff_id,
+            said_by: SaidBy::Config,
+            unpacked,
+            known: &[],
+            terms,
         })?;
-        work.publish(&read, unpacked)?;
 
         let layer = LayerRef {
             diff_id: packed.diff_id,
@@ -171,6 +185,10 @@ impl Store {
             entries: written.entries,
             whiteouts: written.whiteouts,
             omitted: written.omitted,
+            replaced: match settled.placed {
+                Placed::Instead(_, old) => Some(old),
+                Placed::New(_) | Placed::Before => None,
+            },
         })
     }
 

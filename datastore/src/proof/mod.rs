@@ -29,7 +29,7 @@ use crate::content::Fallible;
 use crate::digest::{DiffId, Digest};
 use crate::error::{Doing, Fault, Refusal};
 use crate::expand::{Bounded, Expanded};
-use crate::ingest::{self, Budget, Promise, Sink};
+use crate::ingest::{self, Budget, Promise};
 use crate::limits::Limits;
 use crate::tarball::{Streaming, Tarball, Trailer};
 use crate::unpack::Report;
@@ -67,6 +67,9 @@ pub(crate) struct Reading {
 #[derive(Debug)]
 pub(crate) struct Tar {
     pub diff_id: DiffId,
+    pub bytes: u64,
+    /// Headers, as far as it was compared.
+    pub headers: u64,
     /// Whether the directory holds this.
     pub same: Result<(), Doubt>,
 }
@@ -87,7 +90,7 @@ pub(crate) fn read(blob: File, fs: io::Result<File>, terms: &Terms<'_>) -> Resul
         .and_then(|fs| Compare::new(&fs).and_then(|compare| compare.run(tarball)));
     // Whatever the tar says: what follows its end belongs to its digest.
     let ended = drain(&mut tar);
-    let Hashing { from: Noting { from: bounded, fault }, hasher, .. } = tar.into_inner();
+    let Hashing { from: Noting { from: bounded, fault }, hasher, count } = tar.into_inner();
     let mut rest = bounded.into_inner().into_rest().doing("read")?;
     let more = drain(&mut rest);
     let tar = match (fault, ended, &more) {
@@ -96,7 +99,12 @@ pub(crate) fn read(blob: File, fs: io::Result<File>, terms: &Terms<'_>) -> Resul
         (Some(fault), ..) => Err(fault),
         (None, Err(e), _) => Err(Fault::from_read(e)),
         (None, Ok(_), Ok(1..)) => Err(Refusal::Stream("bytes after its end".to_owned()).into()),
-        (None, Ok(_), _) => Ok(Tar { diff_id: DiffId(Digest::finish(hasher)), same }),
+        (None, Ok(_), _) => Ok(Tar {
+            diff_id: DiffId(Digest::finish(hasher)),
+            bytes: count,
+            headers: entries - left,
+            same,
+        }),
     };
     more.doing("read")?;
     let blob = rest.into_inner();
@@ -117,8 +125,8 @@ pub(crate) fn unpack(
     let promise = Promise { compression: Some(Compression::None), ..Promise::default() };
     let mut budget = Budget::new(terms.limits).unpacked_by(terms.unpacker).until(&terms.cancel);
     (budget.bytes, budget.entries) = (terms.bytes, terms.entries);
-    let sink = Sink::Unpack(into, Trailer::Optional);
-    let read = ingest::ingest(&mut plain, None, &promise, &sink, &mut budget, &mut |_| {})?;
+    let into = (into, Trailer::Optional);
+    let read = ingest::ingest(&mut plain, None, &promise, into, &mut budget, &mut |_| {})?;
     // The plain bytes are what was read here, so this is their own digest, and not what a worker says.
     let (expected, got) = (*diff_id, DiffId(read.digest));
     if got != expected {

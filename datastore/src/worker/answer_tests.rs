@@ -2,7 +2,7 @@ use super::*;
 use crate::unpack::Report;
 
 fn task(limits: &Limits) -> Task<'_> {
-    Task { limits, bytes: 1000, entries: 10, compression: Some(Compression::Gzip), into: None }
+    Task { limits, bytes: 1000, entries: 10, compression: Some(Compression::Gzip) }
 }
 
 fn done() -> Said {
@@ -56,8 +56,8 @@ fn an_answer_that_cannot_be_true_is_not_believed() {
     spoil(&|bytes, _, _, _| *bytes = 1001);
     spoil(&|_, headers, _, _| *headers = 11);
     spoil(&|_, _, compression, _| *compression = Compression::Xz);
-    spoil(&|_, _, _, report| report.entries = 1);
-    spoil(&|_, _, _, report| report.bytes = 1);
+    spoil(&|_, _, _, report| report.entries = 11);
+    spoil(&|_, _, _, report| report.bytes = 1001);
     let unescaped = |why| judge(Said::Refused { entry: Some("a\x1b[2J".into()), why });
     assert_eq!(unescaped(Why::Truncated).unwrap_err(), "text that is not escaped");
     let made_up = judge(Said::Refused { entry: None, why: Why::Pax("run rm -rf".into()) });

@@ -14,14 +14,17 @@
 //!                                                that a user namespace may not, below the layer directory
 //! ```
 //!
-//! That is [`Job::Layer`]. [`Job::Measure`] has no directory, and [`Job::Expand`] a pipe in its place, by which the plain
-//! bytes come back (`stream`); neither can reach a file, and no broker has a right. A job that needs open files gets them
-//! by a socket (`request`).
+//! That is [`Job::Layer`]. [`Job::Expand`] has a pipe in the place of the directory, by which the plain bytes come back
+//! (`stream`); it can reach no file, and its broker has no right. A job that needs open files gets them by a socket
+//! (`request`).
 //!
 //! What a worker that was taken over by a layer can do: write what it likes into that layer's directory, which a
 //! layer can say in plain tar as well; claim a diff id that its files do not have; use processor and disk until
 //! its deadline or its control group ends it. It cannot reach the host's files, the network, another process,
-//! or another layer. The blob is hashed outside of it, so that what is kept as blob is always proven.
+//! or another layer. The blob is hashed outside of it, so that what is kept as blob is always proven. A claimed diff id is
+//! its own image's affair: before such a directory is used with another blob, it is proven by that (`work`, `proof`).
+//!
+//! One that was taken over by a stream can give other bytes. They are hashed, or compared, where they arrive.
 //!
 //! The protocol is private to one build of library and program; its version guards against mixing two.
 

@@ -47,8 +47,6 @@ pub enum Job {
         /// How its tar must end.
         ending: Ending,
     },
-    /// Reads a layer for its digest alone.
-    Measure,
     /// Decompresses a stream; the plain bytes go to the pipe on descriptor 2. What they are is judged by whoever reads
     /// them.
     Expand,
@@ -62,6 +60,15 @@ pub enum Ending {
     Optional,
     /// It must.
     Required,
+}
+
+impl From<Ending> for Trailer {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Optional => Self::Optional,
+            Ending::Required => Self::Required,
+        }
+    }
 }
 
 /// A job, and what it may use.
@@ -81,19 +88,18 @@ pub struct Request {
 }
 
 impl Request {
-    /// To read a layer.
-    pub(super) fn content(worker: &Worker, task: &Task<'_>) -> Self {
-        let job = match task.into {
-            Some((_, Trailer::Optional)) => Job::Layer { ending: Ending::Optional },
-            Some((_, Trailer::Required)) => Job::Layer { ending: Ending::Required },
-            None => Job::Measure,
+    /// To unpack a layer.
+    pub(super) fn layer(worker: &Worker, task: &Task<'_>, trailer: Trailer) -> Self {
+        let ending = match trailer {
+            Trailer::Optional => Ending::Optional,
+            Trailer::Required => Ending::Required,
         };
         Self {
             limits: task.limits.clone(),
             bytes: task.bytes,
             entries: task.entries,
             compression: task.compression,
-            ..Self::of(worker, job)
+            ..Self::of(worker, Job::Layer { ending })
         }
     }
 
@@ -154,18 +160,12 @@ impl Request {
         Ok((request, files))
     }
 
-    pub(super) fn task<'a>(&'a self, into: Option<&'a File>) -> Task<'a> {
-        let trailer = match self.job {
-            Job::Layer { ending: Ending::Optional } => Some(Trailer::Optional),
-            Job::Layer { ending: Ending::Required } => Some(Trailer::Required),
-            Job::Measure | Job::Expand => None,
-        };
+    pub(super) fn task(&self) -> Task<'_> {
         Task {
             limits: &self.limits,
             bytes: self.bytes,
             entries: self.entries,
             compression: self.compression,
-            into: into.zip(trailer),
         }
     }
 
@@ -196,7 +196,7 @@ impl Request {
     pub fn largest_file(&self) -> u64 {
         match self.job {
             Job::Layer { .. } => self.bytes,
-            Job::Measure | Job::Expand => 0,
+            Job::Expand => 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::broker::{ERRNO, Mark};
 use super::request::{Job, Request};
 use crate::content;
-use crate::unpack::{Direct, Marks};
+use crate::unpack::Marks;
 
 /// What the confined process holds.
 #[derive(Debug)]
@@ -34,18 +34,18 @@ pub struct Hands {
 pub fn serve(request: &Request, hands: Hands) -> Answer {
     let Hands { input, root, output, files: _, marks } = hands;
     match request.job() {
-        Job::Layer { .. } | Job::Measure => {
-            let mut asking;
-            let mut direct = Direct;
-            let marks: &mut dyn Marks = match marks {
-                Some(socket) => {
-                    asking = Asking { socket };
-                    &mut asking
-                }
-                None => &mut direct,
-            };
-            Answer::content(content::read(&input, &request.task(root.as_ref()), marks))
-        }
+        Job::Layer { ending } => match (root, marks) {
+            (Some(root), Some(socket)) => {
+                let marks = &mut Asking { socket };
+                Answer::content(content::read(
+                    &input,
+                    &request.task(),
+                    (&root, ending.into()),
+                    marks,
+                ))
+            }
+            _ => Answer::without("a directory and a broker"),
+        },
         Job::Expand => match output {
             Some(output) => {
                 Answer::expanded(content::expand(&input, request.compression(), &output))

@@ -110,7 +110,6 @@ pub fn enter(request: &Request) -> Result<Side, Unusable> {
     let second = || dup(rustix::stdio::stderr());
     let (layer, output) = match request.job() {
         Job::Layer { .. } => (Some(second().step("keep the layer's directory")?), None),
-        Job::Measure => (None, None),
         Job::Expand => (None, Some(second().step("keep the pipe for the bytes")?)),
     };
     // From here on a message of the C library would go there.
@@ -263,7 +262,7 @@ fn rights(job: Job) -> (CapabilitySet, Result<[seccompiler::BpfProgram; 2], filt
                 | CapabilitySet::FSETID;
             (over_files, filter::layer())
         }
-        Job::Measure | Job::Expand => (CapabilitySet::empty(), filter::stream()),
+        Job::Expand => (CapabilitySet::empty(), filter::stream()),
     }
 }
 

@@ -49,6 +49,7 @@ impl Images {
                 let total = (total > 0).then_some(total);
                 tell.at("fetching", Some(ProgressV1 { done, total }));
             }
+            store::Progress::LayerReplaced { diff_id, old, .. } => replaced(name, &diff_id, &old),
             _ => {}
         };
         let imported = self.store.import(&source, name, &Limits::default(), &mut progress);
@@ -138,6 +139,15 @@ impl Images {
         command::run_unless(&[&own[..], &push].concat(), BUILD, &unwanted).map_err(failed)?;
         self.import(&Source::OciLayout { dir: layout, tag: None }, name, tell)
     }
+}
+
+/// Says that a layer was not what its name says.
+pub(super) fn replaced(image: &ImageName, layer: &store::DiffId, old: &str) {
+    tracing::warn!(
+        %image, %layer, set_aside = old,
+        "files of a layer that was here were not those of its tar, and are replaced; \
+         guests keep the old ones until they start again"
+    );
 }
 
 /// A name as a caller wrote it.

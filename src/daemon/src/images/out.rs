@@ -147,6 +147,9 @@ impl Images {
                 .commit(&base, upper, &changes, name, &options, &mut progress)
                 .map_err(|e| ours(&e))
         })?;
+        if let Some(old) = &committed.replaced {
+            super::bring::replaced(name, &committed.layer, old);
+        }
         for note in notes(&committed.omitted) {
             tracing::warn!(vm = %vm.id(), image = %name, note, "commit");
         }
