@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
@@ -91,6 +91,11 @@ pub(crate) fn read_file(at: &File, name: &str, max: u64) -> io::Result<Option<Ve
         return Err(io::Error::other(format!("more than {max} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// A path by which this process and its children can open a file that is open here, as long as it is.
+pub(crate) fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
 /// Makes a new file for writing.

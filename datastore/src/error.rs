@@ -147,13 +147,19 @@ pub enum Error {
         /// The rule it breaks.
         why: crate::diskimage::DiskFault,
     },
-    /// A disk was not written; nothing of it is left.
+    /// A file was not written; nothing of it is left.
     #[error("cannot export to {to}: {why}")]
     Export {
         /// The file.
         to: String,
         /// What is wrong and what to do.
         why: String,
+    },
+    /// A file would have to be replaced, and none is.
+    #[error("{file} exists; name a new file, or remove that one")]
+    Exists {
+        /// The file.
+        file: String,
     },
     /// A registry did not give or take something.
     #[error("{object}: {why}")]

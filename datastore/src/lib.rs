@@ -63,6 +63,7 @@ mod staging;
 mod store;
 mod tag;
 mod tarball;
+mod target;
 pub mod trust;
 mod unpack;
 mod walk;
@@ -78,7 +79,7 @@ pub use diskimage::{DiskFault, DiskFormat, DiskOptions};
 #[cfg(feature = "fuzzing")]
 pub use diskimage::{fuzz_disk, fuzz_qcow2};
 pub use error::{DocumentFault, Error, Limit, Refusal, Result};
-pub use export::{DiskExport, ExportedDisk};
+pub use export::{BegunDisk, DiskExport, ExportedDisk, ReadDisk};
 pub use fsck::{
     CheckOptions, Checked, Finding, Found, FsckReport, Outcome, Refetch, RepairOptions, Severity,
 };
@@ -88,8 +89,8 @@ pub use import::Progress;
 pub use limits::Limits;
 pub use name::{ImageName, Reference};
 pub use out::{
-    Archive, CommitChanges, CommitOptions, Committed, Exported, HistoryRow, IdMap, Inspection,
-    LayerInfo, Omitted, Packing, Upper,
+    Archive, BegunCommit, BegunTar, CommitChanges, CommitOptions, Committed, Exported, HistoryRow,
+    IdMap, Inspection, LayerInfo, Omitted, Packing, ReadCommit, ReadTar, Upper,
 };
 pub use prune::{PruneOptions, Pruned, Usage};
 pub use registry::{

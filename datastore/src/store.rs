@@ -152,6 +152,11 @@ impl Store {
     /// They fail with [`Error::Cancelled`], soon: within a second where bytes, a lock or another attempt are waited
     /// for; a connection that is being made may take its time ([`crate::Patience::connect`]), and so may the disk.
     pub fn cancelled_by(&self, cancel: &Cancel) -> Result<Self> {
+        Ok(Self { cancel: cancel.clone(), ..self.again()? })
+    }
+
+    /// Another handle of the same, for work that outlives a call.
+    pub(crate) fn again(&self) -> Result<Self> {
         let again = |file: &File| file.try_clone().map_err(|e| self.io("open", "", e));
         Ok(Self {
             root: self.root.clone(),
@@ -164,7 +169,7 @@ impl Store {
             unpacker: self.unpacker.clone(),
             policy: self.policy.clone(),
             user: self.user,
-            cancel: cancel.clone(),
+            cancel: self.cancel.clone(),
             access: self.access.clone(),
         })
     }

@@ -31,6 +31,8 @@ use crate::staging::Staged;
 use crate::store::Store;
 use crate::unpack::Report;
 
+const BLOB: &str = "blob";
+
 /// A layer in the making: `blob`, and `layer/` with `fs/` and `layer.json`, in a staging directory.
 pub(crate) struct Work<'a> {
     store: &'a Store,
@@ -95,8 +97,18 @@ pub(crate) struct Settled {
 
 impl<'a> Work<'a> {
     pub fn new(store: &'a Store, staged: &'a Staged) -> Result<Self> {
+        let blob = Self::blob(staged).map_err(|e| store.io("make a file in", "staging", e))?;
+        Self::around(store, staged, blob)
+    }
+
+    /// The file that takes the blob, before there is more.
+    pub fn blob(staged: &Staged) -> io::Result<File> {
+        disk::create_new(&staged.dir, BLOB)
+    }
+
+    /// With a blob that is there already.
+    pub fn around(store: &'a Store, staged: &'a Staged, blob: File) -> Result<Self> {
         let make = || {
-            let blob = disk::create_new(&staged.dir, "blob")?;
             rustix::fs::mkdirat(&staged.dir, "layer", Mode::RWXU)?;
             let layer = disk::open_dir(&staged.dir, "layer")?;
             rustix::fs::mkdirat(&layer, "fs", Mode::RWXU)?;
@@ -108,7 +120,7 @@ impl<'a> Work<'a> {
 
     /// How the blob in staging is compressed.
     pub fn compression(&self) -> std::result::Result<Compression, Fault> {
-        let blob = disk::open_file(&self.staged.dir, "blob").doing("open")?;
+        let blob = disk::open_file(&self.staged.dir, BLOB).doing("open")?;
         blob.map_or(Ok(Compression::None), |blob| Compression::of(&blob))
     }
 
@@ -258,11 +270,11 @@ impl<'a> Work<'a> {
         let hex = blob.hex();
         let publish = || {
             // If it is not there, it has its name already.
-            let Some(file) = disk::open_file(&self.staged.dir, "blob")? else { return Ok(()) };
+            let Some(file) = disk::open_file(&self.staged.dir, BLOB)? else { return Ok(()) };
             if synced == Synced::No {
                 file.sync_all()?;
             }
-            disk::publish(&self.staged.dir, "blob", &self.store.blobs, &hex)
+            disk::publish(&self.staged.dir, BLOB, &self.store.blobs, &hex)
         };
         publish()
             .map_err(|e: io::Error| self.store.io("publish", &format!("blobs/sha256/{hex}"), e))
@@ -277,7 +289,7 @@ impl<'a> Work<'a> {
     /// Opens the blob where it is now.
     fn open_blob(&self, candidate: &Candidate<'_>) -> Result<File> {
         let hex = candidate.blob.hex();
-        let open = || match disk::open_file(&self.staged.dir, "blob")? {
+        let open = || match disk::open_file(&self.staged.dir, BLOB)? {
             None => disk::open_file(&self.store.blobs, &hex),
             found => Ok(found),
         };

@@ -10,19 +10,17 @@
 //! The disk is one ext4 file system without a partition table. It is data for another hypervisor, not a promise that
 //! it boots: there is no boot loader, and no kernel unless the image has one.
 //!
-//! The file appears under its name when it is whole (`O_TMPFILE`, then a link); an existing one is never replaced.
-//! On file systems without unnamed files a hidden name beside it is used, which a crash may leave.
+//! The file appears under its name when it is whole ([`Target`]).
 //!
 //! Times are whole seconds between 1901 and 2038: more is not copied by mke2fs 1.47.
 
 mod size;
-mod target;
 mod tool;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::Mode;
@@ -35,12 +33,12 @@ use crate::error::{Error, Result};
 use crate::ingest::{self, Budget, Promise};
 use crate::limits::Limits;
 use crate::name::Reference;
-use crate::out::{Exported, Upper};
+use crate::out::{Exported, Merging, Upper};
 use crate::staging::Staged;
 use crate::store::Store;
 use crate::tarball::Trailer;
+use crate::target::Target;
 use size::Needs;
-use target::Target;
 
 /// What a disk is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +66,8 @@ pub struct ExportedDisk {
 const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 impl Store {
-    /// Writes what a VM of the image sees as its root file system, `upper` on top if given, to a new disk image.
-    ///
-    /// The file is root's, mode 0600: it holds the secrets and the set-user-ID programs of the guest.
+    /// Writes what a VM of the image sees as its root file system, `upper` on top if given, to a new disk image: the
+    /// three steps of [`Store::begin_disk`] in a row.
     pub fn export_disk(
         &self,
         image: &Reference,
@@ -79,19 +76,67 @@ impl Store {
         options: &DiskExport,
         limits: &Limits,
     ) -> Result<ExportedDisk> {
+        self.begin_disk(image, to, options, limits)?.read(upper)?.finish()
+    }
+
+    /// Begins to make a disk image: does all that may have to wait for others before anything of a VM is touched.
+    ///
+    /// The file is root's, mode 0600: it holds the secrets and the set-user-ID programs of the guest.
+    pub fn begin_disk(
+        &self,
+        image: &Reference,
+        to: &Path,
+        options: &DiskExport,
+        limits: &Limits,
+    ) -> Result<BegunDisk> {
         let label = options.label.as_deref().unwrap_or("root");
         if label.len() > 16 || !label.bytes().all(|b| b.is_ascii_graphic()) {
             let why = "the label has more than 16 bytes or characters that are not printable ASCII";
             return Err(refuse(to, why));
         }
-        // Before the work, and once more by the link at its end.
-        if to.symlink_metadata().is_ok() {
-            return Err(refuse(to, "the file exists; name a new one, or remove it first"));
-        }
         let target = Target::create(to)?;
+        let merging = Merging::begin(self, image, limits)?;
         let staged = Staged::create(&self.staging, "export")
             .map_err(|e| self.io("make a directory in", "staging", e))?;
-        let (tree, content) = self.stage(image, upper, &staged, limits)?;
+        Ok(BegunDisk { merging, staged, target, to: to.to_owned(), options: options.clone() })
+    }
+}
+
+/// A disk in the making that needs nothing any more but the VM's files. It keeps prunes away.
+#[derive(Debug)]
+pub struct BegunDisk {
+    merging: Merging,
+    staged: Staged,
+    target: Target,
+    to: PathBuf,
+    options: DiskExport,
+}
+
+impl BegunDisk {
+    /// Copies the files of image and VM into staging; only for this long has the VM to stand still.
+    pub fn read(self, upper: Option<Upper<'_>>) -> Result<ReadDisk> {
+        let Self { merging, staged, target, to, options } = self;
+        let (tree, content) = stage(&merging, upper, &staged)?;
+        Ok(ReadDisk { store: merging.store, staged, target, to, options, tree, content })
+    }
+}
+
+/// The merged files of image and VM, unpacked in staging. Neither of them is needed any more.
+#[derive(Debug)]
+pub struct ReadDisk {
+    store: Store,
+    staged: Staged,
+    target: Target,
+    to: PathBuf,
+    options: DiskExport,
+    tree: File,
+    content: Exported,
+}
+
+impl ReadDisk {
+    /// Makes the disk and gives it its name.
+    pub fn finish(self) -> Result<ExportedDisk> {
+        let Self { store, staged, target, to, options, tree, content } = self;
         let raw = match options.format {
             DiskFormat::Raw => target.file().try_clone(),
             DiskFormat::Qcow2 => disk::create_new(&staged.dir, "raw"),
@@ -99,57 +144,54 @@ impl Store {
         let raw = raw.map_err(|e| Error::io("make", to.display().to_string(), e))?;
         let needs = size::prepare(&tree, content.entries)
             .map_err(|e| Error::io("export", "merged files", e))?;
-        let tool = Tool { cancel: &self.cancel, to };
-        let size = self.cancel.told(format(&tree, needs, &raw, label, options.size, &tool))?;
+        let cancel = &store.cancel;
+        let tool = Tool { cancel, to: &to };
+        let label = options.label.as_deref().unwrap_or("root");
+        let size = cancel.told(format(&tree, needs, &raw, label, options.size, &tool))?;
         if options.format == DiskFormat::Qcow2 {
-            self.cancel.told(convert(&raw, target.file(), &tool))?;
+            cancel.told(convert(&raw, target.file(), &tool))?;
         }
         let allocated = target.publish()?;
         Ok(ExportedDisk { size, allocated, content })
     }
+}
 
-    /// Unpacks the merged files of image and VM into a directory of ours.
-    fn stage(
-        &self,
-        image: &Reference,
-        upper: Option<Upper<'_>>,
-        staged: &Staged,
-        limits: &Limits,
-    ) -> Result<(File, Exported)> {
-        let failed = |e| self.io("make files in", "staging", e);
-        rustix::fs::mkdirat(&staged.dir, "fs", Mode::RWXU).map_err(|e| failed(e.into()))?;
-        let tree = disk::open_dir(&staged.dir, "fs").map_err(failed)?;
-        let (mut reader, writer) = io::pipe().map_err(failed)?;
-        let (read, wrote) = std::thread::scope(|scope| {
-            let writing = scope.spawn(move || {
-                let mut writer = BufWriter::with_capacity(128 * 1024, writer);
-                let content = self.export_tar(image, upper, &mut writer, limits, &mut |_| {})?;
-                writer.flush().map_err(|e| Error::io("write", "tar", e))?;
-                Ok(content)
-            });
-            let mut budget = Budget::new(limits).unpacked_by(&self.unpacker).until(&self.cancel);
-            let into = (&tree, Trailer::Required);
-            let promise = Promise::default();
-            let read = ingest::ingest(&mut reader, None, &promise, into, &mut budget, &mut |_| {});
-            // A writer that still has something to say must not wait for us.
-            drop(reader);
-            let wrote = writing.join();
-            (read, wrote)
+/// Unpacks the merged files of image and VM into a directory of ours.
+fn stage(merging: &Merging, upper: Option<Upper<'_>>, staged: &Staged) -> Result<(File, Exported)> {
+    let store = &merging.store;
+    let failed = |e| store.io("make files in", "staging", e);
+    rustix::fs::mkdirat(&staged.dir, "fs", Mode::RWXU).map_err(|e| failed(e.into()))?;
+    let tree = disk::open_dir(&staged.dir, "fs").map_err(failed)?;
+    let (mut reader, writer) = io::pipe().map_err(failed)?;
+    let (read, wrote) = std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            let mut writer = BufWriter::with_capacity(128 * 1024, writer);
+            let content = merging.write(upper, &mut writer, &mut |_| {})?;
+            writer.flush().map_err(|e| Error::io("write", "tar", e))?;
+            Ok(content)
         });
-        let wrote: Result<Exported> = wrote
-            .unwrap_or_else(|_| Err(Error::io("write", "tar", io::Error::other("thread died"))));
-        // Of two errors the reader's came first unless it was only cut off by the writer's.
-        match (read, wrote) {
-            (Ok(_), Ok(content)) => Ok((tree, content)),
-            (Ok(_), Err(error)) => Err(error),
-            (Err((fault, at)), wrote) => {
-                match wrote {
-                    Err(error) if !is_broken_pipe(&error) => Err(error),
-                    Ok(_) | Err(_) => Err(fault
-                        .about(at.map_or("merged files".into(), |at| format!("file \"{at}\"")))),
-                }
+        let budget = Budget::new(&merging.limits);
+        let mut budget = budget.unpacked_by(&store.unpacker).until(&store.cancel);
+        let into = (&tree, Trailer::Required);
+        let promise = Promise::default();
+        let read = ingest::ingest(&mut reader, None, &promise, into, &mut budget, &mut |_| {});
+        // A writer that still has something to say must not wait for us.
+        drop(reader);
+        let wrote = writing.join();
+        (read, wrote)
+    });
+    let wrote: Result<Exported> =
+        wrote.unwrap_or_else(|_| Err(Error::io("write", "tar", io::Error::other("thread died"))));
+    // Of two errors the reader's came first unless it was only cut off by the writer's.
+    match (read, wrote) {
+        (Ok(_), Ok(content)) => Ok((tree, content)),
+        (Ok(_), Err(error)) => Err(error),
+        (Err((fault, at)), wrote) => match wrote {
+            Err(error) if !is_broken_pipe(&error) => Err(error),
+            Ok(_) | Err(_) => {
+                Err(fault.about(at.map_or("merged files".into(), |at| format!("file \"{at}\""))))
             }
-        }
+        },
     }
 }
 
@@ -193,7 +235,7 @@ fn format(
     raw.set_len(size).map_err(failed)?;
     let root = tree.metadata().map_err(failed)?;
     let (uid, gid) = (root.uid(), root.gid());
-    let (disk, files) = (tool::path_of(raw), tool::path_of(tree));
+    let (disk, files) = (disk::path_of(raw), disk::path_of(tree));
     let inodes = needs.inodes(size).to_string();
     let owner = format!("root_owner={uid}:{gid},nodiscard");
     let blocks = (size / size::BLOCK).to_string();
@@ -213,7 +255,7 @@ fn format(
 }
 
 fn convert(raw: &File, qcow2: &File, tool: &Tool<'_>) -> Result<()> {
-    let (from, into) = (tool::path_of(raw), tool::path_of(qcow2));
+    let (from, into) = (disk::path_of(raw), disk::path_of(qcow2));
     // The lock of an image is for machines that run; nobody else has these files.
     let args = ["convert", "-U", "-f", "raw", "-O", "qcow2", &from, &into];
     tool.run("qemu-img", "qemu-utils", &args)

@@ -1,9 +1,7 @@
 //! The one place of this module that runs programs: argv, no shell, an empty environment, a deadline, and a bounded
 //! piece of what they say when they fail.
 
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,11 +13,6 @@ use crate::error::escape;
 
 /// Most bytes of an error message that are kept.
 const SAID_MAX: usize = 8 * 1024;
-
-/// A name for an open file that a child can use as long as we have it open.
-pub(super) fn path_of(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
-}
 
 /// Runs a program to its end. The error is text: why, and what to do where that is known.
 pub(super) fn run(

@@ -1,7 +1,8 @@
 //! Where saved images go: a tar or a directory that appears whole or not at all.
 //!
-//! The work is done beside the target under a name of ours, locked as in staging, and moved to its place at the
-//! end. What a killed process left is removed by the next one that saves there.
+//! A tar is a file without a name until it is whole ([`Target`]). A directory is filled beside its place under a name
+//! of ours, locked as in staging, and moved there at the end; what a killed process left is removed by the next one
+//! that saves a directory there.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -15,6 +16,7 @@ use rustix::fs::{FlockOperation, Mode};
 use super::tar::{Bounds, Head, TarWriter};
 use crate::disk;
 use crate::error::{Doing, Error, Fault, Result, escape};
+use crate::target::Target;
 
 const PREFIX: &str = ".ocivisor-save-";
 
@@ -23,35 +25,32 @@ pub(super) type Take<'a> = &'a mut dyn FnMut(&[u8]) -> std::result::Result<(), F
 
 /// Files by name, on their way to the target.
 pub(super) struct Output<'a> {
-    temp: Temp<'a>,
     name: &'a str,
-    form: Form,
+    form: Form<'a>,
     written: u64,
 }
 
-enum Form {
-    Tar(TarWriter<BufWriter<File>>),
-    Directory(File),
+enum Form<'a> {
+    Tar(TarWriter<BufWriter<File>>, Target),
+    Directory(File, Temp<'a>),
 }
 
 impl<'a> Output<'a> {
-    /// A tar that will be `name` in `dir`, over what has the name then.
-    pub fn tar(dir: &'a File, name: &'a str) -> Result<Self> {
-        let (temp, file) = Temp::create(dir, name, disk::create_new)?;
+    /// A tar that will be `name` in `dir`, where nothing may have the name.
+    pub fn tar(dir: &File, name: &'a str) -> Result<Self> {
+        let target = Target::within(dir, name)?;
+        let file = target.file().try_clone().map_err(|e| failed("make", name, e))?;
         let out = BufWriter::with_capacity(256 * 1024, file);
-        Ok(Self { temp, name, form: Form::Tar(TarWriter::new(out, Bounds::NONE)), written: 0 })
+        Ok(Self { name, form: Form::Tar(TarWriter::new(out, Bounds::NONE), target), written: 0 })
     }
 
     /// A directory that will be `name` in `dir`, where nothing may have the name.
     pub fn directory(dir: &'a File, name: &'a str) -> Result<Self> {
         if disk::stat(dir, name).map_err(|e| failed("inspect", name, e))?.is_some() {
-            return Err(failed("make directory", name, io::ErrorKind::AlreadyExists.into()));
+            return Err(exists(name));
         }
-        let (temp, made) = Temp::create(dir, name, |at, temp| {
-            rustix::fs::mkdirat(at, temp, Mode::RWXU)?;
-            disk::open_dir(at, temp)
-        })?;
-        Ok(Self { temp, name, form: Form::Directory(made), written: 0 })
+        let (temp, made) = Temp::create(dir, name)?;
+        Ok(Self { name, form: Form::Directory(made, temp), written: 0 })
     }
 
     /// Bytes of content written so far.
@@ -62,8 +61,8 @@ impl<'a> Output<'a> {
     /// Makes a directory inside; a parent comes before its children.
     pub fn folder(&mut self, path: &str) -> Result<()> {
         let made = match &mut self.form {
-            Form::Tar(tar) => tar.head(&Head::folder(&format!("{path}/"))),
-            Form::Directory(dir) => {
+            Form::Tar(tar, _) => tar.head(&Head::folder(&format!("{path}/"))),
+            Form::Directory(dir, _) => {
                 rustix::fs::mkdirat(&*dir, path, Mode::from_raw_mode(0o755)).doing("make")
             }
         };
@@ -87,7 +86,7 @@ impl<'a> Output<'a> {
         let about = |fault: Fault| fault.about(shown.clone());
         let mut count = 0;
         match &mut self.form {
-            Form::Tar(tar) => {
+            Form::Tar(tar, _) => {
                 let start = tar.written();
                 tar.head(&Head::member(path, size.unwrap_or(0))).map_err(about)?;
                 fill(&mut |bytes| {
@@ -99,7 +98,7 @@ impl<'a> Output<'a> {
                     tar.resize(start, &Head::member(path, count)).map_err(about)?;
                 }
             }
-            Form::Directory(dir) => {
+            Form::Directory(dir, _) => {
                 let file = disk::create_new(dir, path).doing("make").map_err(about)?;
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))
                     .doing("change mode of")
@@ -116,26 +115,20 @@ impl<'a> Output<'a> {
 
     /// Makes it durable and gives it its name.
     pub fn finish(self) -> Result<()> {
-        let Self { temp, name, form, .. } = self;
-        let publish = || -> std::result::Result<bool, Fault> {
-            match form {
-                Form::Tar(tar) => {
-                    let out = tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error);
-                    out.doing("write")?.sync_all().doing("sync")?;
-                    disk::publish(temp.dir, &temp.name, temp.dir, name).doing("publish")?;
-                    Ok(true)
-                }
-                Form::Directory(dir) => {
-                    rustix::fs::syncfs(dir.as_fd()).doing("sync")?;
-                    disk::publish_dir(temp.dir, &temp.name, temp.dir, name).doing("publish")
-                }
+        let Self { name, form, .. } = self;
+        let about = |fault: Fault| fault.about(escape(name.as_bytes()));
+        match form {
+            Form::Tar(tar, target) => {
+                tar.finish().map_err(about)?;
+                target.publish().map(drop)
             }
-        };
-        let published = publish().map_err(|fault| fault.about(escape(name.as_bytes())))?;
-        if published {
-            Ok(())
-        } else {
-            Err(failed("make directory", name, io::ErrorKind::AlreadyExists.into()))
+            Form::Directory(made, temp) => {
+                let publish = || {
+                    rustix::fs::syncfs(made.as_fd()).doing("sync")?;
+                    disk::publish_dir(temp.dir, &temp.name, temp.dir, name).doing("publish")
+                };
+                if publish().map_err(about)? { Ok(()) } else { Err(exists(name)) }
+            }
         }
     }
 
@@ -157,7 +150,11 @@ fn failed(op: &'static str, name: &str, e: io::Error) -> Error {
     Error::io(op, escape(name.as_bytes()), e)
 }
 
-/// Something under a name of ours in the target's directory, removed when dropped.
+fn exists(name: &str) -> Error {
+    Error::Exists { file: escape(name.as_bytes()) }
+}
+
+/// A directory under a name of ours beside its place, removed when dropped.
 struct Temp<'a> {
     dir: &'a File,
     name: String,
@@ -166,11 +163,7 @@ struct Temp<'a> {
 }
 
 impl<'a> Temp<'a> {
-    fn create(
-        dir: &'a File,
-        target: &str,
-        make: impl Fn(&File, &str) -> io::Result<File>,
-    ) -> Result<(Self, File)> {
+    fn create(dir: &'a File, target: &str) -> Result<(Self, File)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         if matches!(target, "" | "." | "..") || target.contains(['/', '\0']) {
             return Err(failed("save as", target, io::ErrorKind::InvalidInput.into()));
@@ -180,22 +173,22 @@ impl<'a> Temp<'a> {
             let n = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!("{PREFIX}{}-{n}", process::id());
             let create = || -> io::Result<Option<(Self, File)>> {
-                let file = make(dir, &name)?;
-                let locked = file.try_clone()?;
+                let made = disk::make_dir(dir, &name)?;
+                let locked = made.try_clone()?;
                 disk::lock(&locked, FlockOperation::LockExclusive)?;
                 // A cleaner may have been faster than the lock.
                 let there = disk::stat(dir, &name)?;
                 let ours = rustix::fs::fstat(&locked)?;
                 let is_ours =
                     there.is_some_and(|s| (s.st_dev, s.st_ino) == (ours.st_dev, ours.st_ino));
-                Ok(is_ours.then(|| (Self { dir, name: name.clone(), _locked: locked }, file)))
+                Ok(is_ours.then(|| (Self { dir, name: name.clone(), _locked: locked }, made)))
             };
             match create() {
                 Ok(Some(made)) => return Ok(made),
                 Ok(None) => {}
                 // Left by a process that had our id, and in use by somebody who has it elsewhere.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(failed("make a file beside", target, e)),
+                Err(e) => return Err(failed("make a directory beside", target, e)),
             }
         }
     }
@@ -211,15 +204,9 @@ impl Drop for Temp<'_> {
 /// Removes what dead processes left.
 fn clean(dir: &File) -> io::Result<()> {
     for name in disk::names(dir)?.into_iter().filter(|n| n.starts_with(PREFIX)) {
-        let file = match disk::open_dir(dir, &name) {
-            Ok(found) => found,
-            Err(_) => match disk::open_file(dir, &name) {
-                Ok(Some(found)) => found,
-                // Gone, or nothing that we made.
-                Ok(None) | Err(_) => continue,
-            },
-        };
-        if disk::lock(&file, FlockOperation::NonBlockingLockExclusive)? {
+        // Gone, or nothing that we made.
+        let Ok(found) = disk::open_dir(dir, &name) else { continue };
+        if disk::lock(&found, FlockOperation::NonBlockingLockExclusive)? {
             disk::remove_tree(dir.as_fd(), name.as_bytes())?;
         }
     }

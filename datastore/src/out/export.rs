@@ -1,7 +1,9 @@
 //! The root file system of an image, or of a VM, as one plain tar.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -14,8 +16,9 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Reference;
 use crate::store::{Image, Store};
+use crate::target::Target;
 
-/// What [`Store::export_tar`] wrote.
+/// What an export wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exported {
     /// Files, directories and links.
@@ -39,34 +42,97 @@ impl Store {
         limits: &Limits,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Exported> {
-        // Against a prune.
-        let _shared = self.lock(FlockOperation::LockShared)?;
-        let image = self.resolve(image)?;
-        let tree = self.tree(&image, upper, limits)?;
-        let (_, written) = layer::write(&tree, self.cancel.watch(out), limits, progress)
+        Merging::begin(self, image, limits)?.write(upper, out, progress)
+    }
+
+    /// Begins to write the same tar into a new file, mode 0600, that has its name when it is whole: does all that may
+    /// have to wait for others before anything of a VM is touched.
+    pub fn begin_tar(&self, image: &Reference, to: &Path, limits: &Limits) -> Result<BegunTar> {
+        let target = Target::create(to)?;
+        Ok(BegunTar { merging: Merging::begin(self, image, limits)?, target })
+    }
+}
+
+/// A tar in the making that needs nothing any more but the VM's files. It keeps prunes away.
+#[derive(Debug)]
+pub struct BegunTar {
+    merging: Merging,
+    target: Target,
+}
+
+impl BegunTar {
+    /// Reads the files of image and VM; only for this long has it to stand still. `progress` is told the bytes
+    /// written so far.
+    pub fn read(self, upper: Option<Upper<'_>>, progress: &mut dyn FnMut(u64)) -> Result<ReadTar> {
+        let Self { merging, target } = self;
+        let mut out = BufWriter::with_capacity(1 << 20, target.file());
+        let exported = merging.write(upper, &mut out, progress)?;
+        out.flush().map_err(|e| Error::io("write", "tar", e))?;
+        drop(out);
+        Ok(ReadTar { exported, target })
+    }
+}
+
+/// A tar that is whole and has no name yet. Neither VM nor image are needed any more.
+#[derive(Debug)]
+pub struct ReadTar {
+    exported: Exported,
+    target: Target,
+}
+
+impl ReadTar {
+    /// Brings the file to the disk and gives it its name.
+    pub fn finish(self) -> Result<Exported> {
+        self.target.publish()?;
+        Ok(self.exported)
+    }
+}
+
+/// An image whose files are to be merged. Its lock keeps prunes away.
+#[derive(Debug)]
+pub(crate) struct Merging {
+    pub store: Store,
+    _shared: File,
+    image: Image,
+    pub limits: Limits,
+}
+
+impl Merging {
+    pub fn begin(store: &Store, image: &Reference, limits: &Limits) -> Result<Self> {
+        let shared = store.lock(FlockOperation::LockShared)?;
+        let (image, store) = (store.resolve(image)?, store.again()?);
+        Ok(Self { store, _shared: shared, image, limits: limits.clone() })
+    }
+
+    pub fn write(
+        &self,
+        upper: Option<Upper<'_>>,
+        out: &mut dyn Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Exported> {
+        let tree = self.tree(upper)?;
+        let out = self.store.cancel.watch(out);
+        let (_, written) = layer::write(&tree, out, &self.limits, progress)
             .map_err(|(fault, at)| fault.about(format!("file \"{at}\"")))?;
         Ok(Exported { entries: written.entries, bytes: written.bytes, omitted: written.omitted })
     }
 
-    /// The merged tree of an image and, on top, a VM's upper directory. The caller has the store locked.
-    pub(crate) fn tree<'a>(
-        &self,
-        image: &Image,
-        upper: Option<Upper<'_>>,
-        limits: &'a Limits,
-    ) -> Result<Tree<'a>> {
+    /// The merged tree of the image and, on top, a VM's upper directory.
+    fn tree(&self, upper: Option<Upper<'_>>) -> Result<Tree<'_>> {
         let mut parts = Vec::new();
         if let Some(Upper { dir, ids }) = upper {
             let dir = dir.try_clone().map_err(|e| Error::io("open", "upper directory", e))?;
             parts.push(Part { dir: OwnedFd::from(dir), ids });
         }
-        for layer in image.overlay_order() {
+        for layer in self.image.overlay_order() {
             let hex = layer.hex();
-            let dir = disk::open_dir(&self.layers, &hex)
-                .and_then(|dir| disk::open_dir(&dir, "fs"))
-                .map_err(|e| self.io("open directory", &format!("layers/{hex}/fs"), e))?;
+            let open = || -> io::Result<File> {
+                disk::open_dir(&disk::open_dir(&self.store.layers, &hex)?, "fs")
+            };
+            let dir = open()
+                .map_err(|e| self.store.io("open directory", &format!("layers/{hex}/fs"), e))?;
             parts.push(Part { dir: OwnedFd::from(dir), ids: IdMap::IDENTITY });
         }
-        Ok(Tree { parts, view: View::Merged, limits })
+        Ok(Tree { parts, view: View::Merged, limits: &self.limits })
     }
 }

@@ -30,8 +30,9 @@ mod save;
 mod tar;
 
 pub use changes::CommitChanges;
-pub use commit::{CommitOptions, Committed, Packing};
-pub use export::Exported;
+pub use commit::{BegunCommit, CommitOptions, Committed, Packing, ReadCommit};
+pub(crate) use export::Merging;
+pub use export::{BegunTar, Exported, ReadTar};
 pub use ids::{IdMap, Upper};
 pub use inspect::{HistoryRow, Inspection, LayerInfo};
 pub use layer::Omitted;

@@ -55,9 +55,8 @@ struct Item {
 impl Store {
     /// Saves images as `name` in the directory `dir`; returns the bytes of content written.
     ///
-    /// An image asked for by name has that name in the archive, one asked for by digest has none. An archive replaces
-    /// what has the name; a layout is made only where nothing has it. On an error, nothing changes. `progress` is told
-    /// the bytes written so far.
+    /// An image asked for by name has that name in the archive, one asked for by digest has none. Nothing may have the
+    /// name yet, and on an error nothing has it. `progress` is told the bytes written so far.
     pub fn save(
         &self,
         images: &[Reference],

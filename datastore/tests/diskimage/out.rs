@@ -97,6 +97,29 @@ fn what_a_vm_changed_is_on_its_disk() {
 }
 
 #[test]
+fn a_disk_is_made_after_the_vm_and_the_image_are_gone() {
+    let bench = Bench::new();
+    bench.import_tar(RawTar::new().dir("etc").file("etc/kept", b"2").end()).unwrap();
+    let upper = bench.path("upper");
+    fs::create_dir(&upper).unwrap();
+    put(&upper.join("new"), b"5");
+    let (to, image) = (bench.path("vm.raw"), Reference::Name("test".parse().unwrap()));
+    let begun =
+        bench.store.begin_disk(&image, &to, &options(DiskFormat::Raw), &Limits::default()).unwrap();
+    let dir = File::open(&upper).unwrap();
+    let read = begun.read(Some(Upper { dir: &dir, ids: IdMap::IDENTITY })).unwrap();
+    fs::remove_dir_all(&upper).unwrap();
+    bench.store.remove(&"test".parse().unwrap()).unwrap();
+    assert_eq!(bench.store.prune(&Default::default()).unwrap().images.len(), 1);
+    assert!(!to.exists());
+    assert_eq!(read.finish().unwrap().content.entries, 4);
+    let mounted = Mounted::new(&to, &bench.path("mnt"), "ro");
+    assert_eq!(fs::read(mounted.0.join("new")).unwrap(), b"5");
+    assert_eq!(fs::read(mounted.0.join("etc/kept")).unwrap(), b"2");
+    assert_eq!(entries(&bench.path("store/staging")), Vec::<String>::new());
+}
+
+#[test]
 fn size_and_label_are_as_asked_and_what_cannot_be_leaves_nothing() {
     let bench = Bench::new();
     let root = RawTar::new().dir("./").file("data", &noise(5 << 20)).end();
@@ -126,7 +149,7 @@ fn size_and_label_are_as_asked_and_what_cannot_be_leaves_nothing() {
     run("sh", &["-c", &format!("test \"$(e2label {})\" = data", text(&to))]);
     let before = fs::read(&to).unwrap();
     let error = export(&bench, None, &to, &sized(1 << 30, "x")).unwrap_err().to_string();
-    assert!(error.ends_with("the file exists; name a new one, or remove it first"), "{error}");
+    assert!(error.ends_with(" exists; name a new file, or remove that one"), "{error}");
     assert_eq!(fs::read(&to).unwrap(), before);
 }
 

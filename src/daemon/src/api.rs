@@ -73,14 +73,14 @@ impl Daemon {
         Ok(self.jobs.begin(request.0, caller, order, move |tell| work(&vms, tell).map(Some))?)
     }
 
-    /// Begins long work on images that needs a VM to be left alone meanwhile.
+    /// Begins long work on images that needs a VM to be left alone at first.
     fn vm_image_work(
         &self,
         caller: &Extensions,
         request: Text<RequestId>,
         vm: VmId,
         order: Order,
-        work: impl FnOnce(&Host, &Record, &Teller) -> Result<MadeV1> + Send + 'static,
+        work: impl FnOnce(&Host, &Record, &Arc<Teller>) -> Result<images::Rest> + Send + 'static,
     ) -> Reply<ImageOperationReply> {
         self.vms.get(&vm)?;
         let (vms, runtime) = (Arc::clone(&self.vms), tokio::runtime::Handle::current());
@@ -89,7 +89,7 @@ impl Daemon {
             let cancel = tell.cancel().clone();
             let held = vms.hold(&vm, cancel, move |host, record| work(host, record, &tell));
             // On a thread for blocking work, where waiting is allowed.
-            runtime.block_on(held).map(Some)
+            runtime.block_on(held)?().map(Some)
         });
         Ok(begun?)
     }
@@ -399,10 +399,7 @@ impl ApiServer for Daemon {
             (None, Some(vm)) => {
                 let order = order(Subject::Vm(vm.0.clone()));
                 self.vm_image_work(caller, request_id, vm.0, order, move |host, record, tell| {
-                    host.images
-                        .heeding(tell)?
-                        .export_vm(host, record, form, &path, tell)
-                        .map(MadeV1::File)
+                    host.images.heeding(tell)?.export_vm(host, record, form, &path, tell)
                 })
             }
             _ => {
@@ -425,10 +422,7 @@ impl ApiServer for Daemon {
         let subject = Subject::ImageOf(vm.0.clone(), name.to_string());
         let order = Order::new("commit", subject, &options);
         self.vm_image_work(caller, request_id, vm.0, order, move |host, record, tell| {
-            host.images
-                .heeding(tell)?
-                .commit(host, record, &name, &options, tell)
-                .map(MadeV1::Image)
+            host.images.heeding(tell)?.commit(host, record, name, options, tell)
         })
     }
 

@@ -308,7 +308,7 @@ pub const METHODS: &[Method] = &[
         "image.save",
         Role::Admin,
         Patience::Quick,
-        "Writes images into an archive.",
+        "Writes images into an archive, a new file.",
         &[
             IMAGE_REQUEST,
             param("images", "[string]", "names or digests of images here"),
@@ -321,7 +321,7 @@ pub const METHODS: &[Method] = &[
         "image.export",
         Role::Admin,
         Patience::Quick,
-        "Writes the root filesystem of an image, or of a VM, into a tarball or disk image.",
+        "Writes the root filesystem of an image, or of a VM, into a tarball or disk image, a new file.",
         &[
             IMAGE_REQUEST,
             param("image", "string?", "name or digest of an image here"),

@@ -27,7 +27,7 @@ use ocivisor_host::layout::Layout;
 use ocivisor_host::storage::Layers;
 
 pub use bring::{name, source};
-pub use out::Form;
+pub use out::{Form, Rest};
 
 use crate::caller::Caller;
 use crate::config::Config;
@@ -176,7 +176,7 @@ fn ours(error: &store::Error) -> Error {
         }
         store::Error::Io { .. } => ErrorKind::Host,
         store::Error::NotFound { .. } => ErrorKind::NotFound,
-        store::Error::Busy { .. } => ErrorKind::Conflict,
+        store::Error::Busy { .. } | store::Error::Exists { .. } => ErrorKind::Conflict,
         store::Error::NotYours { .. } => ErrorKind::Permission,
         store::Error::Cancelled => ErrorKind::Cancelled,
         store::Error::Damaged { .. } => ErrorKind::Integrity,

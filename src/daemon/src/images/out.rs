@@ -1,21 +1,22 @@
 //! Images leave.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::state::Record;
 use ocivisor_datastore as store;
 use ocivisor_datastore::{
-    Archive, CommitChanges, CommitOptions, DiskExport, DiskFormat, IdMap, ImageName, Limits,
-    Omitted, PushProgress, Reference, RegistryReference,
+    Archive, BegunDisk, BegunTar, CommitChanges, CommitOptions, DiskExport, DiskFormat, IdMap,
+    ImageName, Limits, Omitted, PushProgress, ReadDisk, ReadTar, Reference, RegistryReference,
 };
-use ocivisor_host::fs::{io_error, sync_dir};
-use ocivisor_host::storage::Upper;
-use ocivisor_schema::image::{CommitOptionsV1, FileV1, PushedV1};
-use ocivisor_schema::reply::{ImageInfo, ProgressV1};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, renameat, unlinkat};
+use ocivisor_host::cgroup::Frozen;
+use ocivisor_host::fs::io_error;
+use ocivisor_host::storage::{DiskManifest, Upper};
+use ocivisor_schema::image::{CommitOptionsV1, FileV1, MadeV1, PushedV1};
+use ocivisor_schema::reply::ProgressV1;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::{Images, ours};
 use crate::host::Host;
@@ -110,7 +111,7 @@ impl Images {
         Ok(FileV1 { path: path.display().to_string(), size_bytes: size, notes: Vec::new() })
     }
 
-    /// Writes the merged root filesystem of an image into a file.
+    /// Writes the merged root filesystem of an image into a new file.
     pub fn export_image(
         &self,
         image: &str,
@@ -119,137 +120,165 @@ impl Images {
         tell: &Teller,
     ) -> Result<FileV1> {
         let reference: Reference = image.parse().map_err(|e| ours(&e))?;
-        self.export(&reference, None, form, path, tell)
+        self.begin_export(&reference, form, path)?.read(None, tell)?.finish(tell)
     }
 
-    /// Makes an image of what a VM changed. The VM stands still meanwhile, if it runs.
+    /// Makes an image of what a VM changed. It stands still while that is read.
     pub fn commit(
-        &self,
+        self,
         host: &Host,
         vm: &Record,
-        name: &ImageName,
-        options: &CommitOptionsV1,
-        tell: &Teller,
-    ) -> Result<ImageInfo> {
+        name: ImageName,
+        options: CommitOptionsV1,
+        tell: &Arc<Teller>,
+    ) -> Result<Rest> {
         let mut changes = CommitChanges {
-            author: options.author.clone(),
-            message: options.message.clone(),
+            author: options.author,
+            message: options.message,
             ..CommitChanges::default()
         };
         for line in &options.changes {
             changes.instruction(line).map_err(|e| ours(&e))?;
         }
-        let committed = with_upper(host, vm, |upper, base| {
+        let (base, manifest) = base(vm)?;
+        let begun = self.store.begin_commit(&base, &name, &CommitOptions::default());
+        let begun = begun.map_err(|e| ours(&e))?;
+        let read = {
+            let still = Still::open(host, vm, &manifest)?;
             let mut progress = |done| tell.at("packing", Some(ProgressV1 { done, total: None }));
-            let upper = store::Upper { dir: &upper.dir, ids: IdMap::IDENTITY };
-            let options = CommitOptions::default();
-            self.store
-                .commit(&base, upper, &changes, name, &options, &mut progress)
-                .map_err(|e| ours(&e))
-        })?;
-        if let Some(old) = &committed.replaced {
-            super::bring::replaced(name, &committed.layer, old);
-        }
-        for note in notes(&committed.omitted) {
-            tracing::warn!(vm = %vm.id(), image = %name, note, "commit");
-        }
-        self.one(&Reference::Name(name.clone()))
+            begun.read(still.files(), &mut progress).map_err(|e| ours(&e))?
+        };
+        let (vm, tell) = (vm.id().clone(), Arc::clone(tell));
+        Ok(Box::new(move || {
+            tell.at("adding the layer", None);
+            let committed = read.finish(&changes).map_err(|e| ours(&e))?;
+            if let Some(old) = &committed.replaced {
+                super::bring::replaced(&name, &committed.layer, old);
+            }
+            for note in notes(&committed.omitted) {
+                tracing::warn!(vm = %vm, image = %name, note, "commit");
+            }
+            self.one(&Reference::Name(name)).map(MadeV1::Image)
+        }))
     }
 
-    /// Writes what a VM sees as its root filesystem into a file. It stands still meanwhile.
+    /// Writes what a VM sees as its root filesystem into a new file. It stands still while that is
+    /// read.
     pub fn export_vm(
         &self,
         host: &Host,
         vm: &Record,
         form: Form,
         path: &Path,
-        tell: &Teller,
-    ) -> Result<FileV1> {
-        with_upper(host, vm, |upper, base| self.export(&base, Some(upper), form, path, tell))
+        tell: &Arc<Teller>,
+    ) -> Result<Rest> {
+        let (base, manifest) = base(vm)?;
+        let begun = self.begin_export(&base, form, path)?;
+        let read = {
+            let still = Still::open(host, vm, &manifest)?;
+            begun.read(Some(still.files()), tell)?
+        };
+        let tell = Arc::clone(tell);
+        Ok(Box::new(move || read.finish(&tell).map(MadeV1::File)))
     }
 
-    fn export(
-        &self,
-        image: &Reference,
-        upper: Option<&Upper>,
-        form: Form,
-        path: &Path,
-        tell: &Teller,
-    ) -> Result<FileV1> {
-        let upper = upper.map(|upper| store::Upper { dir: &upper.dir, ids: IdMap::IDENTITY });
-        match form {
-            Form::Tar => self.export_tar(image, upper, path, tell),
+    fn begin_export(&self, image: &Reference, form: Form, path: &Path) -> Result<Begun> {
+        let limits = Limits::default();
+        let file = match form {
+            Form::Tar => self.store.begin_tar(image, path, &limits).map(BegunFile::Tar),
             Form::Disk(format, size) => {
-                tell.at("making the disk", None);
                 let options = DiskExport { format, size, label: None };
-                let made = self.store.export_disk(image, upper, path, &options, &Limits::default());
-                let made = made.map_err(|e| ours(&e))?;
-                Ok(FileV1 {
-                    path: path.display().to_string(),
-                    size_bytes: made.size,
-                    notes: notes(&made.content.omitted),
-                })
+                self.store.begin_disk(image, path, &options, &limits).map(BegunFile::Disk)
             }
-        }
-    }
-
-    fn export_tar(
-        &self,
-        image: &Reference,
-        upper: Option<store::Upper<'_>>,
-        path: &Path,
-        tell: &Teller,
-    ) -> Result<FileV1> {
-        let mut progress = |done| tell.at("writing", Some(ProgressV1 { done, total: None }));
-        write_file(path, |file| {
-            let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-            let limits = Limits::default();
-            let exported = self.store.export_tar(image, upper, &mut out, &limits, &mut progress);
-            let exported = exported.map_err(|e| ours(&e))?;
-            out.flush().map_err(|e| io_error("write", path, &e))?;
-            Ok(FileV1 {
-                path: path.display().to_string(),
-                size_bytes: exported.bytes,
-                notes: notes(&exported.omitted),
-            })
-        })
+        };
+        Ok(Begun { file: file.map_err(|e| ours(&e))?, path: path.to_owned() })
     }
 }
 
-/// Runs `work` on what a VM wrote, and the image below it.
-fn with_upper<T>(
-    host: &Host,
-    vm: &Record,
-    work: impl FnOnce(&Upper, Reference) -> Result<T>,
-) -> Result<T> {
-    let id = vm.id();
-    let _still = if vm.state.is_live() { Some(host.cgroups.freeze(id)?) } else { None };
-    let upper = host.storage.open_upper(id, &vm.spec.root.path)?;
-    let base = upper.manifest.image.manifest_digest.parse().map_err(|e| ours(&e))?;
-    work(&upper, base)
+/// What is left to do of work on a VM once the VM is not needed any more.
+pub type Rest = Box<dyn FnOnce() -> Result<MadeV1> + Send>;
+
+/// An export that needs nothing any more but files.
+struct Begun {
+    file: BegunFile,
+    path: PathBuf,
 }
 
-/// Writes a new file that has its name when it is whole, instead of what had the name.
-fn write_file<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
-    let (dir, name) = place(path)?;
-    let temporary = format!(".{}.part", uuid::Uuid::new_v4());
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = openat(&dir, &temporary, flags, Mode::RUSR | Mode::WUSR);
-    let mut file = File::from(made.map_err(|e| io_error("make", path, &e.into()))?);
-    let written = write(&mut file).and_then(|written| {
-        file.sync_all().map_err(|e| io_error("write", path, &e))?;
-        renameat(&dir, &temporary, &dir, &name).map_err(|e| io_error("write", path, &e.into()))?;
-        Ok(written)
-    });
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = unlinkat(&dir, &temporary, AtFlags::empty());
+enum BegunFile {
+    Tar(BegunTar),
+    Disk(BegunDisk),
+}
+
+/// An export that has all files.
+struct Read {
+    file: ReadFile,
+    path: PathBuf,
+}
+
+enum ReadFile {
+    Tar(ReadTar),
+    Disk(Box<ReadDisk>),
+}
+
+impl Begun {
+    fn read(self, upper: Option<store::Upper<'_>>, tell: &Teller) -> Result<Read> {
+        let file = match self.file {
+            BegunFile::Tar(begun) => {
+                let mut progress =
+                    |done| tell.at("writing", Some(ProgressV1 { done, total: None }));
+                begun.read(upper, &mut progress).map(ReadFile::Tar)
+            }
+            BegunFile::Disk(begun) => {
+                tell.at("copying files", None);
+                begun.read(upper).map(Box::new).map(ReadFile::Disk)
+            }
+        };
+        Ok(Read { file: file.map_err(|e| ours(&e))?, path: self.path })
     }
-    let written = written?;
-    if let Some(parent) = path.parent() {
-        sync_dir(parent)?;
+}
+
+impl Read {
+    fn finish(self, tell: &Teller) -> Result<FileV1> {
+        let (size_bytes, omitted) = match self.file {
+            ReadFile::Tar(read) => {
+                let made = read.finish().map_err(|e| ours(&e))?;
+                (made.bytes, made.omitted)
+            }
+            ReadFile::Disk(read) => {
+                tell.at("making the disk", None);
+                let made = read.finish().map_err(|e| ours(&e))?;
+                (made.size, made.content.omitted)
+            }
+        };
+        Ok(FileV1 { path: self.path.display().to_string(), size_bytes, notes: notes(&omitted) })
     }
-    Ok(written)
+}
+
+/// The image below a VM's disk.
+fn base(vm: &Record) -> Result<(Reference, DiskManifest)> {
+    let manifest = DiskManifest::read(&vm.spec.root.path)?;
+    let base = manifest.image.manifest_digest.parse().map_err(|e| ours(&e))?;
+    Ok((base, manifest))
+}
+
+/// What a VM wrote. It stands still, if it runs, until this is dropped: in this order, so that what
+/// is open of its disk is closed first.
+struct Still<'a> {
+    upper: Upper,
+    _frozen: Option<Frozen<'a>>,
+}
+
+impl<'a> Still<'a> {
+    fn open(host: &'a Host, vm: &Record, manifest: &DiskManifest) -> Result<Self> {
+        let id = vm.id();
+        let frozen = if vm.state.is_live() { Some(host.cgroups.freeze(id)?) } else { None };
+        let upper = host.storage.open_upper(id, &vm.spec.root.path, manifest)?;
+        Ok(Self { upper, _frozen: frozen })
+    }
+
+    fn files(&self) -> store::Upper<'_> {
+        store::Upper { dir: &self.upper.dir, ids: IdMap::IDENTITY }
+    }
 }
 
 /// Directory and name; no part of the way is a link, for it was resolved before.

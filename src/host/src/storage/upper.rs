@@ -20,8 +20,6 @@ use crate::fs::io_error;
 pub struct Upper {
     /// The directory.
     pub dir: File,
-    /// What it lies on.
-    pub manifest: DiskManifest,
     /// Of a disk that nothing else had mounted: in this order, the mount goes before its device.
     _mount: Option<OwnedFd>,
     _device: Option<loopdev::LoopDevice>,
@@ -35,15 +33,14 @@ impl HostStorage {
     ///
     /// # Errors
     /// `Conflict`: another VM uses the disk. `Integrity`: it is damaged.
-    pub fn open_upper(&self, id: &VmId, disk: &Path) -> Result<Upper> {
-        let manifest = DiskManifest::read(disk)?;
+    pub fn open_upper(&self, id: &VmId, disk: &Path, manifest: &DiskManifest) -> Result<Upper> {
         let places = self.places(id);
         if super::mounts::below(&places.disk)?.iter().any(|mount| mount.point == places.disk) {
             let tree = open_dir(&places.disk)?;
             let dir = upper_of(&tree, disk)?;
-            return Ok(Upper { dir, manifest, _mount: None, _device: None, _claim: None });
+            return Ok(Upper { dir, _mount: None, _device: None, _claim: None });
         }
-        let claim = claim::disk(self, &Place::of(disk)?, &manifest)?;
+        let claim = claim::disk(self, &Place::of(disk)?, manifest)?;
         let (mount, device) = match manifest.backend {
             DiskBackend::Ext4Image => {
                 ext4::verify(&claim.file, disk)?;
@@ -55,7 +52,7 @@ impl HostStorage {
             }
         };
         let dir = upper_of(&mount, disk)?;
-        Ok(Upper { dir, manifest, _mount: Some(mount), _device: device, _claim: Some(claim) })
+        Ok(Upper { dir, _mount: Some(mount), _device: device, _claim: Some(claim) })
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Save {
     /// Names or digests of images
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// The archive, made on the host of the daemon
+    /// The archive, a new file on the host of the daemon
     #[arg(short = 'f', long, value_name = "FILE")]
     file: PathBuf,
     /// What kind of archive
@@ -50,7 +50,7 @@ pub struct Export {
     /// The root filesystem of a virtual machine instead
     #[arg(long, value_name = "VM", group = "what")]
     vm: Option<VmId>,
-    /// The file, made on the host of the daemon
+    /// The file, a new one on the host of the daemon
     #[arg(short = 'f', long, value_name = "FILE")]
     file: PathBuf,
     /// What to make: a tarball, or a disk image with ext4 and no partitions
