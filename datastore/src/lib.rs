@@ -59,6 +59,7 @@ mod publish;
 mod record;
 mod registry;
 mod source;
+mod sparse;
 mod staging;
 mod store;
 mod tag;

@@ -7,7 +7,7 @@ mod out_common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -459,20 +459,4 @@ fn a_base_that_is_not_whole_is_no_base() {
     fs::remove_file(crafted.bench.path("store/blobs/sha256").join(blob)).unwrap();
     let error = crafted.commit().unwrap_err();
     assert!(matches!(&error, Error::Damaged { why, .. } if why == "is absent"), "{error:?}");
-}
-
-#[test]
-fn holes_are_not_read() {
-    let crafted = Crafted::new();
-    let sparse = File::create(crafted.at("sparse")).unwrap();
-    sparse.set_len(50 << 20).unwrap();
-    sparse.write_all_at(b"data", 30 << 20).unwrap();
-    let made = crafted.commit().unwrap();
-    assert!(made.size < 1 << 20, "{}", made.size);
-    let layer = crafted.bench.store.layer_path(&made.layer).join("sparse");
-    assert_eq!(fs::metadata(&layer).unwrap().len(), 50 << 20);
-    let mut data = [0; 6];
-    File::open(&layer).unwrap().read_exact_at(&mut data, (30 << 20) - 1).unwrap();
-    assert_eq!(&data, b"\0data\0");
-    assert_eq!(fs::metadata(crafted.at("sparse")).unwrap().blocks() * 512, 4096);
 }

@@ -6,12 +6,13 @@ mod out_common;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use common::*;
 use ocivisor_datastore::{
-    Archive, BegunCommit, CommitChanges, CommitOptions, Error, IdMap, Limits, Upper,
+    Archive, BegunCommit, CommitChanges, CommitOptions, DiskExport, DiskFormat, Error, IdMap,
+    Limits, Upper,
 };
 use out_common::*;
 
@@ -120,4 +121,73 @@ fn a_tarball_is_written_after_the_vm_and_the_image_are_gone() {
     assert_eq!(read.finish().unwrap().bytes, want.len() as u64 - 1024);
     assert!(fs::read(&to).unwrap() == want);
     assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o600);
+}
+
+const MIB: u64 = 1 << 20;
+
+/// A VM with a file of that size that has two blocks of data, its second half beginning with one.
+fn sparse_vm(size: u64) -> (Bench, PathBuf) {
+    let (bench, dir) = vm();
+    let sparse = File::create(dir.join("sparse")).unwrap();
+    for (at, what) in [(0, b'a'), (size / 2, b'b')] {
+        sparse.write_all_at(&[what; 4096], at).unwrap();
+    }
+    sparse.set_len(size).unwrap();
+    (bench, dir)
+}
+
+#[test]
+fn a_file_with_holes_has_them_in_its_layer() {
+    let size = 1024 * MIB;
+    let (bench, dir) = sparse_vm(size);
+    let upper = File::open(&dir).unwrap();
+    let upper = Upper { dir: &upper, ids: IdMap::IDENTITY };
+    let read = begin(&bench).read(upper, &mut |_| {}).unwrap();
+    let made = read.finish(&CommitChanges::default()).unwrap();
+    assert!(made.size < 2 * MIB, "{}", made.size);
+    let file = File::open(bench.store.layer_path(&made.layer).join("sparse")).unwrap();
+    let meta = file.metadata().unwrap();
+    assert_eq!(meta.len(), size);
+    assert!(meta.blocks() * 512 <= 2 * 64 * 1024, "{}", meta.blocks());
+    let (mut all, zeros) = (vec![1; 16 << 20], vec![0; 16 << 20]);
+    for at in (0..size).step_by(all.len()) {
+        file.read_exact_at(&mut all, at).unwrap();
+        let (head, rest) = all.split_at(4096);
+        let want = match at {
+            0 => b'a',
+            at if at == size / 2 => b'b',
+            _ => 0,
+        };
+        assert!(head == [want; 4096] && *rest == zeros[4096..], "{at}");
+    }
+}
+
+#[test]
+fn a_file_with_holes_has_them_on_a_disk_and_in_a_tarball_and_is_proven() {
+    let size = 64 * MIB;
+    let (bench, dir) = sparse_vm(size);
+    let upper = File::open(&dir).unwrap();
+    let top = || Upper { dir: &upper, ids: IdMap::IDENTITY };
+    let read = begin(&bench).read(top(), &mut |_| {}).unwrap();
+    read.finish(&CommitChanges::default()).unwrap();
+    assert_eq!(bench.store.fsck().unwrap(), vec![]);
+
+    let (image, limits) = ("new".parse().unwrap(), Limits::default());
+    let tar = bench.path("out.tar");
+    let begun = bench.store.begin_tar(&image, &tar, &limits).unwrap();
+    begun.read(None, &mut |_| {}).unwrap().finish().unwrap();
+    let meta = fs::metadata(&tar).unwrap();
+    assert!(meta.len() > size && meta.blocks() * 512 < MIB, "{meta:?}");
+    let mut want = Vec::new();
+    bench.store.export_tar(&image, None, &mut want, &limits, &mut |_| {}).unwrap();
+    assert!(fs::read(&tar).unwrap() == want);
+
+    let options = DiskExport { format: DiskFormat::Raw, size: None, label: None };
+    let raw = bench.path("out.raw");
+    let made = bench.store.export_disk(&image, None, &raw, &options, &limits).unwrap();
+    // It need not be as large as the file seems.
+    assert!(made.size < 100 * MIB, "{made:?}");
+    // In units of 512 bytes: the two blocks, and nothing between them.
+    let asked = format!("debugfs -R 'stat /sparse' {} | grep -q 'Blockcount: 16$'", text(&raw));
+    run("sh", &["-c", &asked]);
 }

@@ -475,7 +475,7 @@ fn a_full_disk_leaves_nothing() {
     let mounted = Mounted(&small);
     let store = Store::open(&small.join("store")).unwrap();
     let layout = bench.layout("layout");
-    layout.image(&[gzipped(&RawTar::new().file("big", &vec![0; 4 << 20]).end())], &json!({}));
+    layout.image(&[gzipped(&RawTar::new().file("big", &vec![1; 4 << 20]).end())], &json!({}));
     let error =
         store.import(&layout.source(), &name("x"), &Limits::default(), &mut |_| {}).unwrap_err();
     let Error::Io { source, object, .. } = error else { panic!("{error:?}") };

@@ -15,6 +15,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Reference;
+use crate::sparse::Sparse;
 use crate::store::{Image, Store};
 use crate::target::Target;
 
@@ -65,10 +66,10 @@ impl BegunTar {
     /// written so far.
     pub fn read(self, upper: Option<Upper<'_>>, progress: &mut dyn FnMut(u64)) -> Result<ReadTar> {
         let Self { merging, target } = self;
-        let mut out = BufWriter::with_capacity(1 << 20, target.file());
+        let mut out = BufWriter::with_capacity(1 << 20, Sparse::new(target.file()));
         let exported = merging.write(upper, &mut out, progress)?;
-        out.flush().map_err(|e| Error::io("write", "tar", e))?;
-        drop(out);
+        let end = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(Sparse::finish);
+        end.map_err(|e| Error::io("write", "tar", e))?;
         Ok(ReadTar { exported, target })
     }
 }

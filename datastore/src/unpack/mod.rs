@@ -22,6 +22,7 @@ use std::io::{BufRead, Write};
 
 use crate::error::{Doing, Fault, Limit, Refusal, escape};
 use crate::limits::Limits;
+use crate::sparse::Sparse;
 use crate::tarball::{Entry, Kind, Streaming, Tarball};
 use serde::{Deserialize, Serialize};
 use tree::{Attributes, Tree};
@@ -240,20 +241,16 @@ fn content<R: BufRead>(
     }
 }
 
-fn copy<R: BufRead>(
-    tarball: &mut Tarball<'_, Streaming<R>>,
-    mut file: &File,
-) -> Result<u64, Fault> {
-    let mut total = 0;
+fn copy<R: BufRead>(tarball: &mut Tarball<'_, Streaming<R>>, file: &File) -> Result<u64, Fault> {
+    let mut file = Sparse::new(file);
     loop {
         let chunk = tarball.chunk()?;
         let n = chunk.len();
         if n == 0 {
-            return Ok(total);
+            return file.finish().doing("write");
         }
         file.write_all(chunk).doing("write")?;
         tarball.consume(n);
-        total += n as u64;
     }
 }
 

@@ -69,6 +69,7 @@ const LAYER: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_getdents64,
     libc::SYS_lseek,
+    libc::SYS_ftruncate,
     libc::SYS_fchdir,
     libc::SYS_getcwd,
     libc::SYS_geteuid,
