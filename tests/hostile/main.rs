@@ -17,3 +17,4 @@ mod liars;
 mod planted;
 mod same;
 mod streams;
+mod tools;

@@ -6,7 +6,7 @@
     reason = "tests make the files and processes that they test with"
 )]
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 
@@ -134,7 +134,11 @@ fn a_guest_stands_still_while_its_files_are_copied_for_a_disk() {
     gate.reached(1);
     assert!(gate.is_frozen());
     gate.open(1);
-    ended(export);
+    // From here on the disk is made: mke2fs, and debugfs for mode and times of the root directory.
+    gate.reached(2);
     assert!(!gate.is_frozen());
     assert_eq!(inside(host, "echo on"), "on\n");
+    (2..=5).for_each(|worker| gate.open(worker));
+    ended(export);
+    assert_eq!(std::fs::metadata(&to).unwrap().uid(), 0);
 }

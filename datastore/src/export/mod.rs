@@ -4,8 +4,9 @@
 //! layers, upper ─► merged tar ─► unpacked in staging (confined, as any layer) ─► mke2fs -d ─► [qemu-img] ─► link
 //! ```
 //!
-//! What the tar cannot say, the disk does not have; so an image, a VM and a disk hold the same files. Nothing is
-//! mounted, and no file of a tenant is opened by name: mke2fs sees a tree that our own unpacker made.
+//! What the tar cannot say, the disk does not have; so an image, a VM and a disk hold the same files. No file of a
+//! tenant is opened by name: mke2fs sees a tree that our own unpacker made. The tools are confined as the unpacker is:
+//! the tree's content is a tenant's still, and a disk that one of them wrote is read by the next.
 //!
 //! The disk is one ext4 file system without a partition table. It is data for another hypervisor, not a promise that
 //! it boots: there is no boot loader, and no kernel unless the image has one.
@@ -14,19 +15,18 @@
 //!
 //! Times are whole seconds between 1901 and 2038: more is not copied by mke2fs 1.47.
 
+mod make;
 mod size;
 mod tool;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
-use crate::cancel::Cancel;
 use crate::disk;
 use crate::diskimage::DiskFormat;
 use crate::error::{Error, Result};
@@ -38,7 +38,8 @@ use crate::staging::Staged;
 use crate::store::Store;
 use crate::tarball::Trailer;
 use crate::target::Target;
-use size::Needs;
+use make::Make;
+use tool::Tools;
 
 /// What a disk is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,20 +138,23 @@ impl ReadDisk {
     /// Makes the disk and gives it its name.
     pub fn finish(self) -> Result<ExportedDisk> {
         let Self { store, staged, target, to, options, tree, content } = self;
-        let raw = match options.format {
-            DiskFormat::Raw => target.file().try_clone(),
-            DiskFormat::Qcow2 => disk::create_new(&staged.dir, "raw"),
-        };
-        let raw = raw.map_err(|e| Error::io("make", to.display().to_string(), e))?;
         let needs = size::prepare(&tree, content.entries)
             .map_err(|e| Error::io("export", "merged files", e))?;
         let cancel = &store.cancel;
-        let tool = Tool { cancel, to: &to };
+        let tools = Tools { unpacker: &store.unpacker, cancel, patience: PATIENCE };
+        let make = Make { tools, staged: &staged, to: &to };
+        let out = make.lend(&target)?;
         let label = options.label.as_deref().unwrap_or("root");
-        let size = cancel.told(format(&tree, needs, &raw, label, options.size, &tool))?;
-        if options.format == DiskFormat::Qcow2 {
-            cancel.told(convert(&raw, target.file(), &tool))?;
-        }
+        let size = match options.format {
+            DiskFormat::Raw => make.format(&tree, needs, out.file(), label, options.size),
+            DiskFormat::Qcow2 => make.staged("raw").and_then(|raw| {
+                let size = make.format(&tree, needs, &raw, label, options.size)?;
+                make.convert(&raw, out.file(), size)?;
+                Ok(size)
+            }),
+        };
+        let size = cancel.told(size)?;
+        cancel.told(out.give_back(cancel, &to))?;
         let allocated = target.publish()?;
         Ok(ExportedDisk { size, allocated, content })
     }
@@ -201,62 +205,4 @@ fn is_broken_pipe(error: &Error) -> bool {
 
 fn refuse(to: &Path, why: impl Into<String>) -> Error {
     Error::Export { to: to.display().to_string(), why: why.into() }
-}
-
-/// For whom tools run.
-struct Tool<'a> {
-    cancel: &'a Cancel,
-    to: &'a Path,
-}
-
-impl Tool<'_> {
-    fn run(&self, program: &str, package: &str, args: &[&str]) -> Result<()> {
-        tool::run(program, package, args, PATIENCE, self.cancel).map_err(|why| refuse(self.to, why))
-    }
-}
-
-/// Makes the file system with all files; returns its size.
-fn format(
-    tree: &File,
-    needs: Needs,
-    raw: &File,
-    label: &str,
-    size: Option<u64>,
-    tool: &Tool<'_>,
-) -> Result<u64> {
-    let to = tool.to;
-    let least = needs.least();
-    let size = size.unwrap_or_else(|| needs.comfortable()) / size::BLOCK * size::BLOCK;
-    if size < least {
-        let why = format!("the files need a disk of {least} bytes, {size} are wanted; take more");
-        return Err(refuse(to, why));
-    }
-    let failed = |e| Error::io("write", to.display().to_string(), e);
-    raw.set_len(size).map_err(failed)?;
-    let root = tree.metadata().map_err(failed)?;
-    let (uid, gid) = (root.uid(), root.gid());
-    let (disk, files) = (disk::path_of(raw), disk::path_of(tree));
-    let inodes = needs.inodes(size).to_string();
-    let owner = format!("root_owner={uid}:{gid},nodiscard");
-    let blocks = (size / size::BLOCK).to_string();
-    let args = [
-        "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", &inodes, "-L", label,
-        "-E", &owner, "-d", &files, &disk, &blocks,
-    ];
-    tool.run("mke2fs", "e2fsprogs", &args)?;
-    // It gives the root directory a mode and time of its own.
-    let mode = root.mode();
-    let mtime = root.mtime().clamp(i32::MIN.into(), i32::MAX.into());
-    for field in [format!("mode 0{mode:o}"), format!("mtime @{mtime}"), "mtime_extra 0".into()] {
-        let request = format!("set_inode_field / {field}");
-        tool.run("debugfs", "e2fsprogs", &["-w", "-R", &request, &disk])?;
-    }
-    Ok(size)
-}
-
-fn convert(raw: &File, qcow2: &File, tool: &Tool<'_>) -> Result<()> {
-    let (from, into) = (disk::path_of(raw), disk::path_of(qcow2));
-    // The lock of an image is for machines that run; nobody else has these files.
-    let args = ["convert", "-U", "-f", "raw", "-O", "qcow2", &from, &into];
-    tool.run("qemu-img", "qemu-utils", &args)
 }

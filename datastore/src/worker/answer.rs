@@ -171,6 +171,11 @@ impl Answer {
             },
         }
     }
+
+    /// Judges the answer of what should have become another program.
+    pub(super) fn judge_tool(self) -> Result<Fault, &'static str> {
+        Ok(self.0.judge_failure(&Limits::default())?.0)
+    }
 }
 
 impl Said {

@@ -16,7 +16,7 @@
 //!
 //! That is [`Job::Layer`]. [`Job::Expand`] has a pipe in the place of the directory, by which the plain bytes come back
 //! (`stream`); it can reach no file, and its broker has no right. A job that needs open files gets them by a socket
-//! (`request`).
+//! (`request`). [`Job::Tool`] becomes another program (`tool`).
 //!
 //! What a worker that was taken over by a layer can do: write what it likes into that layer's directory, which a
 //! layer can say in plain tar as well; claim a diff id that its files do not have; use processor and disk until
@@ -35,6 +35,7 @@ mod process;
 mod request;
 mod serve;
 mod stream;
+mod tool;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub use broker::attend;
 pub use request::{Ending, Job, Request};
 pub use serve::{Hands, serve};
 pub(crate) use stream::Stream;
+pub(crate) use tool::{Confined, Tool, file};
+pub use tool::{FILES, FIRST_FILE, TREE};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use answer::fuzz_answer;
@@ -100,6 +103,11 @@ impl Worker {
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// Whose files a confined tool may write: the host's id of the worker's own root, user and group.
+    pub(crate) fn root(&self) -> u32 {
+        self.id_base
     }
 
     /// The program.

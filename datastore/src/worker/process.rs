@@ -117,16 +117,27 @@ impl Running {
 
     /// All that the worker says until it ends.
     pub fn answer(&mut self) -> Result<Answer, Fault> {
+        let (said, status) = self.end()?;
+        if !status.success() {
+            return Err(Fault::Worker(end_of(status)));
+        }
+        Answer::decode(&said).map_err(|why| lie(&escape(why.as_bytes())))
+    }
+
+    /// The first of its processes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// What it said on the answer's pipe, and how its first process ended.
+    pub fn end(&mut self) -> Result<(Vec<u8>, ExitStatus), Fault> {
         // It may still wait for a stream that we stopped sending.
         self.feed = None;
         let mut said = Vec::new();
         listen(&self.answer, Some(&mut said), &self.clock, self.patience)?;
         let status = self.child.wait().doing("wait for the worker of")?;
         self.ended = true;
-        if !status.success() {
-            return Err(Fault::Worker(end_of(status)));
-        }
-        Answer::decode(&said).map_err(|why| lie(&escape(why.as_bytes())))
+        Ok((said, status))
     }
 }
 

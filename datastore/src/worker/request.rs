@@ -21,7 +21,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Worker;
+use super::{Tool, Worker};
 use crate::compress::Compression;
 use crate::content::Task;
 use crate::limits::Limits;
@@ -50,6 +50,11 @@ pub enum Job {
     /// Decompresses a stream; the plain bytes go to the pipe on descriptor 2. What they are is judged by whoever reads
     /// them.
     Expand,
+    /// Becomes another program, whose words go to the pipe on descriptor 2.
+    Tool {
+        /// Whether the first of the files beside the request is a tree to read; the others are to be written.
+        tree: bool,
+    },
 }
 
 /// Whether a tar must have its end marker.
@@ -85,6 +90,9 @@ pub struct Request {
     compression: Option<Compression>,
     id_base: u32,
     cgroup_procs: Vec<PathBuf>,
+    /// To become, if any.
+    program: PathBuf,
+    argv: Vec<String>,
 }
 
 impl Request {
@@ -108,6 +116,16 @@ impl Request {
         Self { compression, ..Self::of(worker, Job::Expand) }
     }
 
+    /// To become another program.
+    pub(super) fn tool(worker: &Worker, tool: &Tool<'_>) -> Self {
+        Self {
+            program: tool.program.to_owned(),
+            argv: tool.argv.to_vec(),
+            bytes: tool.largest,
+            ..Self::of(worker, Job::Tool { tree: tool.tree.is_some() })
+        }
+    }
+
     fn of(worker: &Worker, job: Job) -> Self {
         Self {
             version: VERSION,
@@ -119,6 +137,8 @@ impl Request {
             compression: None,
             id_base: worker.id_base,
             cgroup_procs: worker.cgroup_procs.clone(),
+            program: PathBuf::new(),
+            argv: Vec::new(),
         }
     }
 
@@ -180,6 +200,18 @@ impl Request {
         self.compression
     }
 
+    /// The program to become.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its name for itself, and its arguments.
+    #[must_use]
+    pub fn argv(&self) -> &[String] {
+        &self.argv
+    }
+
     /// First of the host's ids for the worker.
     #[must_use]
     pub fn id_base(&self) -> u32 {
@@ -195,7 +227,7 @@ impl Request {
     #[must_use]
     pub fn largest_file(&self) -> u64 {
         match self.job {
-            Job::Layer { .. } => self.bytes,
+            Job::Layer { .. } | Job::Tool { .. } => self.bytes,
             Job::Expand => 0,
         }
     }

@@ -52,6 +52,7 @@ pub fn serve(request: &Request, hands: Hands) -> Answer {
             }
             None => Answer::without("a pipe for the bytes"),
         },
+        Job::Tool { .. } => Answer::without("a job of this process's own"),
     }
 }
 

@@ -8,8 +8,8 @@
 //! first                                    confined
 //!   fork into a pid namespace ───────────►   unshare user, mount, net, ipc, uts, cgroup namespaces
 //!   write uid_map and gid_map   ◄─ 'u' ───
-//!   clone the layer's mount, map its ids
-//!   ── descriptor of that mount ─────────►   become root of the namespace; die with the first
+//!   clone mounts of what it works on, map their ids
+//!   ── descriptors of these mounts ──────►   become root of the namespace; die with the first
 //!                               ◄─ 'r' ───
 //!   ── 'g': still alive ─────────────────►   pivot into the mount, limits, capabilities, Landlock, seccomp
 //!   drop all but the broker's work
@@ -41,10 +41,13 @@ use rustix::net::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::{Step, filter, sys};
+use crate::{Step, filter, sys, tool};
 
 /// Address space: a zstd window of 128 MiB or an xz dictionary, stacks and arenas of two threads, and as much again.
 const ADDRESS_SPACE: u64 = 1 << 30;
+
+/// Most mounts that the first process makes for the other.
+const MOUNTS_MAX: usize = 1;
 
 /// Descriptors: removing a deep tree holds 64 levels open.
 const DESCRIPTORS: u64 = 256;
@@ -100,7 +103,7 @@ impl Child {
 }
 
 /// Splits into the two processes.
-pub fn enter(request: &Request) -> Result<Side, Unusable> {
+pub fn enter(request: &Request, files: &[File]) -> Result<Side, Unusable> {
     die_with_parent().step("ask to die with the importing process")?;
     for procs in request.cgroup_procs() {
         // 0 is whoever writes it.
@@ -110,7 +113,9 @@ pub fn enter(request: &Request) -> Result<Side, Unusable> {
     let second = || dup(rustix::stdio::stderr());
     let (layer, output) = match request.job() {
         Job::Layer { .. } => (Some(second().step("keep the layer's directory")?), None),
-        Job::Expand => (None, Some(second().step("keep the pipe for the bytes")?)),
+        Job::Expand | Job::Tool { .. } => {
+            (None, Some(second().step("keep the pipe for the bytes")?))
+        }
     };
     // From here on a message of the C library would go there.
     let null =
@@ -126,7 +131,7 @@ pub fn enter(request: &Request) -> Result<Side, Unusable> {
     match sys::fork().step("fork")? {
         Some(pid) => {
             drop((far_gate, far_marks, output));
-            let done = prepare(&gate, pid, layer.as_ref(), request.id_base());
+            let done = prepare(&gate, pid, layer.as_ref(), files, request);
             if done.is_err() {
                 // It waits for us; nothing else can have happened to it.
                 let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
@@ -139,7 +144,7 @@ pub fn enter(request: &Request) -> Result<Side, Unusable> {
         }
         None => {
             drop((gate, marks, null, layer));
-            let root = confine(&far_gate, request)?;
+            let root = confine(&far_gate, files, request)?;
             Ok(Side::Confined(Confined { root, output, marks: far_marks }))
         }
     }
@@ -160,21 +165,36 @@ fn die_with_parent() -> rustix::io::Result<()> {
 }
 
 /// What takes root of the host.
-fn prepare(gate: &OwnedFd, pid: Pid, layer: Option<&File>, base: u32) -> Result<(), Unusable> {
+fn prepare(
+    gate: &OwnedFd,
+    pid: Pid,
+    layer: Option<&File>,
+    files: &[File],
+    request: &Request,
+) -> Result<(), Unusable> {
     hear(gate, b'u').step("make namespaces for a worker")?;
     let proc = format!("/proc/{pid}");
-    let map = format!("0 {base} {IDS}\n");
+    let map = format!("0 {} {IDS}\n", request.id_base());
     for file in ["uid_map", "gid_map"] {
         let write = || {
             OpenOptions::new().write(true).open(format!("{proc}/{file}"))?.write_all(map.as_bytes())
         };
         write().step("map the ids of workers")?;
     }
-    let mount = match layer {
-        Some(layer) => Some(mapped(layer, &proc)?),
-        None => None,
+    let mounts = match request.job() {
+        Job::Layer { .. } => {
+            layer.into_iter().map(|layer| mapped(layer, &proc)).collect::<Result<Vec<_>, _>>()?
+        }
+        Job::Tool { tree: true } => {
+            let tree = files.first().ok_or(rustix::io::Errno::BADF).step("take the tree")?;
+            let tree = mapped(tree, &proc)?;
+            sys::read_only(tree.as_fd(), sys::Reach::Alone).step("protect the tree")?;
+            vec![tree]
+        }
+        Job::Tool { tree: false } => Vec::new(),
+        Job::Expand => Vec::new(),
     };
-    send(gate, mount.as_ref().map(AsFd::as_fd)).step("hand over the layer's mount")?;
+    send(gate, &mounts).step("hand over the layer's mount")?;
     hear(gate, b'r').step("become root of the worker's namespace")?;
     say(gate, b'g').step("let the worker go")
 }
@@ -205,7 +225,7 @@ fn become_broker(sets_marks: bool) -> Result<(), Unusable> {
 }
 
 /// All the way in; returns the root directory, if there is one to fill.
-fn confine(gate: &OwnedFd, request: &Request) -> Result<Option<File>, Unusable> {
+fn confine(gate: &OwnedFd, files: &[File], request: &Request) -> Result<Option<File>, Unusable> {
     let apart = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -214,7 +234,7 @@ fn confine(gate: &OwnedFd, request: &Request) -> Result<Option<File>, Unusable> 
         | CloneFlags::CLONE_NEWCGROUP;
     nix::sched::unshare(apart).step("make namespaces")?;
     say(gate, b'u').step("reach the first process")?;
-    let mount = receive(gate).step("take the layer's mount")?;
+    let mounts = receive(gate).step("take the layer's mount")?;
 
     nix::unistd::setgroups(&[]).step("drop groups")?;
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
@@ -225,44 +245,66 @@ fn confine(gate: &OwnedFd, request: &Request) -> Result<Option<File>, Unusable> 
     say(gate, b'r').step("reach the first process")?;
     hear(gate, b'g').step("hear the first process")?;
 
-    let fills = mount.is_some();
-    let mount = match mount {
-        Some(mount) => mount,
-        None => nothing().step("make an empty root directory")?,
+    let root = match request.job() {
+        Job::Layer { .. } => {
+            let layer = mounts.first().ok_or(rustix::io::Errno::PIPE);
+            let layer = layer.step("take the layer's mount")?;
+            pivot(layer, || Ok(())).step("make the layer the root directory")?;
+            let flags = rustix::fs::OFlags::RDONLY
+                | rustix::fs::OFlags::DIRECTORY
+                | rustix::fs::OFlags::CLOEXEC;
+            let root = rustix::fs::open("/", flags, rustix::fs::Mode::empty());
+            Some(File::from(root.step("open the root directory")?))
+        }
+        Job::Expand => {
+            let nothing = nothing().step("make an empty root directory")?;
+            pivot(&nothing, || Ok(())).step("make an empty root directory")?;
+            None
+        }
+        Job::Tool { .. } => {
+            let room = tool::root().step("make a root directory for the tool")?;
+            pivot(&room, || tool::furnish(&room, mounts.first()))
+                .step("fill the tool's root directory")?;
+            None
+        }
     };
-    pivot(&mount).step("make the layer the root directory")?;
-    drop(mount);
-    let flags =
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    let root: File = rustix::fs::open("/", flags, rustix::fs::Mode::empty())
-        .step("open the root directory")?
-        .into();
 
-    limit(request.largest_file()).step("set limits")?;
+    limit(request).step("set limits")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     let (capabilities, filters) = rights(request.job());
     keep_capabilities(capabilities).step("drop capabilities")?;
     rustix::thread::set_no_new_privs(true).step("forbid new privileges")?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step("forbid core dumps")?;
-    landlock(fills.then_some(&root)).map_err(io::Error::other).step("apply Landlock")?;
+    match request.job() {
+        Job::Tool { tree } => tool::landlock(&files[usize::from(tree)..]),
+        _ => landlock(root.as_ref()),
+    }
+    .map_err(io::Error::other)
+    .step("apply Landlock")?;
+    drop(mounts);
     for program in filters.map_err(io::Error::other).step("make the filter")? {
         seccompiler::apply_filter(&program).map_err(io::Error::other).step("apply the filter")?;
     }
-    Ok(fills.then_some(root))
+    Ok(root)
 }
 
 /// What a job takes, and no more: capabilities, and system calls.
-fn rights(job: Job) -> (CapabilitySet, Result<[seccompiler::BpfProgram; 2], filter::Bad>) {
+fn rights(job: Job) -> (CapabilitySet, Result<Vec<seccompiler::BpfProgram>, filter::Bad>) {
     match job {
         Job::Layer { .. } => {
             let over_files = CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE
                 | CapabilitySet::FOWNER
                 | CapabilitySet::FSETID;
-            (over_files, filter::layer())
+            (over_files, filter::layer().map(Vec::from))
         }
-        Job::Expand => (CapabilitySet::empty(), filter::stream()),
+        Job::Expand => (CapabilitySet::empty(), filter::stream().map(Vec::from)),
+        Job::Tool { tree } => {
+            // A tree has files that only their owner may read.
+            let reads = if tree { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
+            (reads, filter::tool().map(Vec::from))
+        }
     }
 }
 
@@ -277,24 +319,30 @@ fn nothing() -> rustix::io::Result<OwnedFd> {
     rustix::mount::fsmount(made.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
-/// Makes a detached mount the root directory, and lets go of everything else (pivot_root(2), NOTES).
-fn pivot(mount: &OwnedFd) -> io::Result<()> {
+/// Makes a detached mount the root directory, and lets go of everything else (pivot_root(2), NOTES). Meanwhile it is
+/// the working directory: then `furnish` may put something into it.
+fn pivot(mount: &OwnedFd, furnish: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     use rustix::mount::{MountPropagationFlags, UnmountFlags};
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", rustix::fs::CWD, "/", flags)?;
     rustix::process::fchdir(mount)?;
+    furnish()?;
     rustix::process::pivot_root(".", ".")?;
     // The old root lies on top of the new one now.
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir("/")?)
 }
 
-fn limit(largest_file: u64) -> nix::Result<()> {
+fn limit(request: &Request) -> nix::Result<()> {
+    let address_space = match request.job() {
+        Job::Tool { .. } => tool::ADDRESS_SPACE,
+        _ => ADDRESS_SPACE,
+    };
     for (what, most) in [
-        (Resource::RLIMIT_AS, ADDRESS_SPACE),
-        (Resource::RLIMIT_FSIZE, largest_file),
+        (Resource::RLIMIT_AS, address_space),
+        (Resource::RLIMIT_FSIZE, request.largest_file()),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
@@ -363,20 +411,20 @@ fn hear(gate: &OwnedFd, what: u8) -> io::Result<()> {
     }
 }
 
-/// Sends a descriptor, or that there is none.
-fn send(gate: &OwnedFd, mount: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Sends mounts, if there are any.
+fn send(gate: &OwnedFd, mounts: &[OwnedFd]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOUNTS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let rights = mount.as_slice();
-    if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(rights)) {
+    let rights: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
+    if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     rustix::net::sendmsg(gate, &[IoSlice::new(b"m")], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-fn receive(gate: &OwnedFd) -> io::Result<Option<OwnedFd>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn receive(gate: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOUNTS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let mut into = [IoSliceMut::new(&mut byte)];
@@ -384,8 +432,11 @@ fn receive(gate: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     if got.bytes != 1 {
         return Err(rustix::io::Errno::PIPE.into());
     }
-    Ok(control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    }))
+    let mut mounts = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            mounts.extend(fds);
+        }
+    }
+    Ok(mounts)
 }

@@ -81,6 +81,83 @@ const LAYER: &[c_long] = &[
     libc::SYS_sched_getaffinity,
 ];
 
+/// For a tool of the host's, in addition to both: what a program and its libraries do to work on open files.
+const TOOL: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_set_tid_address,
+    libc::SYS_prlimit64,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrusage,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_getgid,
+    libc::SYS_prctl,
+    libc::SYS_umask,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    libc::SYS_eventfd2,
+    libc::SYS_signalfd4,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_chdir,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_fgetxattr,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fallocate,
+    libc::SYS_fadvise64,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_flock,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_clone3,
+    libc::SYS_ioctl,
+];
+
+/// The same, of older names.
+#[cfg(target_arch = "x86_64")]
+const TOOL_OLD: &[c_long] = &[
+    libc::SYS_arch_prctl,
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_dup2,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_wait,
+    libc::SYS_time,
+    libc::SYS_getrlimit,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const TOOL_OLD: &[c_long] = &[];
+
 /// For the process that sets marks and waits.
 const BROKER: &[c_long] = &[
     libc::SYS_read,
@@ -116,7 +193,39 @@ pub fn layer() -> Result<[BpfProgram; 2], Bad> {
             SeccompRule::new(vec![kind(libc::S_IFCHR)?, equal(3, 0)?])?,
         ],
     );
-    // A thread, never a process or a namespace.
+    rules.insert(libc::SYS_clone, vec![thread()?]);
+    // The name of a thread.
+    let named = equal(0, u64::from(libc::PR_SET_NAME.cast_unsigned()))?;
+    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![named])?]);
+    confined(rules)
+}
+
+/// The filter of a process that reads one stream and writes another: no file, no thread.
+pub fn stream() -> Result<[BpfProgram; 2], Bad> {
+    confined(plain(STREAM))
+}
+
+/// The filters of a process that becomes a tool of the host's: what is answered otherwise, then what is allowed.
+///
+/// Nobody knows all calls that a distribution's build of it tries. What is not on the list is therefore "not there"
+/// instead of the end, and no file is a terminal or device that would know an ioctl.
+pub fn tool() -> Result<[BpfProgram; 3], Bad> {
+    let mut rules = plain(&[STREAM, LAYER, TOOL, TOOL_OLD].concat());
+    rules.insert(libc::SYS_clone, vec![thread()?]);
+    let answer = |call, errno: i32| {
+        let errno = SeccompAction::Errno(errno.cast_unsigned());
+        compile(plain(&[call]), SeccompAction::Allow, errno)
+    };
+    let absent = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    Ok([
+        answer(libc::SYS_clone3, libc::ENOSYS)?,
+        answer(libc::SYS_ioctl, libc::ENOTTY)?,
+        compile(rules, absent, SeccompAction::Allow)?,
+    ])
+}
+
+/// A thread, never a process or a namespace.
+fn thread() -> Result<SeccompRule, Bad> {
     let thread =
         u64::from((libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND).cast_unsigned());
     let namespaces = libc::CLONE_NEWNS
@@ -127,16 +236,7 @@ pub fn layer() -> Result<[BpfProgram; 2], Bad> {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     let all = thread | u64::from(namespaces.cast_unsigned());
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![masked(0, all, thread)?])?]);
-    // The name of a thread.
-    let named = equal(0, u64::from(libc::PR_SET_NAME.cast_unsigned()))?;
-    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![named])?]);
-    confined(rules)
-}
-
-/// The filter of a process that reads one stream and writes another: no file, no thread.
-pub fn stream() -> Result<[BpfProgram; 2], Bad> {
-    confined(plain(STREAM))
+    Ok(SeccompRule::new(vec![masked(0, all, thread)?])?)
 }
 
 fn confined(mut rules: Rules) -> Result<[BpfProgram; 2], Bad> {

@@ -1,4 +1,5 @@
-//! Reads one stream of foreign bytes where it can do no harm: unpacks a layer, or only decompresses.
+//! Reads one stream of foreign bytes where it can do no harm: unpacks a layer, or only decompresses. Or becomes a tool
+//! of the host's that works on foreign files (`tool`).
 //!
 //! Started by `ocivisor-datastore` (module `worker`) with three descriptors: 0 is request and stream, 1 the answer, 2
 //! the layer's directory, or a pipe for what is decompressed. It begins as root of the host and splits before it reads a
@@ -17,12 +18,13 @@ mod filter;
 #[cfg(feature = "faults")]
 mod probe;
 mod sys;
+mod tool;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use ocivisor_datastore::worker::{Answer, Hands, Request, Unusable, attend, serve};
+use ocivisor_datastore::worker::{Answer, Hands, Job, Request, Unusable, attend, serve};
 
 use confine::{Broker, Confined, Side};
 
@@ -40,18 +42,22 @@ fn run() -> std::io::Result<ExitCode> {
     sys::close_all_others()?;
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let (request, files) = Request::receive(&input)?;
-    let said = match confine::enter(&request) {
+    // Closed when this process becomes another program.
+    let answer = File::from(sys::out_of_the_way(std::io::stdout().as_fd())?);
+    let said = match confine::enter(&request, &files) {
         Ok(Side::Broker(broker)) => {
-            drop((input, files));
+            drop((input, files, answer));
             return Ok(wait(broker));
         }
         Ok(Side::Confined(Confined { root, output, marks })) => {
             let hands = Hands { input, root, output, files, marks };
-            attempted(&request).unwrap_or_else(|| serve(&request, hands))
+            attempted(&request).unwrap_or_else(|| match request.job() {
+                Job::Tool { .. } => tool::become_tool(&request, hands.files, hands.output.as_ref()),
+                _ => serve(&request, hands),
+            })
         }
         Err(error) => Answer::unusable(&error),
     };
-    let answer = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
     said.send(&answer)?;
     Ok(ExitCode::SUCCESS)
 }

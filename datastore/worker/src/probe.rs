@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use libc::c_long;
 use ocivisor_datastore::worker::{Answer, Request, Unusable};
@@ -54,6 +55,24 @@ pub fn attempt(request: &Request) -> Option<Answer> {
     let step = if outcome.is_ok() { "be held back" } else { "break out" };
     let source = outcome.err().unwrap_or_else(|| io::Error::from_raw_os_error(0));
     Some(Answer::unusable(&Unusable { step, source }))
+}
+
+/// What to become in place of a tool, if that is asked for; the tests are in `tests/hostile/tools.rs`.
+pub fn instead(request: &Request) -> Option<(PathBuf, Vec<String>)> {
+    let program =
+        |path: &str, argv: &[&str]| (path.into(), argv.iter().map(ToString::to_string).collect());
+    let shell = |script| program("/bin/sh", &["sh", "-c", script]);
+    match request.id_base().to_le_bytes()[0] {
+        40 | 44 | 45 => Some(program("/bin/sleep", &["sleep", "1000"])),
+        41 => Some(shell("read x </proc/1/environ; echo x >/tree/new; (true)")),
+        42 => Some(shell("exec yes >/fd/3")),
+        // Far more than a pipe holds.
+        43 => Some(shell(
+            "i=0; while [ $i -lt 20000 ]; do echo \"line $i\" >&2; i=$((i + 1)); done; \
+             printf '\\033[31m%0900d\\n' 7 >&2; exit 7",
+        )),
+        _ => None,
+    }
 }
 
 fn node(kind: libc::mode_t, major: u32, minor: u32) -> io::Result<()> {
