@@ -8,7 +8,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use ocivisor_tests::{Call, Host, bin_dir, tool, wait_for};
 
@@ -141,4 +141,76 @@ fn a_guest_stands_still_while_its_files_are_copied_for_a_disk() {
     (2..=5).for_each(|worker| gate.open(worker));
     ended(export);
     assert_eq!(std::fs::metadata(&to).unwrap().uid(), 0);
+}
+
+/// podman with a storage of its own. Containers it makes are in control groups named after the host.
+struct Podman {
+    dir: PathBuf,
+    group: String,
+}
+
+impl Podman {
+    fn new(host: &Host) -> Self {
+        let dir = host.dir().join("podman");
+        std::fs::create_dir(&dir).unwrap();
+        Self { dir, group: format!("{}-podman", host.name()) }
+    }
+
+    fn call(&self, arguments: &[&str]) -> String {
+        let at = |name: &str| self.dir.join(name).display().to_string();
+        let own = ["--root", &at("root"), "--runroot", &at("run"), "--tmpdir", &at("tmp")];
+        // No driver that mounts: nothing is left then by whoever is killed.
+        let how = ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc"];
+        tool(&[&["podman"], &own[..], &how, arguments].concat())
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // The kernel takes a moment to forget processes that have ended.
+        wait_for("the end of podman's control groups", || {
+            let named = format!("*/{}*", self.group);
+            let find = ["-depth", "-type", "d", "-path", &named];
+            let mut command = Command::new("find");
+            let gone = command.arg("/sys/fs/cgroup").args(find).arg("-delete").output().unwrap();
+            if gone.status.success() { Ok(()) } else { Err(gone) }
+        });
+    }
+}
+
+#[test]
+fn podman_runs_what_was_committed_here() {
+    let host = Host::start();
+    deploy(&host, "busybox");
+    inside(
+        &host,
+        "mkdir /srv; echo changed > /srv/note; ln /srv/note /srv/twin; ln -s note /srv/link; \
+         chown 1000:1001 /srv/note; chmod 640 /srv/note; rm -r /etc/init.d; \
+         mkdir /srv/suid; cp /bin/busybox /srv/suid/id; chmod 4711 /srv/suid/id; \
+         dd if=/dev/zero of=/srv/sparse bs=1 count=1 seek=9999999 2>/dev/null; sync",
+    );
+    let show = "cat /srv/link; stat -c '%n %u:%g %a %h %s' /srv/note /srv/suid/id /srv/sparse; \
+                ls /etc/init.d 2>&1; echo $MADE by $0; pwd";
+    let entry = format!("ENTRYPOINT {}", serde_json::json!(["/bin/sh", "-c", show]));
+    let change = |line: &str| ["-c".to_owned(), line.to_owned()];
+    let changes = [&entry, "CMD [\"us\"]", "ENV MADE=committed", "WORKDIR /srv"].map(change);
+    let changes: Vec<&str> = changes.iter().flatten().map(String::as_str).collect();
+    host.cli(&[&["image", "commit", "one-0", "made:1"], &changes[..]].concat()).ok();
+    let size = inside(&host, "stat -c %s /bin/busybox");
+    let archive = host.dir().join("made.oci").display().to_string();
+    host.cli(&["image", "save", "-f", &archive, "made:1"]).ok();
+
+    let podman = Podman::new(&host);
+    podman.call(&["load", "-q", "-i", &archive]);
+    // runc may not raise limits here, and podman would.
+    let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
+    let run = ["run", "--rm", "--network", "none", "--cgroup-parent", &podman.group];
+    let said = podman.call(&[&run[..], &limits, &["made:1"]].concat());
+    let want = format!(
+        "changed\n/srv/note 1000:1001 640 2 8\n/srv/suid/id 0:0 4711 1 {}\n\
+         /srv/sparse 0:0 644 1 10000000\nls: /etc/init.d: No such file or directory\n\
+         committed by us\n/srv\n",
+        size.trim()
+    );
+    assert_eq!(said, want);
 }
