@@ -76,8 +76,9 @@ pub const FOR_BENCH: [Package; 3] =
     [tool("runc", "runc"), tool("crun", "crun"), tool("dockerd", "docker.io")];
 
 /// With whom the bench of images compares; the last two make what is imported.
-pub const FOR_IMAGE_BENCH: [Package; 4] = [
+pub const FOR_IMAGE_BENCH: [Package; 5] = [
     tool("podman", "podman"),
+    tool("buildah", "buildah"),
     tool("dockerd", "docker.io"),
     tool("skopeo", "skopeo"),
     tool("umoci", "umoci"),

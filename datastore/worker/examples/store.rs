@@ -1,11 +1,14 @@
-//! Imports one image into a store, or checks the store, and nothing else: for benchmarks.
+//! Imports one image into a store, commits changes to it or forgets them, or checks the store: for benchmarks.
 //!
-//! `store import STORE SOURCE [WORKER]`, `store fsck STORE [WORKER]`; without a worker the process itself unpacks.
+//! `store import STORE SOURCE [WORKER]`, `store commit STORE UPPER [WORKER]`, `store forget STORE`,
+//! `store fsck STORE [WORKER]`; without a worker the process itself unpacks.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::path::Path;
 
 use ocivisor_datastore::worker::Worker;
-use ocivisor_datastore::{Limits, Source, Store};
+use ocivisor_datastore::{CommitChanges, CommitOptions, IdMap, Limits, Source, Store, Upper};
 
 /// Ids of nobody.
 const BASE: u32 = 1_879_048_192;
@@ -22,11 +25,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}", image.manifest_digest);
             Ok(())
         }
+        ["commit", store, upper, ref worker @ ..] => {
+            let (base, name) = ("bench:1".parse()?, "made:1".parse()?);
+            let upper = File::open(upper)?;
+            let upper = Upper { dir: &upper, ids: IdMap::IDENTITY };
+            let (changes, options) = (CommitChanges::default(), CommitOptions::default());
+            let store = open(store, worker)?;
+            let made = store.commit(&base, upper, &changes, &name, &options, &mut |_| {})?;
+            println!("{}", made.image.manifest_digest);
+            Ok(())
+        }
+        ["forget", store] => {
+            let store = open(store, &[])?;
+            store.remove(&"made:1".parse()?)?;
+            store.prune(&HashSet::new())?;
+            Ok(())
+        }
         ["fsck", store, ref worker @ ..] => match open(store, worker)?.fsck()?.first() {
             None => Ok(()),
             Some(finding) => Err(format!("{finding:?}").into()),
         },
-        _ => Err("usage: store import STORE SOURCE [WORKER] | store fsck STORE [WORKER]".into()),
+        _ => Err("usage: store import|commit|forget|fsck STORE [SOURCE|UPPER] [WORKER]".into()),
     }
 }
 

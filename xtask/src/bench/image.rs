@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Options;
 use super::stats::{Figures, milliseconds};
+use super::{Options, commit};
 use crate::binaries::{What, build, example};
 use crate::cmd::{installed, output, program, run as run_command, say, step, wait_until, write};
 use crate::packages::{FOR_IMAGE_BENCH, FOR_QUICKSTART, Package, TO_BUILD, ensure};
@@ -37,15 +37,20 @@ use crate::quickstart::undo::Undo;
 const PACKAGES: &str = "build-essential,git,vim,python3-dev,gdb,perl-doc";
 const SUITE: &str = "bookworm";
 
-/// Whom ours is compared with.
-const PEERS: [&str; 5] = ["skopeo", "podman", "umoci", "docker", "tar"];
+/// Whom ours is compared with: in imports the first five, in commits those of [`commit::PEERS`].
+const PEERS: [&str; 6] = ["skopeo", "podman", "umoci", "docker", "tar", "buildah"];
 
-const FIGURES: [(&str, &str); 4] = [
+const FIGURES: [(&str, &str); 6] = [
     ("image-import", "ms"),
     ("image-import-answer", "ms"),
     ("root-disk", "ms"),
     ("fsck", "ms/GiB"),
+    ("image-commit", "ms"),
+    ("image-commit-answer", "ms"),
 ];
+
+/// What can be measured alone.
+const PARTS: [&str; 2] = ["import", "commit"];
 
 /// How often disks are made and the store is checked, per round of imports.
 const DISKS: u32 = 10;
@@ -55,10 +60,7 @@ const DISKS: u32 = 10;
 /// # Errors
 /// Ours does not work, or a peer that was named.
 pub fn run(options: &Options) -> Result<()> {
-    let names = &options.names[1..];
-    if let Some(other) = names.iter().find(|name| !PEERS.contains(&name.as_str())) {
-        bail!("{other} is no contender ({})", PEERS.join(", "));
-    }
+    let wanted = Wanted::new(&options.names[1..])?;
     let contenders: &[Package] = if options.install { &FOR_IMAGE_BENCH } else { &[] };
     ensure(&[&TO_BUILD, &FOR_QUICKSTART, contenders])?;
     let what = if options.debug_build { What::Tried } else { What::Optimised };
@@ -66,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
     let store = example("ocivisor-unpack", "store", what)?;
     let places = Places::new("bench-image", programs)?;
     let mut undo = Undo::new()?;
-    let table = measure(options, names, &places, &store, &mut undo);
+    let table = measure(options, &wanted, &places, &store, &mut undo);
     step("clearing away");
     let cleared = undo.run();
     let table = table?;
@@ -79,31 +81,83 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What was asked for by name.
+struct Wanted {
+    parts: Vec<String>,
+    peers: Vec<String>,
+}
+
+impl Wanted {
+    fn new(names: &[String]) -> Result<Self> {
+        let is_part = |name: &String| PARTS.contains(&name.as_str());
+        let (parts, peers): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_part);
+        if let Some(other) = peers.iter().find(|name| !PEERS.contains(&name.as_str())) {
+            let (parts, peers) = (PARTS.join(", "), PEERS.join(", "));
+            bail!("{other} is no part ({parts}) and no contender ({peers})");
+        }
+        Ok(Self { parts, peers })
+    }
+
+    fn part(&self, name: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|own| own == name)
+    }
+
+    /// Those of `all` that are to be measured.
+    fn of(&self, all: &[&'static str]) -> Vec<&'static str> {
+        let wanted =
+            |peer: &&'static str| self.peers.is_empty() || self.peers.iter().any(|own| own == peer);
+        all.iter().copied().filter(wanted).collect()
+    }
+
+    /// Whether one that does not work is left out.
+    fn may_fail(&self) -> bool {
+        self.peers.is_empty()
+    }
+}
+
 fn measure(
     options: &Options,
-    names: &[String],
+    wanted: &Wanted,
     places: &Places,
     store: &Path,
     undo: &mut Undo,
 ) -> Result<Figures> {
-    let inputs = Inputs::make(&places.cache)?;
     let disk = disk(&places.cache, undo)?;
     let mut table = Figures::of_others(&FIGURES, &PEERS);
+    let rounds = options.rounds.min(10);
+    if wanted.part("commit") {
+        let peers = (&wanted.of(&commit::PEERS)[..], !wanted.may_fail());
+        commit::measure(rounds, peers, (places, store), &disk, undo, &mut table)?;
+    }
+    if wanted.part("import") {
+        imports(rounds, wanted, (places, store), &disk, undo, &mut table)?;
+    }
+    Ok(table)
+}
+
+fn imports(
+    rounds: u32,
+    wanted: &Wanted,
+    (places, store): (&Places, &Path),
+    disk: &Path,
+    undo: &mut Undo,
+    table: &mut Figures,
+) -> Result<()> {
+    let inputs = Inputs::make(&places.cache)?;
     let place = disk.join("place");
     let unpack = places.programs.join("ocivisor-unpack");
     let ours = Ours { store: store.to_owned(), unpack };
     let mut all: Vec<(&'static str, Box<dyn Import>)> = vec![("ours", Box::new(ours))];
-    for peer in PEERS.into_iter().filter(|p| names.is_empty() || names.iter().any(|n| n == p)) {
+    for peer in wanted.of(&PEERS[..5]) {
         match contender(peer, &inputs, &place, undo) {
             Ok(made) => all.push((peer, made)),
-            Err(error) if !names.is_empty() => return Err(error),
+            Err(error) if !wanted.may_fail() => return Err(error),
             Err(error) => {
                 say(&format!("left out: {peer}: {error:#}"));
                 table.left_out(peer, format!("{error:#}"));
             }
         }
     }
-    let rounds = options.rounds.min(10);
     step(&format!("{rounds} rounds of imports"));
     for round in 0..rounds as usize {
         for turn in 0..all.len() {
@@ -112,11 +166,11 @@ fn measure(
             let (name, who) = &mut all[next];
             who.prepare(&place)?;
             // What others left unwritten is not to be this one's.
-            sync(&disk)?;
+            sync(disk)?;
             let began = Instant::now();
             who.import(&inputs, &place).with_context(|| (*name).to_owned())?;
             table.add("image-import-answer", name, milliseconds(began.elapsed()));
-            sync(&disk)?;
+            sync(disk)?;
             table.add("image-import", name, milliseconds(began.elapsed()));
             if *name == "ours" {
                 let began = Instant::now();
@@ -128,8 +182,7 @@ fn measure(
             who.clear(&place)?;
         }
     }
-    root_disks(rounds * DISKS, &inputs, places, undo, &mut table)?;
-    Ok(table)
+    root_disks(rounds * DISKS, &inputs, places, undo, table)
 }
 
 /// A file system for all contenders.
@@ -198,17 +251,8 @@ impl Inputs {
         command.arg("--variant=standard").arg(include).args(without).arg(SUITE).arg(&tar);
         run_command(&mut command).context("make a Debian system (the net is needed for this)")?;
         run_command(program("gzip").args(["--force", "--keep", "-6"]).arg(&tar))?;
-        for old in [&made.layout, &of("bundle")] {
-            drop(std::fs::remove_dir_all(old));
-        }
-        // umoci makes the layout, skopeo the archive: neither is ours.
-        let layout = made.layout.to_string_lossy().into_owned();
-        let image = format!("{layout}:bench");
-        run_command(program("umoci").args(["init", "--layout", &layout]))?;
-        run_command(program("umoci").args(["new", "--image", &image]))?;
-        run_command(program("umoci").args(["raw", "add-layer", "--image", &image]).arg(&tar))?;
-        let to = format!("docker-archive:{}:bench:latest", made.archive.display());
-        run_command(program("skopeo").args(["copy", &format!("oci:{image}"), &to]))?;
+        drop(std::fs::remove_dir_all(of("bundle")));
+        layout_and_archive(&tar, &made.layout, &made.archive)?;
         std::fs::remove_file(&tar).context("remove the tar")?;
         Ok(made)
     }
@@ -217,6 +261,18 @@ impl Inputs {
     fn bytes(&self) -> Result<u64> {
         Ok(std::fs::metadata(&self.tar_gz).context("inspect the layer")?.len())
     }
+}
+
+/// The image `bench` of one layer, in two forms. umoci makes the layout, skopeo the archive: neither is ours.
+pub fn layout_and_archive(tar: &Path, layout: &Path, archive: &Path) -> Result<()> {
+    drop(std::fs::remove_dir_all(layout));
+    let layout = layout.to_string_lossy().into_owned();
+    let image = format!("{layout}:bench");
+    run_command(program("umoci").args(["init", "--layout", &layout]))?;
+    run_command(program("umoci").args(["new", "--image", &image]))?;
+    run_command(program("umoci").args(["raw", "add-layer", "--image", &image]).arg(tar))?;
+    let to = format!("docker-archive:{}:bench:latest", archive.display());
+    run_command(program("skopeo").args(["copy", &format!("oci:{image}"), &to]))
 }
 
 /// Who brings an image in, into an empty place.
@@ -303,12 +359,13 @@ impl Import for Once {
 }
 
 /// A daemon of our own, on a private socket, without a network.
-struct Docker {
+pub struct Docker {
     socket: String,
 }
 
 impl Docker {
-    fn start(place: &Path, undo: &mut Undo) -> Result<Self> {
+    /// `place` names where its data goes, beside it.
+    pub fn start(place: &Path, undo: &mut Undo) -> Result<Self> {
         let data = place.with_file_name("docker");
         let run_dir = PathBuf::from("/run/ocvbench-image");
         for dir in [&data, &run_dir] {
@@ -330,7 +387,8 @@ impl Docker {
         Ok(docker)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The client, as it reaches that daemon.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = program("docker");
         command.args(["--host", &self.socket]).args(args);
         command
@@ -364,6 +422,6 @@ fn end(mut child: Child, dirs: &[PathBuf]) -> Result<()> {
 }
 
 /// Until the file system holds all of it.
-fn sync(dir: &Path) -> Result<()> {
+pub fn sync(dir: &Path) -> Result<()> {
     output(program("sync").arg("-f").arg(dir)).map(drop)
 }

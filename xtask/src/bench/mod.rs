@@ -6,6 +6,7 @@
 //! says by the wall clock when it began. What each contender does and leaves out is in
 //! `docs/performance.md`.
 
+mod commit;
 mod container;
 mod docker;
 mod floor;
@@ -35,7 +36,8 @@ const GUESTS: u32 = 10;
 pub struct Options {
     /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info), or
     /// only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
-    /// contenders (skopeo, podman, umoci, docker, tar), measures images instead of guests
+    /// contenders (skopeo, podman, umoci, docker, tar, buildah) or one part (import, commit),
+    /// measures images instead of guests
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Write the figures as JSON
