@@ -13,3 +13,5 @@ mod make;
 mod out;
 #[path = "diskimage/tables.rs"]
 mod tables;
+#[path = "diskimage/xfs4.rs"]
+mod xfs4;
