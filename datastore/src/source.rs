@@ -215,7 +215,7 @@ impl Source {
             };
         }
         let file = open_regular(path)?;
-        if diskimage::detect(&file, path) {
+        if diskimage::detect(&file) {
             return Ok(Self::DiskImage { file: path.into(), options: DiskOptions::default() });
         }
         let limits = Limits::default();

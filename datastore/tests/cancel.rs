@@ -18,8 +18,8 @@ use std::sync::mpsc;
 
 use common::*;
 use ocivisor_datastore::{
-    Archive, Cancel, CommitChanges, CommitOptions, Digest, DiskExport, DiskFormat, Error,
-    HttpsSource, IdMap, Image, ImageName, Limits, Reference, Result, Source, Upper,
+    Archive, Cancel, CommitChanges, CommitOptions, Digest, DiskExport, DiskFormat, DiskOptions,
+    Error, HttpsSource, IdMap, Image, ImageName, Limits, Reference, Result, Source, Upper,
 };
 use registry::*;
 use serde_json::json;
@@ -159,6 +159,24 @@ fn a_download_from_a_web_server_ends() {
         part_length(&bench, &digest) > 0
     });
     assert!(part_length(&bench, &digest) > 0);
+}
+
+#[test]
+fn the_reading_of_a_disk_ends_in_the_middle_of_a_hole() {
+    let bench = Bench::new();
+    let (root, disk) = (bench.path("root"), bench.path("disk"));
+    fs::create_dir_all(root.join("sbin")).unwrap();
+    fs::copy("/bin/true", root.join("sbin/init")).unwrap();
+    // Hours of zeros.
+    File::create(root.join("hole")).unwrap().set_len(1 << 40).unwrap();
+    File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    run("mke2fs", &["-q", "-t", "ext4", "-d", text(&root), text(&disk)]);
+    let source = Source::DiskImage { file: disk, options: DiskOptions::default() };
+    cancel_when(&bench, &source, "the first zeros", || {
+        let staging = bench.path("store/staging");
+        let mut works = fs::read_dir(staging).unwrap().map(|work| work.unwrap().path());
+        works.any(|work| fs::metadata(work.join("layer/fs/hole")).is_ok_and(|hole| hole.len() > 0))
+    });
 }
 
 /// A bench with an image, and its digest.

@@ -9,6 +9,23 @@ use crate::digest::DiffId;
 use crate::document;
 use crate::error::{DocumentFault, Error};
 
+/// First programs, in the kernel's own order (init/main.c), after what systemd calls itself.
+const INITS: [&str; 4] =
+    ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init"];
+
+/// `e_machine` of an ELF header, by the names that image configs use. Not 3: a host for 64 bits runs programs for
+/// 32 too.
+const MACHINES: [(u16, &str); 8] = [
+    (20, "ppc64le"),
+    (21, "ppc64le"),
+    (22, "s390x"),
+    (40, "arm"),
+    (62, "amd64"),
+    (183, "arm64"),
+    (243, "riscv64"),
+    (258, "loong64"),
+];
+
 /// What a root file system says about starting it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct System {
@@ -22,9 +39,6 @@ pub(crate) struct System {
 
 impl System {
     pub(super) fn look(fs: &dyn FileSystem) -> Res<Self> {
-        // In the kernel's own order (init/main.c), after what systemd calls itself.
-        const INITS: [&str; 4] =
-            ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init"];
         let file = |path: &str| -> Res<Option<super::fs::Id>> {
             let Some(id) = lookup(fs, path.as_bytes())? else {
                 return Ok(None);
@@ -60,11 +74,17 @@ impl System {
         Ok(Self { init: init.map(|(path, _)| path), systemd, architecture })
     }
 
+    /// Whether this host runs the programs inside, as far as they tell.
+    pub fn fits(&self) -> bool {
+        let host = document::host_platform();
+        self.architecture.is_none_or(|architecture| architecture == host.architecture)
+    }
+
     /// An error if the programs inside are for another kind of machine.
     pub fn check(&self, shown: &str) -> Result<(), Error> {
         let host = document::host_platform();
         match self.architecture {
-            Some(architecture) if architecture != host.architecture => Err(Error::Platform {
+            Some(architecture) if !self.fits() => Err(Error::Platform {
                 image: shown.to_owned(),
                 image_platform: format!("{}/{architecture}", host.os),
                 host: host.to_string(),
@@ -107,7 +127,7 @@ impl System {
     }
 }
 
-/// `e_machine` of an ELF header, by the names that image configs use.
+/// For which machine an ELF file is.
 fn architecture(start: &[u8]) -> Res<Option<&'static str>> {
     let view = View::new(start, "ELF header");
     if !start.starts_with(b"\x7fELF") {
@@ -118,17 +138,7 @@ fn architecture(start: &[u8]) -> Res<Option<&'static str>> {
         2 => view.be16(18)?,
         _ => return Ok(None),
     };
-    // Not 3: a host for 64 bits runs programs for 32 too.
-    Ok(match machine {
-        20 | 21 => Some("ppc64le"),
-        22 => Some("s390x"),
-        40 => Some("arm"),
-        62 => Some("amd64"),
-        183 => Some("arm64"),
-        243 => Some("riscv64"),
-        258 => Some("loong64"),
-        _ => None,
-    })
+    Ok(MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| *name))
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use super::fault::{DiskFault, Res};
+use crate::cancel::Cancel;
 
 /// Something with a length and bytes.
 pub(super) trait Device {
@@ -38,48 +38,18 @@ pub(super) fn bytes(disk: &dyn Device, at: u64, len: usize, what: &'static str) 
     Ok(buf)
 }
 
-/// A file on the host, opened once.
+/// An open file on the host. Reading it ends when its reader is told to.
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
-    path: PathBuf,
     size: u64,
-    before: Identity,
-}
-
-/// What must not change while a file is read.
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    inode: (u64, u64),
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Identity {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            inode: (meta.dev(), meta.ino()),
-            size: meta.len(),
-            mtime: (meta.mtime(), meta.mtime_nsec()),
-            ctime: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
+    cancel: Cancel,
 }
 
 impl Image {
-    pub fn new(file: File, path: &Path) -> Res<Self> {
-        let meta = file.metadata().map_err(|source| DiskFault::Read { at: 0, source })?;
-        Ok(Self { file, path: path.into(), size: meta.len(), before: Identity::of(&meta) })
-    }
-
-    /// An error if the file was written to, or its name leads elsewhere by now.
-    pub fn unchanged(&self) -> Res<()> {
-        let failed = |source| DiskFault::Read { at: 0, source };
-        let held = Identity::of(&self.file.metadata().map_err(failed)?);
-        let named = std::fs::symlink_metadata(&self.path);
-        let same_name = named.is_ok_and(|m| (m.dev(), m.ino()) == held.inode);
-        if held == self.before && same_name { Ok(()) } else { Err(DiskFault::Changed) }
+    pub fn new(file: File, cancel: &Cancel) -> Res<Self> {
+        let size = file.metadata().map_err(|source| DiskFault::Read { at: 0, source })?.len();
+        Ok(Self { file, size, cancel: cancel.clone() })
     }
 }
 
@@ -89,7 +59,8 @@ impl Device for Image {
     }
 
     fn fill(&self, at: u64, buf: &mut [u8]) -> Res<()> {
-        self.file.read_exact_at(buf, at).map_err(|source| {
+        let read = self.cancel.check().and_then(|()| self.file.read_exact_at(buf, at));
+        read.map_err(|source| {
             if source.kind() == std::io::ErrorKind::UnexpectedEof {
                 return DiskFault::Changed;
             }
@@ -205,6 +176,8 @@ impl Device for Cached {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -223,23 +196,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_to_replaced_or_cut_is_noticed() {
-        let top = tempfile::tempdir().unwrap();
-        let path = top.path().join("disk");
-        let fresh = || {
-            std::fs::copy("/proc/self/exe", &path).unwrap();
-            Image::new(File::open(&path).unwrap(), &path).unwrap()
-        };
-        assert!(fresh().unchanged().is_ok());
-        let image = fresh();
-        File::options().append(true).open(&path).unwrap().set_len(1 << 30).unwrap();
-        assert!(matches!(image.unchanged(), Err(DiskFault::Changed)));
-        let image = fresh();
-        std::fs::copy("/proc/self/exe", top.path().join("new")).unwrap();
-        rustix::fs::rename(top.path().join("new"), &path).unwrap();
-        assert!(matches!(image.unchanged(), Err(DiskFault::Changed)));
-        let image = fresh();
-        File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+    fn a_file_that_was_cut_is_noticed_and_none_is_read_after_the_end_of_the_work() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 20]).unwrap();
+        let cancel = Cancel::new();
+        let image = Image::new(file.try_clone().unwrap(), &cancel).unwrap();
+        assert_eq!(bytes(&image, 5, 15, "test").unwrap(), [7; 15]);
+        file.set_len(10).unwrap();
         assert!(matches!(image.fill(5, &mut [0; 10]), Err(DiskFault::Changed)));
+        cancel.cancel();
+        let ended = image.fill(5, &mut [0; 1]);
+        let code = rustix::io::Errno::CANCELED.raw_os_error();
+        assert!(
+            matches!(&ended, Err(DiskFault::Read { source, .. }) if source.raw_os_error() == Some(code)),
+            "{ended:?}"
+        );
     }
 }

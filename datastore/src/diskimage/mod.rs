@@ -1,7 +1,7 @@
 //! A virtual machine's disk as an image of one layer.
 //!
 //! ```text
-//! file ─► raw | qcow2 ─► partition ─► ext4 | xfs | btrfs ─► walk ─► tar ─► zstd ─► the way of every layer
+//! files ─► raw | qcow2 ─► partition ─► ext4 | xfs | btrfs ─► walk ─► tar ─► zstd ─► the way of every layer
 //! ```
 //!
 //! Nothing of a disk is shown to the host's kernel: file systems made by strangers are what its drivers are
@@ -17,6 +17,7 @@ mod config;
 mod device;
 mod ext4;
 mod fault;
+mod files;
 mod find;
 mod fs;
 mod header;
@@ -28,13 +29,16 @@ mod walk;
 mod xfs;
 
 use std::cell::RefCell;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::cancel::Cancel;
 use crate::limits::Limits;
-use crate::source::open_regular;
 use device::{Disk, Image};
 use fault::Res;
 use fs::FileSystem;
@@ -43,9 +47,11 @@ use walk::{KeepBoot, TarStream, Told};
 
 pub(crate) use config::System;
 pub use fault::DiskFault;
+pub(crate) use files::DiskFiles;
 
 /// How the bytes of a disk lie in its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DiskFormat {
     /// As they are.
     Raw,
@@ -69,13 +75,37 @@ pub struct DiskOptions {
     pub data_file: Option<PathBuf>,
 }
 
+/// What a reader is told of [`DiskOptions`]: no name of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiskReading {
+    format: Option<DiskFormat>,
+    partition: Option<u32>,
+    keep_boot: bool,
+    /// Whether the last file is a data file, not a backing file.
+    data_file: bool,
+}
+
+impl DiskReading {
+    pub fn new(options: &DiskOptions) -> Self {
+        Self {
+            format: options.format,
+            partition: options.partition,
+            keep_boot: options.keep_boot,
+            data_file: options.data_file.is_some(),
+        }
+    }
+}
+
 /// Whether a file starts like a disk image, of whatever format.
-pub(crate) fn detect(file: &std::fs::File, path: &Path) -> bool {
+///
+/// This is looked at by whoever was asked to find out what a file is, with all its rights: magic numbers at fixed
+/// offsets, and the partition tables, whose reader is bounded and has neither unsafe code nor a decompressor. What
+/// they lead to is read by [`OpenDisk`] alone, which may be confined.
+pub(crate) fn detect(file: &File) -> bool {
     let look = || -> Res<bool> {
-        let image = Image::new(
-            file.try_clone().map_err(|source| DiskFault::Read { at: 0, source })?,
-            path,
-        )?;
+        let file = file.try_clone().map_err(|source| DiskFault::Read { at: 0, source })?;
+        let image = Image::new(file, &Cancel::new())?;
         let start = start(&image)?;
         Ok(qcow2::matches(&start)
             || foreign(&start).is_some()
@@ -84,75 +114,51 @@ pub(crate) fn detect(file: &std::fs::File, path: &Path) -> bool {
     look().unwrap_or(false)
 }
 
-/// An open disk image whose root file system was found.
+/// A disk whose root file system was found.
 pub(crate) struct OpenDisk {
-    images: Vec<Rc<Image>>,
     fs: Rc<dyn FileSystem>,
     keep_boot: KeepBoot,
-    shown: String,
     told: Rc<RefCell<Told>>,
 }
 
 impl OpenDisk {
-    /// Opens the file, and the ones the caller named beside it; finds the root file system.
-    pub fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
-        let shown = path.display().to_string();
-        let refused = |why| Error::Disk { file: shown.clone(), why };
-        let mut images = Vec::new();
-        let mut image = |path: &Path| -> Result<Disk> {
-            let file = open_regular(path)?;
-            let image = Rc::new(Image::new(file, path).map_err(refused)?);
-            images.push(Rc::clone(&image));
-            Ok(image)
-        };
-        let top = image(path)?;
-        let mut below = Vec::new();
-        for path in &options.backing {
-            below.push(image(path)?);
-        }
-        let data = options.data_file.as_deref().map(&mut image).transpose()?;
-        let disk = assemble(top, below, data, options.format).map_err(refused)?;
-        let fs = find::root(&disk, options.partition).map_err(refused)?;
-        let keep_boot = if options.keep_boot { KeepBoot::Yes } else { KeepBoot::No };
-        Ok(Self { images, fs, keep_boot, shown, told: Rc::default() })
+    /// Finds the root file system in open files, in the order of [`DiskFiles::iter`]. Nothing else is opened.
+    pub fn new(
+        files: impl IntoIterator<Item = File>,
+        reading: &DiskReading,
+        cancel: &Cancel,
+    ) -> Res<Self> {
+        let image = |file| Ok(Rc::new(Image::new(file, cancel)?) as Disk);
+        let mut files = files.into_iter().map(image).collect::<Res<VecDeque<Disk>>>()?;
+        let top = files.pop_front().ok_or(DiskFault::damaged("disk", "has no file"))?;
+        let data = if reading.data_file { files.pop_back() } else { None };
+        let disk = assemble(top, files.into(), data, reading.format)?;
+        let fs = find::root(&disk, reading.partition)?;
+        let keep_boot = if reading.keep_boot { KeepBoot::Yes } else { KeepBoot::No };
+        Ok(Self { fs, keep_boot, told: Rc::default() })
     }
 
     /// What the system's config should say.
-    pub fn system(&self) -> Result<System> {
-        System::look(&*self.fs).map_err(|why| Error::Disk { file: self.shown.clone(), why })
+    pub fn system(&self) -> Res<System> {
+        System::look(&*self.fs)
     }
 
-    /// The root file system as a tar in zstd, the form in which its blob is kept. It fails at its end if a file
-    /// of the disk was changed meanwhile.
-    pub fn packed<'a>(&mut self, limits: &'a Limits) -> Result<impl Read + use<'a>> {
-        // A level that keeps up with a disk; blobs are read far less often than layers.
-        zstd::stream::read::Encoder::new(self.tar(limits), 1)
-            .map_err(|e| Error::io("pack", self.shown.clone(), e))
-    }
-
-    fn tar<'a>(&mut self, limits: &'a Limits) -> TarStream<'a> {
-        let images = self.images.clone();
-        let check = move || images.iter().try_for_each(|i| i.unchanged());
-        let (stream, told) =
-            TarStream::new(Rc::clone(&self.fs), limits, self.keep_boot, Box::new(check));
+    /// The root file system as a tar in zstd, the form in which its blob is kept.
+    pub fn packed<'a>(&mut self, limits: &'a Limits) -> io::Result<impl Read + use<'a>> {
+        let (tar, told) = TarStream::new(Rc::clone(&self.fs), limits, self.keep_boot);
         self.told = told;
-        stream
+        // A level that keeps up with a disk; blobs are read far less often than layers.
+        zstd::stream::read::Encoder::new(tar, 1)
     }
 
     /// The fault that ended the tar, if one did: readers carry only its text.
-    pub fn fault(&self) -> Option<Error> {
-        let why = self.told.borrow_mut().fault.take()?;
-        Some(Error::Disk { file: self.shown.clone(), why })
+    pub fn fault(&self) -> Option<DiskFault> {
+        self.told.borrow_mut().fault.take()
     }
 
     /// Xattrs that are not in the tar.
     pub fn xattrs_dropped(&self) -> u64 {
         self.told.borrow().xattrs_dropped
-    }
-
-    /// The path, for messages.
-    pub fn shown(&self) -> &str {
-        &self.shown
     }
 }
 
@@ -255,7 +261,7 @@ fn fuzz_walk(disk: &Disk) {
     let limits = Limits { entries: 10_000, ..Limits::default() };
     if let Ok(fs) = find::root(disk, None) {
         drop(System::look(&*fs));
-        let (stream, _) = TarStream::new(fs, &limits, KeepBoot::Yes, Box::new(|| Ok(())));
+        let (stream, _) = TarStream::new(fs, &limits, KeepBoot::Yes);
         // A size of 2^60 is no error of the reader's; the limits of ingesting end it.
         drop(std::io::copy(&mut stream.take(16 << 20), &mut std::io::sink()));
     }

@@ -1,18 +1,23 @@
 //! From a machine's disk to an image of one layer.
+//!
+//! Files are opened here; what is in them is read as a tar, packed, and then goes the way of every layer.
 
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::{Held, Import, Progress, Tell, check_config};
 use crate::digest::Digest;
-use crate::diskimage::{DiskOptions, OpenDisk};
+use crate::diskimage::{DiskFiles, DiskOptions, DiskReading, OpenDisk, System};
 use crate::error::{Error, Result};
 use crate::ingest::{self, Budget, Promise};
+use crate::limits::Limits;
 use crate::record::ImageRecord;
+use crate::store::Store;
 use crate::tarball::Trailer;
 use crate::work::Work;
 
 impl Import<'_> {
-    /// The root file system of a disk: read as a tar, packed here, then as any other.
+    /// The root file system of a disk.
     pub(super) fn disk(
         &self,
         file: &Path,
@@ -20,17 +25,15 @@ impl Import<'_> {
         held: &Held,
         tell: Tell<'_>,
     ) -> Result<ImageRecord> {
-        let mut disk = OpenDisk::open(file, options)?;
-        let system = disk.system()?;
-        system.check(disk.shown())?;
+        let files = DiskFiles::open(file, options)?;
+        let mut reader = Reader::open(&files, &DiskReading::new(options), self.store, self.limits)?;
         tell(Progress::Started { layers: 1 });
         let mut budget =
             Budget::new(self.limits).unpacked_by(&self.store.unpacker).until(&self.store.cancel);
         let work = Work::new(self.store, &self.staged)?;
         let terms = self.terms(&budget, None);
-        let mut packed = disk.packed(self.limits)?;
         let read = ingest::ingest(
-            &mut packed,
+            &mut reader,
             Some(&work.blob),
             &Promise::default(),
             (&work.fs, Trailer::Required),
@@ -38,13 +41,13 @@ impl Import<'_> {
             // How much comes is not known before; what the disk could hold would promise too much.
             &mut |done| tell(Progress::Layer { layer: 1, done, total: 0 }),
         );
-        drop(packed);
         let mut read = read.map_err(|(fault, at)| {
-            // A fault of the disk reaches the unpacker as a broken stream; the disk knows better.
-            disk.fault().unwrap_or_else(|| fault.about_entry(disk.shown(), at))
+            reader.fault(&files).unwrap_or_else(|| fault.about_entry(files.shown(), at))
         })?;
-        read.report.xattrs_dropped += disk.xattrs_dropped();
-        let layer = self.unpromised(disk.shown(), &work, read, terms, held, tell)?;
+        let (system, xattrs_dropped) = reader.facts();
+        files.unchanged()?;
+        read.report.xattrs_dropped += xattrs_dropped;
+        let layer = self.unpromised(files.shown(), &work, read, terms, held, tell)?;
 
         let about = |why| Error::document("synthesized config", why);
         let config = system.config(layer.diff_id).map_err(about)?;
@@ -52,5 +55,48 @@ impl Import<'_> {
         let layers = vec![layer];
         let manifest = self.manifest_for(&config, &layers)?;
         self.commit(&manifest, &config, layers)
+    }
+}
+
+/// A disk as a tar in zstd.
+struct Reader<'a> {
+    disk: OpenDisk,
+    system: System,
+    tar: Box<dyn Read + 'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// Finds a root file system for this host.
+    fn open(
+        files: &DiskFiles,
+        reading: &DiskReading,
+        store: &Store,
+        limits: &'a Limits,
+    ) -> Result<Self> {
+        let refused = |why| files.refused(why);
+        let copies = files.copies().map_err(refused)?;
+        let mut disk = OpenDisk::new(copies, reading, &store.cancel).map_err(refused)?;
+        let system = disk.system().map_err(refused)?;
+        system.check(files.shown())?;
+        let tar = disk.packed(limits).map_err(|e| Error::io("pack", files.shown(), e))?;
+        Ok(Self { disk, system, tar: Box::new(tar) })
+    }
+
+    /// What ended the tar, if that was the disk. It reaches the unpacker as a broken stream; the disk knows better.
+    fn fault(&mut self, files: &DiskFiles) -> Option<Error> {
+        let why = self.disk.fault()?;
+        // Structures of two states of a disk contradict each other.
+        Some(files.unchanged().err().unwrap_or_else(|| files.refused(why)))
+    }
+
+    /// After the end of the tar.
+    fn facts(self) -> (System, u64) {
+        (self.system, self.disk.xattrs_dropped())
+    }
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.tar.read(buf)
     }
 }
