@@ -68,7 +68,7 @@ fn a_stream_that_ends_before_its_source_is_an_error() {
 #[test]
 fn a_worker_that_neither_takes_nor_gives_is_killed_after_a_while() {
     std::thread::scope(|scope| {
-        for name in ["deaf", "sleeper", "mute"] {
+        for name in ["deaf", "sleeper", "mute", "closer"] {
             scope.spawn(move || {
                 let said = why(fail(fake(name)));
                 assert_eq!(said, "did nothing for 1 s and was killed", "{name}");

@@ -1,7 +1,8 @@
 //! A worker's processes, for whoever started them: fed, heard, ended.
 //!
-//! That its processes have ended is seen by the end of the answer's pipe, which all of them hold. The kernel ends a
-//! worker when the thread that started it ends (`PR_SET_PDEATHSIG`); that thread is here until then.
+//! The end of the answer's pipe is the end of what a worker says, and no more: the confined process may close it and
+//! live on. That one has ended when the first process has, which waits for it, or takes it along when it is killed. The
+//! kernel ends a worker when the thread that started it ends (`PR_SET_PDEATHSIG`); that thread is here until then.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Worker;
 use super::answer::{ANSWER_MAX, Answer};
@@ -135,7 +137,15 @@ impl Running {
         self.feed = None;
         let mut said = Vec::new();
         listen(&self.answer, Some(&mut said), &self.clock, self.patience)?;
-        let status = self.child.wait().doing("wait for the worker of")?;
+        let pid = Pid::from_child(&self.child);
+        let ended = pidfd_open(pid, PidfdFlags::empty()).doing("wait for the worker of")?;
+        let since = Instant::now();
+        let status = loop {
+            match self.child.try_wait().doing("wait for the worker of")? {
+                Some(status) => break status,
+                None => self.clock.wait(&ended, PollFlags::IN, self.patience, since)?,
+            }
+        };
         self.ended = true;
         Ok((said, status))
     }
@@ -185,7 +195,7 @@ impl Clock {
     }
 }
 
-/// Reads until all of the worker's processes have ended; into nothing, if it is of no interest any more.
+/// Reads until the worker says nothing more; into nothing, if it is of no interest any more.
 fn listen(
     mut answer: &PipeReader,
     mut into: Option<&mut Vec<u8>>,
