@@ -10,7 +10,7 @@
 //!
 //! A registry is hostile until its bytes have the right digest, and it stays hostile in all that it says about where to go
 //! and whom to tell our password: see `endpoint` for credentials and redirects, `address` for networks,
-//! `challenge` for headers, `fetch` for broken and slow connections.
+//! `challenge` for headers, `download` for broken and slow connections.
 //!
 //! Deliberately absent: HTTP other than 1.1; foreign layers' `urls`, which are never fetched; schema 1; a search over
 //! several registries for a short name; async. Why this client is our own: docs/adr/0006.
@@ -20,6 +20,7 @@ mod brief;
 mod challenge;
 mod config;
 mod credentials;
+mod download;
 mod endpoint;
 mod fault;
 mod fetch;

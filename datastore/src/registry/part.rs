@@ -24,6 +24,30 @@ use crate::store::Store;
 /// Parts nobody went on with for so long are removed.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How long a blob is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// By the word of who named its digest.
+    Exactly(u64),
+    /// Nobody said; no longer than is allowed.
+    AtMost(u64),
+}
+
+impl Size {
+    /// Most bytes that it can have.
+    pub fn most(self) -> u64 {
+        let (Self::Exactly(most) | Self::AtMost(most)) = self;
+        most
+    }
+
+    fn fits(self, length: u64) -> bool {
+        match self {
+            Self::Exactly(size) => length == size,
+            Self::AtMost(most) => length <= most,
+        }
+    }
+}
+
 /// The folder of parts, and the blobs they become.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -31,10 +55,10 @@ pub(crate) struct Parts {
     blobs: File,
 }
 
-/// What a locked part is.
+/// What there is of a blob; locked, if it is a part.
 #[derive(Debug)]
 pub(crate) enum Taken {
-    /// Ours to write.
+    /// Ours to write, or whole.
     Part(File),
     /// Came here while we waited, by another's work.
     Blob(File),
@@ -51,38 +75,35 @@ impl Parts {
 
     /// Locks the part of a blob, waiting by `wait` while another process fetches it; none if that says to stop.
     /// Where the size is not known, it waits until nobody reads it either.
-    pub fn take(
-        &self,
-        hex: &str,
-        size: impl Into<Option<u64>>,
-        wait: impl Fn(Duration) -> bool,
-    ) -> io::Result<Option<Taken>> {
-        let size = size.into();
-        let right = |found: u64| size.is_none_or(|size| size == found);
+    pub fn take(&self, part: &Part, wait: impl Fn(Duration) -> bool) -> io::Result<Option<Taken>> {
+        let (hex, size) = (&*part.digest.hex(), part.size);
         let mut waited = false;
         loop {
+            if waited
+                && disk::file_size(&self.blobs, hex)?.is_some_and(|length| size.fits(length))
+                && let Some(blob) = disk::open_file(&self.blobs, hex)?
+            {
+                return Ok(Some(Taken::Blob(blob)));
+            }
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mode = Mode::RUSR | Mode::WUSR;
-            if waited && disk::file_size(&self.blobs, hex)?.is_some_and(right) {
-                return Ok(disk::open_file(&self.blobs, hex)?.map(Taken::Blob));
-            }
             let file: File = rustix::fs::openat(&self.dir, hex, flags, mode)?.into();
             if disk::lock(&file, FlockOperation::NonBlockingLockExclusive)? {
+                if !same(&self.dir, hex, &file)? {
+                    continue;
+                }
                 if file.metadata()?.nlink() > 1 {
                     // Of a power failure: it is a published blob by another name, and not to be changed.
                     disk::unlink(&self.dir, hex)?;
                     continue;
                 }
-                if self.is_named(hex, &file)? {
-                    return Ok(Some(Taken::Part(file)));
-                }
-                continue;
+                return Ok(Some(Taken::Part(file)));
             }
             waited = true;
             // Whole parts are locked shared, and may be read by any number.
             if disk::lock(&file, FlockOperation::NonBlockingLockShared)?
-                && self.is_named(hex, &file)?
-                && size == Some(file.metadata()?.len())
+                && same(&self.dir, hex, &file)?
+                && size == Size::Exactly(file.metadata()?.len())
             {
                 return Ok(Some(Taken::Part(file)));
             }
@@ -91,10 +112,6 @@ impl Parts {
                 return Ok(None);
             }
         }
-    }
-
-    fn is_named(&self, hex: &str, file: &File) -> io::Result<bool> {
-        same(&self.dir, hex, file)
     }
 
     /// Gives the bytes of a part a second name in `to`, in place of a file that is there. Says no if somebody else
@@ -113,9 +130,9 @@ impl Parts {
         Ok(false)
     }
 
-    /// Removes a part by its name, whoever fetches it again starts anew.
-    pub fn remove(&self, hex: &str) -> io::Result<()> {
-        disk::unlink(&self.dir, hex).map(drop)
+    /// Removes what turned out wrong: whoever takes it again begins anew.
+    pub fn discard(&self, part: &Part) -> io::Result<()> {
+        disk::unlink(&self.dir, &part.digest.hex()).map(drop)
     }
 
     /// Removes parts that nobody works on and nobody went on with for a week.
@@ -148,7 +165,7 @@ fn same(at: &File, name: &str, file: &File) -> io::Result<bool> {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub digest: Digest,
-    pub size: u64,
+    pub size: Size,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -165,7 +182,7 @@ struct State {
 }
 
 impl Part {
-    pub fn new(digest: Digest, size: u64) -> Self {
+    pub fn new(digest: Digest, size: Size) -> Self {
         Self { digest, size, state: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -217,7 +234,7 @@ impl Part {
             io::copy(&mut self.reader(), &mut copy)?;
             copy.sync_all()?;
         }
-        parts.remove(&hex)
+        parts.discard(self)
     }
 
     /// Reads from the first byte on, waiting for what has not come.
@@ -261,12 +278,16 @@ mod tests {
     use super::super::net::Stop;
     use super::*;
 
+    fn hello() -> Part {
+        Part::new(Digest::of(b"hello"), Size::Exactly(5))
+    }
+
     #[test]
     fn a_reader_follows_its_writer_and_hears_of_its_end() {
         let top = tempfile::tempdir().unwrap();
         let dir = File::open(top.path()).unwrap();
         let file = Arc::new(disk::create_new(&dir, "x").unwrap());
-        let part = Arc::new(Part::new(Digest::of(b"hello"), 5));
+        let part = Arc::new(hello());
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut text = String::new();
@@ -291,13 +312,12 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let store = Store::open(&top.path().join("store")).unwrap();
         let parts = Parts::open(&store).unwrap();
-        let hex = Digest::of(b"hello").hex();
         let stop = Stop::default();
-        let Some(Taken::Part(first)) = parts.take(&hex, 5, |t| stop.wait(t)).unwrap() else {
+        let Some(Taken::Part(first)) = parts.take(&hello(), |t| stop.wait(t)).unwrap() else {
             panic!()
         };
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| parts.take(&hex, 5, |t| stop.wait(t)).unwrap());
+            let second = scope.spawn(|| parts.take(&hello(), |t| stop.wait(t)).unwrap());
             first.write_at(b"hello", 0).unwrap();
             disk::lock(&first, FlockOperation::LockShared).unwrap();
             assert!(matches!(second.join().unwrap(), Some(Taken::Part(_))));
@@ -317,23 +337,24 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let store = Store::open(&top.path().join("store")).unwrap();
         let parts = Parts::open(&store).unwrap();
-        let hex = Digest::of(b"hello").hex();
+        let hex = hello().digest.hex();
         let stop = Stop::default();
-        let Some(Taken::Part(file)) = parts.take(&hex, 5, |t| stop.wait(t)).unwrap() else {
+        let Some(Taken::Part(file)) = parts.take(&hello(), |t| stop.wait(t)).unwrap() else {
             panic!()
         };
         file.write_at(b"hello", 0).unwrap();
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| parts.take(&hex, 5, |t| stop.wait(t)).unwrap());
+            let second = scope.spawn(|| parts.take(&hello(), |t| stop.wait(t)).unwrap());
             rustix::fs::renameat(&parts.dir, &hex, &parts.blobs, &hex).unwrap();
             drop(file);
             let taken = second.join().unwrap();
             assert!(matches!(taken, Some(Taken::Blob(_) | Taken::Part(_))));
         });
         stop.set();
-        let Some(Taken::Part(_held)) = parts.take(&hex, 6, |t| stop.wait(t)).unwrap() else {
+        let other = Part::new(hello().digest, Size::Exactly(6));
+        let Some(Taken::Part(_held)) = parts.take(&other, |t| stop.wait(t)).unwrap() else {
             panic!()
         };
-        assert!(parts.take(&hex, 6, |t| stop.wait(t)).unwrap().is_none());
+        assert!(parts.take(&other, |t| stop.wait(t)).unwrap().is_none());
     }
 }
