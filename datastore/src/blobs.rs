@@ -44,6 +44,11 @@ pub(crate) trait Blobs {
         Ok(())
     }
 
+    /// Hears that a blob that was settled has its place in the store, durably.
+    fn published(&self, _descriptor: &Descriptor) -> Result<()> {
+        Ok(())
+    }
+
     /// Hears that a blob could not be used. Returns what is to be said of it, or none if it is to be opened again.
     fn failed(&self, _descriptor: &Descriptor, error: Error) -> Result<Option<Error>> {
         Ok(Some(error))

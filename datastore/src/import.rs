@@ -7,9 +7,10 @@
 //! Prunes are held off by the store's lock, shared. While the network is waited for it is not held; then a list in
 //! staging says what must stay. `docs/format.md` has the argument why that is enough.
 //!
-//! A blob that is not yet known to be a given layer is always read from the source and hashed, even where a
-//! layer of the claimed diff id is here: to name a digest is not to own the bytes. And what is here under the diff id is
-//! proven by the blob before it is used (`work`).
+//! A blob that is not yet known to be a given layer is always read and hashed, even where a layer of the claimed diff id
+//! is here: to name a digest is not to own the bytes. It is read from the source, or where that is far and an import that
+//! did not come to its end left the blob, from the store. And what is here under the diff id is proven by the blob
+//! before it is used (`work`).
 
 mod docker;
 mod layer;

@@ -300,43 +300,6 @@ fn child() {
 }
 
 #[test]
-fn a_pull_goes_on_where_a_killed_one_was() {
-    let bench = Bench::new();
-    let ca = Ca::new();
-    let layer = gzipped(&big(6, 12_000_000));
-    let size = layer.blob.len();
-    let (server, _, reference) = filled(&bench, &ca, &[layer]);
-    let relay = Relay::new(server.address());
-    let reference = reference.replace(&server.host(), &relay.host());
-    let mut setup = Setup::new();
-    setup.login(&relay.host()).ca = Some(ca.path());
-    setup.config.attempts = 1000;
-    let what =
-        json!({"store": bench.path("store"), "reference": reference, "config": setup.config});
-    let part = || fs::read_dir(bench.path("store/partial")).ok()?.next()?.ok()?.metadata().ok();
-    let arrived = || part().map_or(0, |m| m.len());
-    for step in 1..=2u64 {
-        let mut child = spawn(&what, &std::env::var("PATH").unwrap());
-        wait_for("a part of the layer", || arrived() >= step * 1_000_000);
-        child.kill().unwrap();
-        assert!(!child.wait().unwrap().success());
-    }
-    let (sent, here) = (relay.sent(), arrived());
-    let store = Store::open(&bench.path("store")).unwrap();
-    store
-        .import(
-            &setup.source(&reference),
-            &"test".parse().unwrap(),
-            &Limits::default(),
-            &mut |_| {},
-        )
-        .unwrap();
-    let fetched = relay.sent() - sent;
-    assert!(fetched < size as u64 + 100_000 - here, "{fetched} bytes again, {here} were here");
-    assert_clean(&bench);
-}
-
-#[test]
 fn a_part_that_is_wrong_is_fetched_anew() {
     let bench = Bench::new();
     let ca = Ca::new();

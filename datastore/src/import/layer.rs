@@ -62,6 +62,14 @@ impl<'a> From<'a> {
         }
     }
 
+    /// Tells that the blob has its place.
+    fn published(self) -> Result<()> {
+        match self {
+            Self::Blob(blobs, descriptor) => blobs.published(descriptor),
+            Self::Member(..) => Ok(()),
+        }
+    }
+
     /// Says what to tell of a layer that failed; none if another attempt may succeed.
     fn failed(self, error: Error) -> Result<Option<Error>> {
         match self {
@@ -162,6 +170,7 @@ impl Import<'_> {
             known,
             terms,
         })?;
+        wanted.from.published()?;
         budget.bytes -= settled.bytes;
         budget.entries -= settled.headers;
         tell(Progress::of(*layer, *diff_id, settled.placed));

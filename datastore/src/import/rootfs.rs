@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::layer::Brought;
 use super::{Held, Import, Progress, Tell};
@@ -16,13 +17,11 @@ use crate::error::{Error, Result};
 use crate::ingest::{self, Budget, Ingested, Promise};
 use crate::proof::Terms;
 use crate::record::{ImageRecord, LayerRef};
-use crate::registry::HttpsFile;
+use crate::registry::{HttpsFile, Part};
 use crate::source::{HttpsSource, open_regular};
 use crate::staging::Staged;
 use crate::tarball::Trailer;
 use crate::work::{Candidate, SaidBy, Work};
-
-type Settle<'a> = &'a dyn Fn(&Staged) -> Result<()>;
 
 impl Import<'_> {
     /// A file of the host.
@@ -59,8 +58,7 @@ impl Import<'_> {
             tell(Progress::Started { layers: 1 });
             let promise = Promise { digest: Some(digest), ..Promise::default() };
             let from: Opened<'_> = (Box::new(part.reader()), part.length());
-            let settle = |to: &Staged| file.settle(&part, &to.dir, "blob");
-            match self.whole(&shown, from, &promise, Some(&settle), &held, tell) {
+            match self.whole(&shown, from, &promise, Some((&file, &part)), &held, tell) {
                 Ok(record) => return Ok((record, held)),
                 Err(_) if self.store.cancel.is_cancelled() => return Err(Error::Cancelled),
                 Err(error) => {
@@ -72,14 +70,13 @@ impl Import<'_> {
         }
     }
 
-    /// Unpacks a tar. `settle` puts its bytes into staging where they lie in the store's file system already; else
-    /// they are copied.
+    /// Unpacks a tar. Its bytes are copied, unless they are a `part` in the store's file system already.
     fn whole(
         &self,
         shown: &str,
         (mut from, total): Opened<'_>,
         promise: &Promise,
-        settle: Option<Settle<'_>>,
+        part: Option<(&HttpsFile, &Arc<Part>)>,
         held: &Held,
         tell: Tell<'_>,
     ) -> Result<ImageRecord> {
@@ -91,17 +88,20 @@ impl Import<'_> {
         let terms = self.terms(&budget, None);
         let read = ingest::ingest(
             &mut from as &mut dyn Read,
-            settle.is_none().then_some(&work.blob),
+            part.is_none().then_some(&work.blob),
             promise,
             (&work.fs, Trailer::Required),
             &mut budget,
             &mut |done| tell(Progress::Layer { layer: 1, done, total }),
         )
         .map_err(|(fault, at)| fault.about_entry(shown, at))?;
-        if let Some(settle) = settle {
-            settle(&staged)?;
+        if let Some((file, part)) = part {
+            file.settle(part, &staged.dir, "blob")?;
         }
         let layer = self.unpromised(shown, &work, read, terms, held, tell)?;
+        if let Some((file, part)) = part {
+            file.published(part)?;
+        }
         self.of_layer(layer)
     }
 

@@ -111,6 +111,12 @@ impl HttpsFile {
         part.settle(&self.parts, to, name).map_err(|e| Error::io("write", object(), e))
     }
 
+    /// Hears that the file's bytes have their place in the store.
+    pub fn published(&self, part: &Part) -> Result<()> {
+        let object = || format!("partial/{}", self.digest.hex());
+        self.parts.published(part).map_err(|e| Error::io("remove", object(), e))
+    }
+
     /// Hears that the file could not be used. Returns what is to be said of it, or none if it is to be fetched again.
     pub fn failed(&self, part: &Arc<Part>, error: Error) -> Result<Option<Error>> {
         if !matches!(error, Error::Refused { .. }) {

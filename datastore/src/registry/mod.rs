@@ -42,6 +42,7 @@ pub use config::{Patience, RegistriesConfig, RegistryConfig};
 pub use fault::RegistryFault;
 pub use https::HttpsUrl;
 pub(crate) use https::{HttpsFile, SCHEME as HTTPS};
+pub(crate) use part::Part;
 pub(crate) use pull::Registry;
 pub use pull::Remote;
 pub use push::{PushProgress, Pushed};

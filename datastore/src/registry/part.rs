@@ -4,7 +4,11 @@
 //! where the last one was. While a blob comes, its part is locked (flock, exclusive) by the one process that writes
 //! it; whole, it is locked shared by those that read it. What is in it is worth nothing until its digest was seen:
 //! the importer hashes from the first byte, whoever fetched it. A part that turns out wrong is unlinked.
+//!
+//! A part keeps its name until its bytes have the blob's: at every moment they can be found by one of the two, and need not
+//! be fetched again. So it may have two names, here and in staging or `blobs`, and such a file is never written to.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -53,6 +57,8 @@ impl Size {
 pub(crate) struct Parts {
     dir: File,
     blobs: File,
+    /// What was found wrong, and is not taken from the store again.
+    wrong: Mutex<HashSet<Digest>>,
 }
 
 /// What there is of a blob; locked, if it is a part.
@@ -60,7 +66,7 @@ pub(crate) struct Parts {
 pub(crate) enum Taken {
     /// Ours to write, or whole.
     Part(File),
-    /// Came here while we waited, by another's work.
+    /// In the store already: of a pull that did not come to its end, or of another's that we waited for.
     Blob(File),
 }
 
@@ -68,7 +74,7 @@ impl Parts {
     pub fn open(store: &Store) -> Result<Self> {
         let open = || {
             let dir = disk::ensure_dir(&store.dir, PARTIAL)?;
-            Ok(Self { dir, blobs: store.blobs.try_clone()? })
+            Ok(Self { dir, blobs: store.blobs.try_clone()?, wrong: Mutex::default() })
         };
         open().map_err(|e: io::Error| store.io("make the directory", "partial", e))
     }
@@ -77,9 +83,8 @@ impl Parts {
     /// Where the size is not known, it waits until nobody reads it either.
     pub fn take(&self, part: &Part, wait: impl Fn(Duration) -> bool) -> io::Result<Option<Taken>> {
         let (hex, size) = (&*part.digest.hex(), part.size);
-        let mut waited = false;
         loop {
-            if waited
+            if !lock(&self.wrong).contains(&part.digest)
                 && disk::file_size(&self.blobs, hex)?.is_some_and(|length| size.fits(length))
                 && let Some(blob) = disk::open_file(&self.blobs, hex)?
             {
@@ -92,14 +97,14 @@ impl Parts {
                 if !same(&self.dir, hex, &file)? {
                     continue;
                 }
-                if file.metadata()?.nlink() > 1 {
-                    // Of a power failure: it is a published blob by another name, and not to be changed.
+                let found = file.metadata()?;
+                if found.nlink() > 1 && size != Size::Exactly(found.len()) {
+                    // Somebody else's bytes by another name, and not to be changed.
                     disk::unlink(&self.dir, hex)?;
                     continue;
                 }
                 return Ok(Some(Taken::Part(file)));
             }
-            waited = true;
             // Whole parts are locked shared, and may be read by any number.
             if disk::lock(&file, FlockOperation::NonBlockingLockShared)?
                 && same(&self.dir, hex, &file)?
@@ -130,12 +135,25 @@ impl Parts {
         Ok(false)
     }
 
+    /// Hears that a part's bytes have the blob's name, durably: they do not need this one any more.
+    pub fn published(&self, part: &Part) -> io::Result<()> {
+        let file = lock(&part.state).file.clone();
+        let hex = part.digest.hex();
+        if let Some(file) = file
+            && same(&self.dir, &hex, &file)?
+        {
+            disk::unlink(&self.dir, &hex)?;
+        }
+        Ok(())
+    }
+
     /// Removes what turned out wrong: whoever takes it again begins anew.
     pub fn discard(&self, part: &Part) -> io::Result<()> {
+        lock(&self.wrong).insert(part.digest);
         disk::unlink(&self.dir, &part.digest.hex()).map(drop)
     }
 
-    /// Removes parts that nobody works on and nobody went on with for a week.
+    /// Removes parts that nobody works on, and nobody went on with for a week or needs: they are blobs.
     pub fn clean(&self) -> io::Result<()> {
         self.clean_older(MAX_AGE)
     }
@@ -144,8 +162,9 @@ impl Parts {
         for name in disk::names(&self.dir)? {
             let Ok(Some(file)) = disk::open_file(&self.dir, &name) else { continue };
             let since = SystemTime::now().duration_since(disk::modified(&self.dir, &name));
+            let is_old = since.is_ok_and(|since| since >= age);
             if Digest::from_hex(&name).is_some()
-                && since.is_ok_and(|since| since >= age)
+                && (is_old || same(&self.blobs, &name, &file)?)
                 && disk::lock(&file, FlockOperation::NonBlockingLockExclusive)?
                 && same(&self.dir, &name, &file)?
             {
@@ -222,7 +241,7 @@ impl Part {
         lock(&self.state).error.take()
     }
 
-    /// Names the whole part's bytes `name` in `to`, synced.
+    /// Names the whole part's bytes `name` in `to`, synced. They keep the name they have until [`Parts::published`].
     pub fn settle(self: &Arc<Self>, parts: &Parts, to: &File, name: &str) -> io::Result<()> {
         let file = lock(&self.state).file.clone();
         let file = file.ok_or_else(|| io::Error::other("no part"))?;
@@ -234,7 +253,7 @@ impl Part {
             io::copy(&mut self.reader(), &mut copy)?;
             copy.sync_all()?;
         }
-        parts.discard(self)
+        Ok(())
     }
 
     /// Reads from the first byte on, waiting for what has not come.
@@ -356,5 +375,104 @@ mod tests {
             panic!()
         };
         assert!(parts.take(&other, |t| stop.wait(t)).unwrap().is_none());
+    }
+
+    /// A store whose part and blob are one file, as a crash after the blob's publication leaves it.
+    fn published(top: &tempfile::TempDir, bytes: &[u8]) -> Parts {
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let parts = Parts::open(&store).unwrap();
+        let hex = hello().digest.hex();
+        disk::write_new(&parts.blobs, &hex, bytes).unwrap();
+        disk::link(&parts.blobs, &hex, &parts.dir, &hex).unwrap();
+        parts
+    }
+
+    #[test]
+    fn what_became_a_blob_is_read_and_never_written_to() {
+        let top = tempfile::tempdir().unwrap();
+        let parts = published(&top, b"hello");
+        let stop = Stop::default();
+        let take = |size| parts.take(&Part::new(hello().digest, size), |t| stop.wait(t)).unwrap();
+        for size in [Size::Exactly(5), Size::AtMost(5), Size::AtMost(9)] {
+            assert!(matches!(take(size), Some(Taken::Blob(_))), "{size:?}");
+        }
+        for size in [Size::Exactly(6), Size::AtMost(4)] {
+            disk::unlink(&parts.dir, &hello().digest.hex()).unwrap();
+            disk::link(&parts.blobs, &hello().digest.hex(), &parts.dir, &hello().digest.hex())
+                .unwrap();
+            let Some(Taken::Part(fresh)) = take(size) else { panic!("{size:?}") };
+            assert_eq!(
+                (fresh.metadata().unwrap().nlink(), fresh.metadata().unwrap().len()),
+                (1, 0)
+            );
+        }
+    }
+
+    #[test]
+    fn a_blob_that_was_found_wrong_is_not_taken_again() {
+        let top = tempfile::tempdir().unwrap();
+        let parts = published(&top, b"HELLO");
+        let stop = Stop::default();
+        assert!(matches!(parts.take(&hello(), |t| stop.wait(t)).unwrap(), Some(Taken::Blob(_))));
+        parts.discard(&hello()).unwrap();
+        let Some(Taken::Part(file)) = parts.take(&hello(), |t| stop.wait(t)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(file.metadata().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_staging_of_the_dead_has_too_is_read_if_it_is_whole() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let parts = Parts::open(&store).unwrap();
+        let (hex, stop) = (hello().digest.hex(), Stop::default());
+        for (bytes, links) in [(&b"hello"[..], 2), (b"hell", 1)] {
+            disk::unlink(&parts.dir, &hex).unwrap();
+            disk::unlink(&store.staging, "blob").unwrap();
+            disk::write_new(&parts.dir, &hex, bytes).unwrap();
+            disk::link(&parts.dir, &hex, &store.staging, "blob").unwrap();
+            let Some(Taken::Part(file)) = parts.take(&hello(), |t| stop.wait(t)).unwrap() else {
+                panic!()
+            };
+            assert_eq!(file.metadata().unwrap().nlink(), links);
+        }
+    }
+
+    #[test]
+    fn a_part_goes_when_its_bytes_are_a_blob_and_not_before() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let parts = Parts::open(&store).unwrap();
+        let (hex, stop, part) = (hello().digest.hex(), Stop::default(), Arc::new(hello()));
+        let Some(Taken::Part(file)) = parts.take(&part, |t| stop.wait(t)).unwrap() else {
+            panic!()
+        };
+        file.write_at(b"hello", 0).unwrap();
+        part.begin(Arc::new(file), 5);
+        part.end(Ok(()));
+        part.settle(&parts, &store.staging, "blob").unwrap();
+        assert_eq!(disk::names(&parts.dir).unwrap(), std::slice::from_ref(&hex));
+        disk::publish(&store.staging, "blob", &store.blobs, &hex).unwrap();
+        // Whoever comes now does not wait for those that read it.
+        let other = parts.take(&hello(), |_| panic!("waited")).unwrap();
+        assert!(matches!(other, Some(Taken::Blob(_))));
+        parts.clean().unwrap();
+        assert_eq!(disk::names(&parts.dir).unwrap(), std::slice::from_ref(&hex));
+        parts.published(&part).unwrap();
+        assert_eq!(disk::names(&parts.dir).unwrap(), Vec::<String>::new());
+        // Somebody else's part of the same name stays.
+        disk::write_new(&parts.dir, &hex, b"h").unwrap();
+        parts.published(&part).unwrap();
+        assert_eq!(disk::names(&parts.dir).unwrap(), std::slice::from_ref(&hex));
+    }
+
+    #[test]
+    fn cleaning_takes_parts_that_are_blobs_at_once() {
+        let top = tempfile::tempdir().unwrap();
+        let parts = published(&top, b"hello");
+        parts.clean().unwrap();
+        assert_eq!(disk::names(&parts.dir).unwrap(), Vec::<String>::new());
+        assert_eq!(disk::names(&parts.blobs).unwrap(), [hello().digest.hex()]);
     }
 }

@@ -138,6 +138,13 @@ impl Blobs for Registry {
         part.settle(fetcher.folder(), to, name).map_err(|e| Error::io("write", object(), e))
     }
 
+    fn published(&self, descriptor: &Descriptor) -> Result<()> {
+        let mut fetcher = self.fetcher()?;
+        let part = fetcher.want(descriptor);
+        let object = || format!("partial/{}", descriptor.digest.hex());
+        fetcher.folder().published(&part).map_err(|e| Error::io("remove", object(), e))
+    }
+
     fn failed(&self, descriptor: &Descriptor, error: Error) -> Result<Option<Error>> {
         let mut fetcher = self.fetcher()?;
         let part = fetcher.want(descriptor);
