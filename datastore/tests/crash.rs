@@ -5,16 +5,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/killed.rs"]
+mod killed;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Child;
 use std::time::Duration;
 
 use common::*;
+use killed::{Random, kill_after};
 use ocivisor_datastore::{CheckOptions, Finding, ImageName, Limits, RepairOptions, Source, Store};
 use serde_json::json;
 
@@ -24,17 +26,6 @@ const DAMAGE: &str = "OCIVISOR_TEST_CRASH_DAMAGE";
 
 const ROUNDS: u32 = 100;
 const IMAGES: u32 = 4;
-
-/// Small, and the same in every run: what happens when is the scheduler's choice anyway.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u32) -> u32 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        u32::try_from((self.0 >> 33) % u64::from(below)).unwrap()
-    }
-}
 
 fn name(text: &str) -> ImageName {
     text.parse().unwrap()
@@ -116,49 +107,13 @@ fn child() {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the test runs itself as the process to be killed")]
 fn spawn(bench: &Bench, seed: u32, damage: bool) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["child", "--exact", "--nocapture"])
-        .env(TOP, bench.top.path())
-        .env(SEED, seed.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = killed::itself();
+    command.env(TOP, bench.top.path()).env(SEED, seed.to_string());
     if damage {
         command.env(DAMAGE, "1");
     }
     command.spawn().unwrap()
-}
-
-/// Lets the child run for a while from its first word on, kills it, and returns what it said.
-fn run_for(mut child: Child, time: Duration) -> String {
-    let mut stdout = child.stdout.take().unwrap();
-    let (said, words) = mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let mut buf = [0; 4096];
-        while let Ok(n @ 1..) = stdout.read(&mut buf) {
-            text.extend(&buf[..n]);
-            if text.windows(5).any(|w| w == b"begin") {
-                let _ = said.send(());
-            }
-        }
-        String::from_utf8(text).unwrap()
-    });
-    let started = words.recv_timeout(Duration::from_secs(60));
-    // Only a child that died sends nothing any more before the time is over.
-    let (never, end) = mpsc::channel::<()>();
-    let _ = end.recv_timeout(time);
-    drop(never);
-    child.kill().unwrap();
-    let text = reader.join().unwrap();
-    let mut errors = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    let status = child.wait().unwrap();
-    assert!(started.is_ok() && status.code().is_none(), "the child ended: {text}\n{errors}");
-    text
 }
 
 /// What each name may point at: one thing, or two while the child was at it.
@@ -202,7 +157,8 @@ fn rounds(damage: bool, rounds: u32) {
     let mut random = Random(42);
     for round in 0..rounds {
         let time = Duration::from_micros(u64::from(random.next(40_000)));
-        let text = run_for(spawn(&bench, round, damage), time);
+        let child = spawn(&bench, round, damage);
+        let text = killed::text(&kill_after(child, |line| line.starts_with("begin"), time));
         follow(&mut truth, &text, &digests);
 
         // Before anybody cleans: what is visible is whole, and rubbish is in staging only.
