@@ -12,9 +12,24 @@ use crate::name::{ImageName, Reference};
 use crate::registry::RegistryReference;
 use crate::source::Source;
 use crate::tarball::{Streaming, Tarball, Trailer};
+use crate::trust::attached_signatures;
 
-/// A tar, entry by entry, with its content.
+/// A tar, entry by entry, with its content. What looks like a header gets its right checksum, which changes at random
+/// would hardly ever leave.
 pub fn fuzz_tar(bytes: &[u8]) {
+    let mut mended = bytes.to_vec();
+    for block in mended.as_chunks_mut::<512>().0 {
+        if block[257..262] == *b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        }
+    }
+    read_tar(bytes);
+    read_tar(&mended);
+}
+
+fn read_tar(bytes: &[u8]) {
     let limits = Limits { entries: 10_000, ..Limits::default() };
     let mut budget = limits.entries;
     let mut tarball = Tarball::new(Streaming(bytes), &limits, &mut budget, Trailer::Optional);
@@ -35,7 +50,7 @@ pub fn fuzz_stream(bytes: &[u8]) {
     }
 }
 
-/// A manifest, an index, and what `docker save` writes.
+/// A manifest, an index, what `docker save` writes, and what lists an image's signatures.
 pub fn fuzz_manifest(bytes: &[u8]) {
     let limits = Limits::default();
     drop(Manifest::parse(bytes, "application/vnd.oci.image.manifest.v1+json", &limits));
@@ -44,6 +59,7 @@ pub fn fuzz_manifest(bytes: &[u8]) {
         drop(document::choose(entries, None, &document::host_platform()));
     }
     drop(document::choose_saved(bytes, None, &limits));
+    drop(attached_signatures(bytes, &mut |_, _| Ok(Vec::new())));
 }
 
 /// An image config.
@@ -62,6 +78,11 @@ pub fn fuzz_reference(bytes: &[u8]) {
     drop(text.parse::<RegistryReference>());
 }
 
+/// What a registry says in its headers.
+pub fn fuzz_header(bytes: &[u8]) {
+    crate::registry::fuzz_header(bytes);
+}
+
 /// What a worker says.
 pub fn fuzz_answer(bytes: &[u8]) {
     crate::worker::fuzz_answer(bytes);
@@ -72,6 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::diskimage::{fuzz_disk, fuzz_qcow2};
     use crate::document::OCI_CONFIG;
 
     const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","config":{"User":"1:2","Env":["A=b"],"Cmd":["x"]},"rootfs":{"type":"layers","diff_ids":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}}"#;
@@ -112,7 +134,10 @@ mod tests {
             (fuzz_manifest, manifest()),
             (fuzz_config, CONFIG.to_vec()),
             (fuzz_reference, b"docker://registry.example:5000/a/b:tag@sha256:00".to_vec()),
+            (fuzz_header, b"https://a.example/x?y=z\nBearer realm=\"x\",scope=\"y\"".to_vec()),
             (fuzz_answer, ANSWER.to_vec()),
+            (fuzz_qcow2, b"QFI\xfb\0\0\0\x03".repeat(20)),
+            (fuzz_disk, [&[9; 8][..], &tar()].concat()),
         ]
     }
 

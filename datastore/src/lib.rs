@@ -85,7 +85,9 @@ pub use fsck::{
     CheckOptions, Checked, Finding, Found, FsckReport, Outcome, Refetch, RepairOptions, Severity,
 };
 #[cfg(feature = "fuzzing")]
-pub use fuzzing::{fuzz_answer, fuzz_config, fuzz_manifest, fuzz_reference, fuzz_stream, fuzz_tar};
+pub use fuzzing::{
+    fuzz_answer, fuzz_config, fuzz_header, fuzz_manifest, fuzz_reference, fuzz_stream, fuzz_tar,
+};
 pub use import::Progress;
 pub use limits::Limits;
 pub use name::{ImageName, Reference};

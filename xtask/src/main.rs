@@ -1,4 +1,4 @@
-//! What developers and CI run: `cargo xtask test`, `quickstart`, `bench`, `ci`.
+//! What developers and CI run: `cargo xtask test`, `quickstart`, `bench`, `fuzz`, `ci`.
 //!
 //! Each installs what it misses (Debian and Ubuntu: apt), says what it does while it does it, and
 //! ends with one clear line. A check that cannot run is a failure, never a skip.
@@ -9,6 +9,7 @@ mod bench;
 mod binaries;
 mod check;
 mod cmd;
+mod fuzz;
 mod packages;
 mod quickstart;
 mod test;
@@ -34,6 +35,8 @@ enum Task {
     Ci,
     /// Measure ours beside the floor, runc, crun and docker
     Bench(bench::Options),
+    /// Run the fuzz targets of the parsers of foreign bytes
+    Fuzz(fuzz::Options),
     /// Build, start a daemon of its own, deploy a guest as OpenNebula does, show it, stop it
     Quickstart(quickstart::Options),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Ci => test::run(&test::Options::default()).and_then(|()| check::deny()),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Quickstart(options) => quickstart::run(&options),
     };
     match done {

@@ -20,6 +20,8 @@ mod fault;
 mod files;
 mod find;
 mod fs;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzzing;
 mod header;
 #[cfg(test)]
 mod mutations;
@@ -48,6 +50,8 @@ use walk::{KeepBoot, TarStream, Told};
 pub(crate) use config::System;
 pub use fault::DiskFault;
 pub(crate) use files::DiskFiles;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzzing::{fuzz_disk, fuzz_qcow2};
 
 /// How the bytes of a disk lie in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,30 +243,5 @@ fn format_of(file: &Disk, said: Option<DiskFormat>) -> Res<DiskFormat> {
     match find::raw_content(&**file) {
         Some(also) => Err(DiskFault::Ambiguous { also }),
         None => Ok(DiskFormat::Qcow2),
-    }
-}
-
-/// Reads a qcow2 image and what a partition table and file systems in it lead to. For fuzzers.
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub fn fuzz_qcow2(bytes: &[u8]) {
-    qcow2::fuzz(bytes.to_vec());
-}
-
-/// Walks a raw disk to its end. For fuzzers.
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub fn fuzz_disk(bytes: &[u8]) {
-    fuzz_walk(&(Rc::new(bytes.to_vec()) as Disk));
-}
-
-#[cfg(any(test, feature = "fuzzing"))]
-fn fuzz_walk(disk: &Disk) {
-    let limits = Limits { entries: 10_000, ..Limits::default() };
-    if let Ok(fs) = find::root(disk, None) {
-        drop(System::look(&*fs));
-        let (stream, _) = TarStream::new(fs, &limits, KeepBoot::Yes);
-        // A size of 2^60 is no error of the reader's; the limits of ingesting end it.
-        drop(std::io::copy(&mut stream.take(16 << 20), &mut std::io::sink()));
     }
 }

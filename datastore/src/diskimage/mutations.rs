@@ -13,7 +13,8 @@ use proptest::test_runner::TestRunner;
 
 use super::device::Device;
 use super::fault::Res;
-use super::{Disk, find, fuzz_walk};
+use super::fuzzing::fuzz_walk;
+use super::{Disk, find};
 
 #[expect(clippy::disallowed_methods, reason = "tests run foreign tools")]
 fn run(program: &str, args: &[&str]) {
@@ -65,7 +66,7 @@ fn damage(disk: Vec<u8>, cases: u32) {
     let outcome = runner.run(&hits, |hits| {
         let hits = hits.into_iter().map(|(at, value)| (*at.get(&used), value));
         *disk.hits.borrow_mut() = hits.collect();
-        fuzz_walk(&(std::rc::Rc::clone(&disk) as Disk));
+        fuzz_walk(&(std::rc::Rc::clone(&disk) as Disk), 16 << 20);
         Ok(())
     });
     outcome.unwrap();

@@ -127,3 +127,18 @@ impl PartialEq for Registries {
 }
 
 impl Eq for Registries {}
+
+/// What a registry says in headers: where to go, how to log in, which bytes these are.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_header(bytes: &[u8]) {
+    drop(challenge::parse(bytes.split(|byte| *byte == b'\n')));
+    let _ = challenge::ContentRange::parse(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (first, second) = text.split_once('\n').unwrap_or((text, ""));
+    if let Ok(url) = url::Url::parse(first) {
+        assert_eq!(url::Url::parse(&url.to_string()), Ok(url.clone()));
+        if let Ok(joined) = url.join(second) {
+            assert_eq!(url::Url::parse(&joined.to_string()), Ok(joined));
+        }
+    }
+}
