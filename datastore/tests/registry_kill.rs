@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/puller.rs"]
+mod puller;
 #[path = "common/registry.rs"]
 mod registry;
 #[path = "common/served.rs"]
@@ -12,56 +14,19 @@ mod wire;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 
 use common::*;
-use ocivisor_datastore::{Digest, HttpsSource, ImageName, Limits, Source, Store};
+use ocivisor_datastore::{Digest, Limits, Store};
+use puller::*;
 use registry::*;
 use serde_json::{Value, json};
 use served::{Served, plain_setup, server};
 use wire::*;
 
-const CHILD: &str = "OCIVISOR_TEST_REGISTRY_KILL";
-
-fn test_name() -> ImageName {
-    "test".parse().unwrap()
-}
-
-/// What a pull or a file from a web server is, as a child reads it from its environment.
-fn source(what: &Value) -> Source {
-    let mut setup = Setup::new();
-    setup.config = serde_json::from_value(what["config"].clone()).unwrap();
-    let text = |key: &str| what[key].as_str();
-    match (text("reference"), text("url")) {
-        (Some(reference), None) => setup.source(reference),
-        (None, Some(url)) => Source::HttpsTar(HttpsSource {
-            url: url.parse().unwrap(),
-            digest: Some(text("digest").unwrap().parse().unwrap()),
-            registries: setup.registries(),
-        }),
-        _ => panic!("{what}"),
-    }
-}
-
-/// The child's life: one import. Without the variable there is nothing to do.
 #[test]
 fn child() {
-    let Some(what) = std::env::var_os(CHILD) else { return };
-    let what: Value = serde_json::from_slice(what.as_encoded_bytes()).unwrap();
-    let store = Store::open(what["store"].as_str().unwrap().as_ref()).unwrap();
-    store.import(&source(&what), &test_name(), &Limits::default(), &mut |_| {}).unwrap();
-}
-
-#[expect(clippy::disallowed_methods, reason = "the test runs itself as the process to be killed")]
-fn itself(program: &str, what: &Value) -> Command {
-    let mut command = Command::new(program);
-    command.env(CHILD, what.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-fn this_test() -> String {
-    std::env::current_exe().unwrap().display().to_string()
+    puller::live();
 }
 
 #[test]
@@ -96,12 +61,6 @@ fn a_pull_goes_on_where_a_killed_one_was() {
     let fetched = relay.sent() - sent;
     assert!(fetched < size as u64 + 100_000 - here, "{fetched} bytes again, {here} were here");
     assert_clean(&bench);
-}
-
-fn assert_clean(bench: &Bench) {
-    assert_eq!(bench.store.fsck().unwrap(), vec![]);
-    assert_eq!(entries(&bench.path("store/partial")), Vec::<String>::new());
-    assert_eq!(entries(&bench.path("store/staging")), Vec::<String>::new());
 }
 
 /// Everything that gives, moves or takes a name, and everything that brings it to the disk.

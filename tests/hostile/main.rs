@@ -4,10 +4,13 @@
 //! ends, and [`common::Bench`] checks that the host is as before and nothing is left of a refused image.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
+mod archives;
+mod bombs;
 #[path = "../../datastore/tests/common/mod.rs"]
 mod common;
 mod confined;
 mod confinement;
+mod documents;
 mod ends;
 mod entries;
 #[cfg(feature = "faults")]
