@@ -198,7 +198,10 @@ impl Engine<'_> {
                     network.ensure_nic(&id, nic)?;
                 }
             }
-            Step::Root => storage.ensure_root(&record.spec, ids_of(record)?)?,
+            Step::Root => {
+                let device = storage.ensure_root(&record.spec, ids_of(record)?)?;
+                cgroups.limit_disk(&id, device, &record.spec.root.io)?;
+            }
             Step::Cgroup => {
                 // The first effect of a boot: from here on the spec is that of the operation.
                 if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
@@ -218,7 +221,7 @@ impl Engine<'_> {
                     guests.tell_guest(&wish_of(record), facts)?;
                 }
             }
-            Step::Limit => cgroups.ensure_cgroup(&id, &wish_of(record).resources)?,
+            Step::Limit => cgroups.change_limits(&id, &wish_of(record).resources)?,
             Step::Start => {
                 if let Some(facts) = &record.guest {
                     guests.start_guest(&id, facts)?;

@@ -9,11 +9,12 @@
 //! All are synchronous; a call that can wait takes a deadline.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use crate::error::Result;
 use crate::ids::{IdRange, VmId};
-use crate::spec::{NicSpec, Resources, VmSpec};
+use crate::spec::{IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, Record, Timestamp};
 
 /// Records on disk.
@@ -83,12 +84,13 @@ pub trait Network: Send + Sync {
 
 /// The root filesystem of a guest.
 pub trait Storage: Send + Sync {
-    /// The root disk mounted at the VM's place, writable, with ids shifted to the range.
+    /// The root disk mounted at the VM's place, writable, with ids shifted to the range. The device
+    /// that it is on and that no other VM uses; `None` if it is a directory of the host.
     ///
     /// # Errors
     /// Nothing is mounted or attached. `NotFound`: the disk, its manifest or a layer is missing.
     /// `Conflict`: another VM uses the disk.
-    fn ensure_root(&self, spec: &VmSpec, ids: IdRange) -> Result<()>;
+    fn ensure_root(&self, spec: &VmSpec, ids: IdRange) -> Result<Option<BlockDevice>>;
 
     /// Unmounts it and detaches its devices; all data is on the disk on return.
     ///
@@ -103,13 +105,45 @@ pub trait Storage: Send + Sync {
     fn observe_roots(&self) -> Result<BTreeSet<VmId>>;
 }
 
+/// A block device of the host, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockDevice {
+    /// Which driver's.
+    pub major: u32,
+    /// Which of them.
+    pub minor: u32,
+}
+
+impl fmt::Display for BlockDevice {
+    /// As the kernel writes it: `7:3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
 /// Control groups: limits, and the certainty that nothing of a VM survives.
+///
+/// A wish that this host cannot enforce is refused, never dropped: `Unsupported` names what is missing,
+/// `NotFound` the processor, memory node or size of page that the host does not have.
 pub trait Cgroups: Send + Sync {
-    /// The VM's groups with these limits.
+    /// The VM's groups with these limits, for a guest that is to be made.
     ///
     /// # Errors
-    /// None were made. `Exhausted`: the kernel refuses a limit.
+    /// None were made.
     fn ensure_cgroup(&self, id: &VmId, resources: &Resources) -> Result<()>;
+
+    /// Bounds the guest's traffic with the device of its root disk, if it has one.
+    ///
+    /// # Errors
+    /// It is not bounded. `Unsupported`: also if there is a bound and no device.
+    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()>;
+
+    /// Gives a guest that lives these limits.
+    ///
+    /// # Errors
+    /// The limits are those of before and the guest lives on. `Exhausted`: it uses more than it would be
+    /// left with.
+    fn change_limits(&self, id: &VmId, resources: &Resources) -> Result<()>;
 
     /// Kills every process in the VM's groups, waits until they are gone, removes the groups.
     ///
@@ -263,8 +297,8 @@ pub struct Ports<'a> {
     pub clock: &'a dyn Clock,
 }
 
-impl std::fmt::Debug for Ports<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Ports<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Ports")
     }
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{IdRange, VmId};
 use crate::ports::{
-    Adoption, Cgroups, Clock, GuestView, Guests, IdRanges, Loaded, Network, Ports, Records, Storage,
+    Adoption, BlockDevice, Cgroups, Clock, GuestView, Guests, IdRanges, Loaded, Network, Ports,
+    Records, Storage,
 };
-use crate::spec::{Context, NicSpec, Resources, VmSpec};
+use crate::spec::{Context, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
 
 /// Payload of the panic that stands for `kill -9`.
@@ -73,6 +74,7 @@ struct State {
     /// What guests were told, and their limits.
     told: BTreeMap<VmId, Context>,
     limits: BTreeMap<VmId, Resources>,
+    disk_limits: BTreeMap<VmId, (Option<BlockDevice>, IoLimits)>,
     now: u64,
     boot: u64,
 }
@@ -161,6 +163,12 @@ impl FakeHost {
     pub fn obeys(&self, id: &VmId) -> (Option<Resources>, Option<Context>) {
         let state = self.state();
         (state.limits.get(id).cloned(), state.told.get(id).cloned())
+    }
+
+    /// The device of a guest's root disk, and the bounds on its traffic.
+    #[must_use]
+    pub fn disk_limits(&self, id: &VmId) -> Option<(Option<BlockDevice>, IoLimits)> {
+        self.state().disk_limits.get(id).copied()
     }
 
     /// VMs of which anything is left.
@@ -322,8 +330,9 @@ impl Network for FakeHost {
 }
 
 impl Storage for FakeHost {
-    fn ensure_root(&self, spec: &VmSpec, _: IdRange) -> Result<()> {
-        self.ensure("ensure_root", &spec.id, &Thing::Root, &[])
+    fn ensure_root(&self, spec: &VmSpec, _: IdRange) -> Result<Option<BlockDevice>> {
+        self.ensure("ensure_root", &spec.id, &Thing::Root, &[])?;
+        Ok(Some(BlockDevice { major: 7, minor: 0 }))
     }
 
     fn drop_root(&self, id: &VmId) -> Result<()> {
@@ -340,6 +349,38 @@ impl Cgroups for FakeHost {
         self.ensure("ensure_cgroup", id, &Thing::Cgroup, &[])?;
         self.state().limits.insert(id.clone(), resources.clone());
         Ok(())
+    }
+
+    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()> {
+        let needs = [Thing::Cgroup, Thing::Root];
+        self.call(
+            "limit_disk",
+            |_| {},
+            |state| {
+                let have = state.things.get(id);
+                if let Some(missing) =
+                    needs.iter().find(|t| have.and_then(|have| have.get(t)) != Some(&true))
+                {
+                    return Err(Error::new(ErrorKind::Host, format!("limit_disk: {missing:?}")));
+                }
+                state.disk_limits.insert(id.clone(), (device, *io));
+                Ok(())
+            },
+        )
+    }
+
+    fn change_limits(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        self.call(
+            "change_limits",
+            |_| {},
+            |state| {
+                if state.things.get(id).and_then(|have| have.get(&Thing::Cgroup)) != Some(&true) {
+                    return Err(Error::new(ErrorKind::Host, "change_limits without a group"));
+                }
+                state.limits.insert(id.clone(), resources.clone());
+                Ok(())
+            },
+        )
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {

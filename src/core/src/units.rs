@@ -45,6 +45,19 @@ impl NumberSet {
     /// Largest number, far above what kernels are built for.
     const MAX: u16 = 8191;
 
+    /// These numbers; `None` if there are none, or one of them is beyond what kernels are built for.
+    #[must_use]
+    pub fn new(numbers: impl IntoIterator<Item = u16>) -> Option<Self> {
+        let all: BTreeSet<u16> = numbers.into_iter().collect();
+        all.last().is_some_and(|last| *last <= Self::MAX).then_some(Self(all))
+    }
+
+    /// Whether this number is one of them.
+    #[must_use]
+    pub fn contains(&self, number: u16) -> bool {
+        self.0.contains(&number)
+    }
+
     /// The numbers, rising.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.0.iter().copied()
@@ -122,6 +135,8 @@ mod tests {
         {
             assert_eq!(text.parse::<NumberSet>().map(|set| set.to_string()).as_deref(), Ok(want));
         }
+        assert_eq!(NumberSet::new([3, 1, 2, 1]).map(|set| set.to_string()).as_deref(), Some("1-3"));
+        assert_eq!((NumberSet::new([]), NumberSet::new([8192])), (None, None));
         for text in ["", "a", "1-", "-1", "3-1", "1,,2", "8192", "+1", "0-99999"] {
             assert!(text.parse::<NumberSet>().is_err(), "{text}");
         }

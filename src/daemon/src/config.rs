@@ -7,6 +7,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
 use ocivisor_core::spec::normal_path;
 use ocivisor_datastore::RegistriesConfig;
+use ocivisor_host::cgroup::{CpuPolicy, Policy};
 use ocivisor_host::fs::read_bounded;
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::spec::IsolationV1;
@@ -76,6 +77,20 @@ pub struct Guests {
     pub runtime: RuntimeName,
     /// Profiles of confinement that a VM may ask for.
     pub isolation: Vec<IsolationV1>,
+    /// What a guest's share of the processors bounds: `weight` or `quota`.
+    pub cpu: CpuName,
+    /// Whether a guest runs on, and sees, as many processors as it has VCPUs.
+    pub spread_cpus: bool,
+}
+
+/// What a guest's share of the processors bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuName {
+    /// What it gets when others want them as well.
+    Weight,
+    /// What it gets at any time.
+    Quota,
 }
 
 /// Which images are let in.
@@ -145,11 +160,23 @@ impl Default for Guests {
             console_log_bytes: 1 << 20,
             runtime: RuntimeName::Embedded,
             isolation: vec![IsolationV1::Strict, IsolationV1::Default],
+            // As KVM's users know it: CPU is a share, VCPU the bound.
+            cpu: CpuName::Weight,
+            spread_cpus: true,
         }
     }
 }
 
 impl Guests {
+    /// What limits mean on this host.
+    pub fn limits(&self) -> Policy {
+        let cpu = match self.cpu {
+            CpuName::Weight => CpuPolicy::Weight,
+            CpuName::Quota => CpuPolicy::Quota,
+        };
+        Policy { cpu, spread_cpus: self.spread_cpus }
+    }
+
     /// First of the ids that helpers have which unpack layers: right behind those of guests.
     pub fn worker_ids(&self) -> u32 {
         self.first_id + self.id_ranges * IdRange::LEN

@@ -62,7 +62,7 @@ impl Host {
     pub fn new(config: &Config) -> Result<Self> {
         let layout = config.layout();
         install_init(config, &layout)?;
-        let cgroups = HostCgroups::new(&layout)?;
+        let cgroups = HostCgroups::new(&layout)?.with_policy(config.guests.limits());
         let images = Images::open(config, &layout, &cgroups)?;
         let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
         let boot = std::fs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{
-    Change, Context, IoLimits, Isolation, Placement, Resources, Upkeep, VmSpec,
-};
+use ocivisor_core::spec::{Change, Context, Isolation, Upkeep, VmSpec};
 
 /// What `[guests]` of the configuration says.
 #[derive(Debug, Clone)]
@@ -42,13 +40,11 @@ pub fn check(spec: &VmSpec) -> Result<()> {
         &[
             (spec.graphics.is_some(), "graphics"),
             (spec.upkeep != Upkeep::default(), "upkeep"),
-            (spec.root.io != IoLimits::default(), "root.io"),
             (spec.boot.stop_timeout.is_some(), "boot.stop_timeout_ms"),
             (spec.nics.iter().any(|nic| !nic.dns.is_empty() || !nic.search.is_empty()), "nics.dns"),
         ],
     )?;
-    check_context(&spec.id, &spec.context)?;
-    check_resources(&spec.id, &spec.resources)
+    check_context(&spec.id, &spec.context)
 }
 
 /// The same of a change.
@@ -56,24 +52,11 @@ pub fn check(spec: &VmSpec) -> Result<()> {
 /// # Errors
 /// `Invalid`, naming the field.
 pub fn check_change(id: &VmId, change: &Change) -> Result<()> {
-    change.context.as_ref().map_or(Ok(()), |context| check_context(id, context))?;
-    change.resources.as_ref().map_or(Ok(()), |resources| check_resources(id, resources))
+    change.context.as_ref().map_or(Ok(()), |context| check_context(id, context))
 }
 
 fn check_context(id: &VmId, context: &Context) -> Result<()> {
     refuse(id, &[(*context != Context::default(), "context")])
-}
-
-fn check_resources(id: &VmId, resources: &Resources) -> Result<()> {
-    let Resources { placement, io_weight, hugepages, .. } = resources;
-    refuse(
-        id,
-        &[
-            (*placement != Placement::default(), "resources.cpus and resources.nodes"),
-            (io_weight.is_some(), "resources.io_weight"),
-            (!hugepages.is_empty(), "resources.hugepages"),
-        ],
-    )
 }
 
 fn refuse(id: &VmId, absent: &[(bool, &str)]) -> Result<()> {

@@ -119,6 +119,9 @@ async fn reconcile_often(vms: Arc<Vms>, period: Duration) {
         if let Err(error) = vms.reconcile_all(false).await {
             tracing::error!("cannot compare records and host: {error}");
         }
+        if let Err(error) = vms.balance().await {
+            tracing::error!("cannot spread guests over the processors: {error}");
+        }
     }
 }
 

@@ -465,6 +465,14 @@ impl Vms {
         Ok(())
     }
 
+    /// Evens out on which processors guests run.
+    pub async fn balance(&self) -> Result<()> {
+        let live = self.list().into_iter().filter(|r| r.state.is_live() && r.op.is_none());
+        let live: Vec<_> = live.map(|r| (r.spec.id, r.spec.resources)).collect();
+        let host = Arc::clone(&self.host);
+        blocking(move || host.cgroups.balance(&live)).await?
+    }
+
     /// Waits until nothing is under way, at most until `deadline`.
     pub async fn settle(&self, deadline: tokio::time::Instant) {
         let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();

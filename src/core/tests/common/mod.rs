@@ -227,6 +227,8 @@ impl Daemon {
                         let (limits, told) = self.host.obeys(&id);
                         assert_eq!(limits.as_ref(), Some(&record.spec.resources), "{id}");
                         assert_eq!(told.as_ref(), Some(&record.spec.context), "{id}");
+                        let (device, io) = self.host.disk_limits(&id).unwrap();
+                        assert_eq!((device.is_some(), io), (true, record.spec.root.io), "{id}");
                     }
                 }
             }

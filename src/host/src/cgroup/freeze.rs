@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
 
-use super::{HostCgroups, kill, limits};
+use super::{HostCgroups, file, kill};
 
 /// How long processes get to stop. One that waits for a dead file server does not.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -39,12 +39,12 @@ impl HostCgroups {
         let groups: Vec<PathBuf> =
             self.hierarchies.all().map(|root| self.group(root, id, "guest")).collect();
         if let Some(group) = groups.iter().find(|group| group.join("cgroup.freeze").exists()) {
-            limits::write(&group.join("cgroup.freeze"), "1")?;
+            file::write(&group.join("cgroup.freeze"), "1")?;
             let events = group.join("cgroup.events");
             wait(id, || said(&events).lines().any(|line| line == "frozen 1"))?;
         } else if let Some(group) = groups.iter().find(|g| g.join("freezer.state").exists()) {
             let state = group.join("freezer.state");
-            limits::write(&state, "FROZEN")?;
+            file::write(&state, "FROZEN")?;
             wait(id, || said(&state).trim() == "FROZEN")?;
         } else {
             let what = format!("vm {id}: this host has no freezer for its control group");

@@ -66,7 +66,7 @@ impl Hierarchies {
         Err(Error::new(ErrorKind::Unsupported, what).hint(hint))
     }
 
-    fn parse(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Self {
+    pub(super) fn parse(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Self {
         let mut found =
             Self { v2: None, v1: BTreeMap::new(), named: None, v2_controllers: Vec::new() };
         for line in mountinfo.lines() {
@@ -128,6 +128,26 @@ impl Hierarchies {
         self.v2.as_deref().filter(|_| there && !self.v1.contains_key(controller))
     }
 
+    /// What to say when a wish needs a controller that is in neither version.
+    pub(super) fn missing(&self, controller: &str, wish: &str) -> Error {
+        let name = match (self.kind(), controller) {
+            (Kind::V1 | Kind::Hybrid, "io") => "blkio",
+            _ => controller,
+        };
+        let what = format!("{wish} needs the control group controller {name}, which is not there");
+        let hint = match self.kind() {
+            Kind::V2 => format!(
+                "see /sys/fs/cgroup/cgroup.controllers; Debian's kernels have it, and \
+                 cgroup_disable={name} on the kernel's command line takes it away"
+            ),
+            Kind::Hybrid | Kind::V1 => format!(
+                "mount it (mount -t cgroup -o {name} {name} /sys/fs/cgroup/{name}) and start \
+                 ocivisord anew, or boot with systemd.unified_cgroup_hierarchy=1 (cgroup v2)"
+            ),
+        };
+        Error::new(ErrorKind::Unsupported, what).hint(hint)
+    }
+
     /// The hierarchy in which every process of a VM is found.
     #[must_use]
     pub fn tracking(&self) -> &Path {
@@ -156,18 +176,19 @@ impl Hierarchies {
     }
 
     /// v2: hands the controllers on to the children of `parent` (cgroup.subtree_control). The kernel
-    /// refuses if processes are in `parent` itself: cgroups(7), "no internal processes".
+    /// refuses if processes are in `parent` itself: cgroups(7), "no internal processes". A hybrid host
+    /// may have some of them here as well; there it need not work, because the group is for finding
+    /// processes first of all: a limit that then cannot be set is told when it is wished for.
     pub(super) fn let_children_be_limited(&self, parent: &Path) -> Result<()> {
         let Some(root) = &self.v2 else { return Ok(()) };
-        if !parent.starts_with(root) || !self.v1.is_empty() {
+        if !parent.starts_with(root) {
             return Ok(());
         }
         let file = parent.join("cgroup.subtree_control");
         let have = fs::read_to_string(&file).map_err(|e| io_error("read", &file, &e))?;
         let have: Vec<&str> = have.split_ascii_whitespace().collect();
-        let wanted = ["cpu", "cpuset", "io", "memory", "pids"].into_iter();
-        let missing = wanted
-            .filter(|c| self.v2_controllers.iter().any(|known| known == c) && !have.contains(c));
+        let wanted = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"].into_iter();
+        let missing = wanted.filter(|c| self.v2(c).is_some() && !have.contains(c));
         let line: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
         if line.is_empty() {
             return Ok(());
@@ -178,15 +199,17 @@ impl Hierarchies {
             .write(true)
             .open(&file)
             .and_then(|mut f| f.write_all(line.join(" ").as_bytes()));
-        wrote.map_err(|e| match e.raw_os_error() {
+        wrote.or_else(|e| match e.raw_os_error() {
+            // No such controller here: it was not handed on to this group either.
+            Some(libc::EBUSY | libc::EOPNOTSUPP | libc::ENOENT) if !self.v1.is_empty() => Ok(()),
             Some(libc::EBUSY | libc::EOPNOTSUPP) => {
                 let group = parent.display();
                 let what = format!("control group {group} has processes of its own");
                 let hint = "groups below such a one cannot be limited: set cgroup_base to a group \
                             that holds no process, and not to one below ocivisord's own";
-                Error::new(ErrorKind::Unsupported, what).hint(hint)
+                Err(Error::new(ErrorKind::Unsupported, what).hint(hint))
             }
-            _ => io_error(&format!("write {} to", line.join(" ")), &file, &e),
+            _ => Err(io_error(&format!("write {} to", line.join(" ")), &file, &e)),
         })
     }
 
@@ -203,7 +226,7 @@ impl Hierarchies {
             let own = fs::read_to_string(&file).map_err(|e| io_error("read", &file, &e))?;
             if own.trim().is_empty() {
                 let above = fs::read_to_string(&above).map_err(|e| io_error("read", &above, &e))?;
-                super::limits::write(&file, above.trim())?;
+                super::file::write(&file, above.trim())?;
             }
         }
         Ok(())

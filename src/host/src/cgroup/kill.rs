@@ -35,7 +35,7 @@ pub(super) fn kill_all(group: &Path) -> Result<()> {
             return Err(Error::new(ErrorKind::Timeout, what).hint(hint));
         }
         // cgroup2 kills a subtree at once, forks included (since Linux 5.14).
-        let at_once = super::limits::write(&group.join("cgroup.kill"), "1").is_ok();
+        let at_once = super::file::write(&group.join("cgroup.kill"), "1").is_ok();
         let fds: Vec<OwnedFd> = pids.iter().filter_map(|pid| open(*pid)).collect();
         if !at_once {
             for fd in &fds {
@@ -115,10 +115,10 @@ pub(super) fn thaw(group: &Path) {
     };
     // Failing to thaw shows as a process that does not end.
     if frozen("freezer.state", "FROZEN") || frozen("freezer.state", "FREEZING") {
-        let _ = super::limits::write(&group.join("freezer.state"), "THAWED");
+        let _ = super::file::write(&group.join("freezer.state"), "THAWED");
     }
     if frozen("cgroup.freeze", "1") {
-        let _ = super::limits::write(&group.join("cgroup.freeze"), "0");
+        let _ = super::file::write(&group.join("cgroup.freeze"), "0");
     }
 }
 

@@ -16,11 +16,15 @@
 //! daemon's own unit: cgroup v2 limits no groups beside processes, and systemd could not start the
 //! daemon again in a unit whose groups hold guests.
 
+mod file;
 mod freeze;
 mod hierarchy;
 mod kill;
 mod limits;
+mod machine;
+mod place;
 mod ready;
+mod spread;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,19 +33,47 @@ use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::ports::Cgroups;
-use ocivisor_core::spec::Resources;
+use ocivisor_core::ports::{BlockDevice, Cgroups};
+use ocivisor_core::spec::{IoLimits, Resources};
+use ocivisor_core::units::NumberSet;
 
 pub use freeze::Frozen;
 pub use hierarchy::{Hierarchies, Kind};
 
+use self::limits::Ground;
+use self::machine::Machine;
 use crate::fs::io_error;
 use crate::layout::Layout;
+
+/// What this host's admin wants of limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// How much of the processors a guest gets.
+    pub cpu: CpuPolicy,
+    /// Whether a guest runs on, and sees, as many processors as it has VCPUs; else on all.
+    pub spread_cpus: bool,
+}
+
+/// What a guest's share of the processors bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuPolicy {
+    /// What it gets when others want them as well; what nobody wants it may have, up to its VCPUs.
+    Weight,
+    /// What it gets at any time.
+    Quota,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { cpu: CpuPolicy::Weight, spread_cpus: true }
+    }
+}
 
 /// Control groups of this host.
 #[derive(Debug, Clone)]
 pub struct HostCgroups {
     base: String,
+    policy: Policy,
     hierarchies: Hierarchies,
     /// The daemon's own group in the tracking hierarchy, where it can be found.
     own: Option<PathBuf>,
@@ -60,7 +92,13 @@ impl HostCgroups {
         }
         let hierarchies = Hierarchies::of_this_host()?;
         let own = ready::own_group(hierarchies.tracking());
-        Ok(Self { base, hierarchies, own })
+        Ok(Self { base, policy: Policy::default(), hierarchies, own })
+    }
+
+    /// The same with another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// What is mounted.
@@ -112,8 +150,10 @@ impl HostCgroups {
             }
             files.push(group.join("cgroup.procs"));
         }
-        for write in limits::writes(&self.hierarchies, resources) {
-            write.apply(&write.root.join(&self.base).join(&leaf))?;
+        let machine = Machine::look(&self.hierarchies, &self.base)?;
+        let group = |root: &Path| root.join(&self.base).join(&leaf);
+        for write in self.writes(&machine, group, resources, &machine.cpus)? {
+            write.apply(&group(&write.root))?;
         }
         Ok(files)
     }
@@ -140,11 +180,45 @@ impl HostCgroups {
         for root in self.of_guest() {
             self.make_group(root, id, "guest")?;
         }
-        for write in limits::writes(&self.hierarchies, resources) {
+        let limited = self.limits(id, resources)?.iter().try_for_each(|write| {
             let group = self.group(&write.root, id, "guest");
-            write.apply(&group).map_err(|error| error.context(format!("limit vm {id}")))?;
+            write.apply(&group)
+        });
+        limited.map_err(|error| error.context(format!("limit vm {id}")))
+    }
+
+    /// What makes the guest's groups obey.
+    fn limits(&self, id: &VmId, resources: &Resources) -> Result<Vec<limits::LimitWrite>> {
+        let machine = Machine::look(&self.hierarchies, &self.base)?;
+        let cpus = self.place(id, resources, &machine)?;
+        self.writes(&machine, |root| self.group(root, id, "guest"), resources, &cpus)
+    }
+
+    fn writes(
+        &self,
+        machine: &Machine,
+        group: impl Fn(&Path) -> PathBuf,
+        resources: &Resources,
+        cpus: &NumberSet,
+    ) -> Result<Vec<limits::LimitWrite>> {
+        let has = |root: &Path, file: &str| group(root).join(file).exists();
+        let (hierarchies, policy) = (&self.hierarchies, self.policy);
+        limits::writes(&Ground { hierarchies, machine, policy, has: &has }, resources, cpus)
+    }
+
+    fn change(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        let writes = self.limits(id, resources)?;
+        let group = |root: &Path| self.group(root, id, "guest");
+        let change = || limits::change(&writes, group);
+        if let Some(root) = self.hierarchies.v2("memory") {
+            return limits::squeezed(&group(root), resources.memory, change);
         }
-        Ok(())
+        change().map_err(|error| match self.hierarchies.v1("memory") {
+            Some(root) if error.kind == ErrorKind::Exhausted => {
+                limits::too_little_v1(&group(root), resources.memory).unwrap_or(error)
+            }
+            _ => error,
+        })
     }
 
     /// The group and its parents, each able to have children with limits.
@@ -175,6 +249,18 @@ impl Cgroups for HostCgroups {
             ready::make_ready_for_moves(own);
         }
         Ok(())
+    }
+
+    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()> {
+        let limited = limits::disk(&self.hierarchies, device, io).and_then(|writes| {
+            let group = |root: &Path| self.group(root, id, "guest");
+            writes.iter().try_for_each(|write| write.apply(&group(&write.root)))
+        });
+        limited.map_err(|error| error.context(format!("limit the disk of vm {id}")))
+    }
+
+    fn change_limits(&self, id: &VmId, resources: &Resources) -> Result<()> {
+        self.change(id, resources).map_err(|error| error.context(format!("limit vm {id}")))
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {

@@ -52,7 +52,7 @@ fn sleeper() -> Child {
 
 fn join(files: &[PathBuf], pid: u32) {
     for file in files {
-        limits::write(file, &pid.to_string()).unwrap();
+        file::write(file, &pid.to_string()).unwrap();
     }
 }
 
@@ -119,7 +119,7 @@ fn drop_kills_guest_and_shim_in_nested_and_frozen_groups_and_nothing_else() {
     }
     if let Some(freezer) = base.0.hierarchies.v1("freezer") {
         let file = base.0.group(freezer, &id, "guest").join("freezer.state");
-        limits::write(&file, "FROZEN").unwrap();
+        file::write(&file, "FROZEN").unwrap();
     }
     base.0.drop_cgroup(&id).unwrap();
     for child in [&mut guest, &mut shim, &mut nested] {
@@ -210,4 +210,152 @@ fn helpers_share_a_limited_group_that_is_no_vm() {
         assert!(!files.is_empty() && files.iter().all(|file| file.exists()), "{files:?}");
     }
     assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
+}
+
+fn bounded() -> (Resources, String) {
+    let machine = Machine::look(&Hierarchies::of_this_host().unwrap(), "nonexistent").unwrap();
+    let last = machine.cpus.iter().last().unwrap();
+    let cpus = NumberSet::new([last]);
+    let placement = ocivisor_core::spec::Placement { cpus, nodes: Some(machine.nodes) };
+    (Resources { vcpus: 1, placement, ..resources() }, last.to_string())
+}
+
+#[test]
+fn a_guest_is_placed_where_it_wishes_and_anywhere_when_it_does_not_care() {
+    let base = Base::new("place");
+    let id: VmId = "one-1".parse().unwrap();
+    let (wish, last) = bounded();
+    base.0.ensure_cgroup(&id, &wish).unwrap();
+    assert_eq!(read(&base, "cpuset", &id, "cpuset.cpus").unwrap(), last);
+    let free = Resources { vcpus: 4096, placement: Default::default(), ..wish };
+    base.0.change_limits(&id, &free).unwrap();
+    let machine = Machine::look(base.0.hierarchies(), &base.0.base).unwrap();
+    let all = match base.0.hierarchies.v1("cpuset") {
+        Some(_) => machine.cpus.to_string(),
+        None => String::new(),
+    };
+    assert_eq!(read(&base, "cpuset", &id, "cpuset.cpus").unwrap(), all);
+    let mut gone = free;
+    gone.placement.cpus = NumberSet::new([8000]);
+    let error = base.0.change_limits(&id, &gone).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(error.message, "limit vm one-1: this host has no processor 8000 for guests");
+    assert_eq!(read(&base, "cpuset", &id, "cpuset.cpus").unwrap(), all, "nothing was changed");
+    base.0.drop_cgroup(&id).unwrap();
+}
+
+/// Guests with fewer processors than the machine has are spread over them, and spread anew.
+#[test]
+fn guests_are_spread_over_the_processors() {
+    let base = Base::new("spread");
+    let machine = Machine::look(base.0.hierarchies(), "nonexistent").unwrap();
+    assert!(machine.cpus.count() > 1, "a machine with one processor spreads nothing");
+    let one = Resources { vcpus: 1, cpu_quota: None, ..resources() };
+    let ids: Vec<VmId> = (0..4).map(|n| format!("one-{n}").parse().unwrap()).collect();
+    ids.iter().for_each(|id| base.0.ensure_cgroup(id, &one).unwrap());
+    let on = |id: &VmId| read(&base, "cpuset", id, "cpuset.cpus").unwrap();
+    let mut first: Vec<String> = ids[..2].iter().map(on).collect();
+    first.sort();
+    first.dedup();
+    assert_eq!(first.len(), 2, "two guests are on two processors");
+    // All on one processor, as after many comings and goings.
+    let crowded = on(&ids[0]);
+    for id in &ids {
+        let root = base.0.hierarchies.v1("cpuset").or(base.0.hierarchies.v2("cpuset")).unwrap();
+        let file = base.0.group(root, id, "guest").join("cpuset.cpus");
+        file::write(&file, &crowded).unwrap();
+    }
+    let live: Vec<(VmId, Resources)> = ids.iter().map(|id| (id.clone(), one.clone())).collect();
+    base.0.balance(&live).unwrap();
+    let still = ids.iter().filter(|id| on(id) == crowded).count();
+    assert!(still <= 2, "{still} of 4 are on processor {crowded}");
+    let unspread = base.0.clone().with_policy(Policy { spread_cpus: false, ..Policy::default() });
+    unspread.change_limits(&ids[0], &one).unwrap();
+    assert!(["", &machine.cpus.to_string()].contains(&on(&ids[0]).as_str()));
+    ids.iter().for_each(|id| base.0.drop_cgroup(id).unwrap());
+}
+
+/// A process that holds that much memory until it is killed.
+#[expect(clippy::disallowed_methods, reason = "a process to be limited by the test")]
+fn hog(base: &Base, id: &VmId, mib: u32) -> Child {
+    let script = format!(
+        "import sys\nsys.stdin.read(1)\nb = b'x' * ({mib} << 20)\nprint('holds', flush=True)\nsys.stdin.read()"
+    );
+    let mut child = Command::new("python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    join(&base.0.guest_procs(id), child.id());
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"go").unwrap();
+    let mut said = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+    child
+}
+
+#[test]
+fn memory_is_not_taken_from_a_guest_that_uses_it() {
+    let base = Base::new("shrink");
+    let id: VmId = "one-1".parse().unwrap();
+    let with = |mib: u64, swap: u64| Resources {
+        memory: Bytes::mib(mib),
+        swap: Bytes::mib(swap),
+        pids: 100,
+        ..resources()
+    };
+    base.0.ensure_cgroup(&id, &with(256, 0)).unwrap();
+    let mut hog = hog(&base, &id, 100);
+    let names: &[&str] = match base.0.hierarchies.v1("memory") {
+        Some(_) => &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"],
+        None => &["memory.max", "memory.high", "memory.swap.max"],
+    };
+    let now = || -> Vec<Option<String>> {
+        let memory = names.iter().map(|file| read(&base, "memory", &id, file));
+        memory.chain([read(&base, "pids", &id, "pids.max")]).collect()
+    };
+    let before = now();
+    let refused = Resources { pids: 50, ..with(64, 0) };
+    let error = base.0.change_limits(&id, &refused).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Exhausted);
+    assert!(error.message.starts_with("limit vm one-1: the guest uses 1"), "{error}");
+    assert!(error.message.ends_with(" of memory that cannot be taken from it, more than 64 MiB"));
+    assert_eq!(now(), before, "nothing was changed");
+    assert!(hog.try_wait().unwrap().is_none(), "and nobody was killed");
+    // Down to what it uses, up, and below again when it is gone.
+    base.0.change_limits(&id, &with(160, 0)).unwrap();
+    assert_ne!(now(), before);
+    base.0.change_limits(&id, &with(512, 64)).unwrap();
+    assert!(hog.try_wait().unwrap().is_none());
+    hog.kill().unwrap();
+    hog.wait().unwrap();
+    base.0.change_limits(&id, &with(32, 0)).unwrap();
+    let high = read(&base, "memory", &id, "memory.high");
+    assert!(high.is_none_or(|high| high == "max"));
+    base.0.drop_cgroup(&id).unwrap();
+}
+
+/// A change that fails in the middle of its list.
+#[test]
+fn a_change_that_fails_halfway_is_taken_back() {
+    let base = Base::new("halfway");
+    let id: VmId = "one-1".parse().unwrap();
+    base.0.ensure_cgroup(&id, &resources()).unwrap();
+    let limits = || {
+        let pids = read(&base, "pids", &id, "pids.max");
+        let v1 = read(&base, "memory", &id, "memory.limit_in_bytes");
+        (pids, v1.or(read(&base, "memory", &id, "memory.max")))
+    };
+    let before = limits();
+    // A quota that the kernel refuses, behind memory and pids in the list.
+    let bad = Resources {
+        cpu_quota: Some(CentiCores(0)),
+        memory: Bytes::mib(128),
+        pids: 99,
+        ..resources()
+    };
+    base.0.change_limits(&id, &bad).unwrap_err();
+    assert_eq!(limits(), before);
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::from([id.clone()]), "it lives on");
+    base.0.drop_cgroup(&id).unwrap();
 }

@@ -42,14 +42,17 @@ mod upper;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
-use ocivisor_core::ports::Storage;
+use ocivisor_core::ports::{BlockDevice, Storage};
 use ocivisor_core::spec::VmSpec;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, chmodat, fstat, fstatvfs, syncfs};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, chmodat, fstat, fstatvfs, major, minor, syncfs,
+};
 
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
 pub use self::layer::Layers;
@@ -218,15 +221,15 @@ struct Wanted<'a> {
 }
 
 impl Storage for HostStorage {
-    fn ensure_root(&self, spec: &VmSpec, ids: IdRange) -> Result<()> {
+    fn ensure_root(&self, spec: &VmSpec, ids: IdRange) -> Result<Option<BlockDevice>> {
         let places = self.places(&spec.id);
         let want = Wanted { disk: &spec.root.path, ids };
         let manifest = DiskManifest::read(want.disk)?;
         if self.is_whole(&places, &manifest, &want) {
-            return Ok(());
+            return device(&places, &manifest);
         }
         let built = tear_down(&places).and_then(|()| self.build(&places, &manifest, &want));
-        built.map_err(|error| match tear_down(&places) {
+        built.and_then(|()| device(&places, &manifest)).map_err(|error| match tear_down(&places) {
             Ok(()) => error,
             Err(left) => error.hint(format!("and clearing up failed: {left}")),
         })
@@ -291,6 +294,18 @@ fn tear_down(places: &VmPlaces) -> Result<()> {
     // What is left belongs to others.
     let _ = fs::remove_dir(&places.dir);
     synced
+}
+
+/// The device of a mounted disk; a directory has none of its own.
+fn device(places: &VmPlaces, manifest: &DiskManifest) -> Result<Option<BlockDevice>> {
+    match manifest.backend {
+        DiskBackend::Ext4Image => {
+            let meta = fs::metadata(&places.disk);
+            let number = meta.map_err(|e| io_error("look at", &places.disk, &e))?.dev();
+            Ok(Some(BlockDevice { major: major(number), minor: minor(number) }))
+        }
+        DiskBackend::Directory => Ok(None),
+    }
 }
 
 /// The loop device below a mount (major number 7), and what it is bound to.
