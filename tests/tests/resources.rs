@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use ocivisor_tests::{Answer, Host, wait_for};
+use ocivisor_tests::{Answer, Call, Host, wait_for};
 use serde_json::{Value, json};
 
 /// Defines a VM on a new disk and boots it; it sleeps.
@@ -237,4 +237,99 @@ fn huge_pages_are_limited_to_what_was_wished_for() {
     let answer = host.cli(&["start", "vm-3"]);
     assert_eq!(answer.code, 3, "{answer:?}");
     assert!(answer.err.contains("this host has no huge pages of 8 MiB"), "{answer:?}");
+}
+
+/// The limits in force, as the kernel has them: memory, pids, quota.
+fn limits(host: &Host, vm: &str) -> [String; 3] {
+    [
+        read(&group_file(host, vm, "memory", "memory.limit_in_bytes", "memory.max")),
+        read(&group_file(host, vm, "pids", "pids.max", "pids.max")),
+        read(&group_file(host, vm, "cpu", "cpu.cfs_quota_us", "cpu.max")).replace(" 100000", ""),
+    ]
+}
+
+#[test]
+fn a_guest_that_runs_is_resized_both_ways_and_keeps_what_it_uses() {
+    let host = Host::start();
+    let vm = boot(&host, 1, &json!({"memory": 256 << 20, "vcpus": 1, "pids": 100}), &json!({}));
+    let pid = |host: &Host| host.info("vm-1").unwrap()["guest"]["init"]["pid"].clone();
+    let (first, mib) = (pid(&host), |n: u64| (n << 20).to_string());
+    assert_eq!(limits(&host, &vm), [mib(256), "100".into(), "100000".into()]);
+    let up = ["resize", &vm, "--memory", "512M", "--vcpus", "2", "--pids", "200"];
+    host.cli(&up).ok();
+    assert_eq!(limits(&host, &vm), [mib(512), "200".into(), "200000".into()]);
+    assert_eq!(
+        sh(&host, &vm, "nproc").ok(),
+        sh_host("nproc --all | awk '{print ($1 > 2 ? 2 : $1)}'")
+    );
+    // What is so already is no operation.
+    assert!(host.cli(&up).ok().contains("already"));
+
+    // Files in memory are memory that nobody can take from it.
+    sh(&host, &vm, "dd if=/dev/zero of=/dev/shm/f bs=1M count=120 2>/dev/null").ok();
+    let before = limits(&host, &vm);
+    let answer = host.cli(&["resize", &vm, "--memory", "64M", "--pids", "20", "--vcpus", "1"]);
+    assert_eq!(answer.code, 7, "{answer:?}");
+    assert!(answer.err.contains("the guest uses 12"), "{answer:?}");
+    assert!(
+        answer.err.contains("of memory that cannot be taken from it, more than 64 MiB"),
+        "{answer:?}"
+    );
+    assert_eq!(limits(&host, &vm), before, "nothing was changed");
+    let info = host.info(&vm).unwrap();
+    assert_eq!(info["spec"]["resources"]["memory"], 512 << 20, "on record neither");
+    assert_eq!(info["spec"]["resources"]["pids"], 200);
+    assert_eq!(info["losses"], json!([]));
+
+    // Page cache is given back: less than what is cached is enough.
+    sh(
+        &host,
+        &vm,
+        "rm /dev/shm/f; dd if=/dev/zero of=/f bs=1M count=40 2>/dev/null; cat /f > /dev/null",
+    )
+    .ok();
+    host.cli(&["resize", &vm, "--memory", "32M", "--pids", "20", "--cpu-quota", "0.5"]).ok();
+    assert_eq!(limits(&host, &vm), [mib(32), "20".into(), "50000".into()]);
+    assert_eq!(pid(&host), first, "the same guest all the time");
+
+    // The limits of a restarted daemon and of the next boot are those of the record.
+    let mut host = host;
+    host.restart_daemon();
+    assert_eq!(limits(&host, &vm), [mib(32), "20".into(), "50000".into()]);
+    host.cli(&["reset", &vm]).ok();
+    assert_eq!(limits(&host, &vm), [mib(32), "20".into(), "50000".into()]);
+    host.cli(&["destroy", &vm]).ok();
+    host.cli(&["resize", &vm, "--memory", "128M", "--cpu-quota", "none"]).ok();
+    host.cli(&["start", &vm]).ok();
+    assert_eq!(limits(&host, &vm)[0], mib(128));
+    assert_eq!(host.cli(&["resize", "nobody", "--pids", "20"]).code, 3);
+    assert_eq!(host.cli(&["resize", &vm, "--memory", "1M"]).code, 2);
+}
+
+#[test]
+fn opennebula_resizes_a_vm_that_runs() {
+    let host = Host::start();
+    host.add_disk(0);
+    let deploy = Call::recorded(&host, "0079-vmm-deploy");
+    host.driver(&deploy).ok();
+    let resize = Call::recorded(&host, "0482-vmm-resize").for_vm(13, 0);
+    let answer = host.driver(&resize);
+    assert_eq!((answer.code, answer.out.as_str()), (0, ""), "{answer:?}");
+    assert!(answer.err.lines().all(|line| line.starts_with("INFO: 0 ")), "{answer:?}");
+    let resources = &host.info("one-0").unwrap()["spec"]["resources"];
+    assert_eq!((&resources["memory"], &resources["cpu_share"]), (&json!(512 << 20), &json!(100)));
+    assert_eq!(limits(&host, "one-0")[0], (512 << 20).to_string());
+
+    let fill = "dd if=/dev/zero of=/dev/shm/f bs=1M count=120 2>/dev/null";
+    sh(&host, "one-0", fill).ok();
+    let small = resize.with("<MEMORY><![CDATA[512]]></MEMORY><NIC>", "<MEMORY>32</MEMORY><NIC>");
+    let answer = host.driver(&small);
+    assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{answer:?}");
+    let plain: Vec<&str> = answer.err.lines().filter(|line| !line.starts_with("INFO: ")).collect();
+    assert_eq!(plain.len(), 1, "{answer:?}");
+    assert!(
+        plain[0].starts_with("Cannot resize VM 0: change vm one-0: the guest uses 12"),
+        "{plain:?}"
+    );
+    assert_eq!(limits(&host, "one-0")[0], (512 << 20).to_string());
 }

@@ -8,7 +8,7 @@ use ocivisor_core::ids::RequestId;
 
 use crate::commands::{
     completions, console, define, destroy, disk, doctor, events, exec, host, image, info, list,
-    logs, man, reboot, reset, shutdown, start, undefine, version,
+    logs, man, reboot, reset, resize, shutdown, start, undefine, version,
 };
 use crate::one;
 use crate::output::Format;
@@ -100,6 +100,8 @@ pub enum Command {
     Reboot(reboot::Options),
     /// End a guest at once, then boot it anew; its network interfaces stay
     Reset(reset::Options),
+    /// Change what a virtual machine may use; a guest that runs obeys at once
+    Resize(resize::Options),
     /// Forget a virtual machine that does not run; its disk stays
     #[command(visible_alias = "rm")]
     Undefine(undefine::Options),

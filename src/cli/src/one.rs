@@ -20,7 +20,8 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_opennebula::vmm::{self, VmmCall};
 use ocivisor_opennebula::{Action, Answer, failure, progress, xml};
 use ocivisor_rpc::Client;
-use ocivisor_schema::{Text, VmSpecV1};
+use ocivisor_schema::spec::ResourcesV1;
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use serde::Deserialize;
 
 use crate::args::DEFAULT_SOCKET;
@@ -218,6 +219,12 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
         }
         VmmCall::Reset { .. } => {
             let send = async |c: &Client, id| c.vm_reset(id, vm()).await;
+            context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Resize { resources, .. } => {
+            let resources = Some(ResourcesV1::from(resources.as_ref()));
+            let change = ChangeV1 { resources, context: None };
+            let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
             context.run_operation(&client, &send).await?;
         }
     }

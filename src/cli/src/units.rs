@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ocivisor_core::units::{Bytes, CentiCores};
+use ocivisor_core::units::{Bytes, CentiCores, NumberSet};
 
 /// Reads a size: a whole number of bytes, or with a unit. `K M G T` and `KiB MiB GiB TiB` are
 /// powers of 1024 (as in truncate(1) and qemu-img(1)), `kB MB GB TB` powers of 1000.
@@ -81,6 +81,38 @@ pub fn cores(text: &str) -> Result<CentiCores, String> {
         return Err("must be at least 0.01".into());
     }
     Ok(CentiCores(centi))
+}
+
+/// A value, or the word `none` for the absence of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrNone<T>(pub Option<T>);
+
+fn or_none<T>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<OrNone<T>, String> {
+    if text == "none" { Ok(OrNone(None)) } else { read(text).map(Some).map(OrNone) }
+}
+
+/// [`cores`], or `none`.
+///
+/// # Errors
+/// What is wrong, for clap.
+pub fn cores_or_none(text: &str) -> Result<OrNone<CentiCores>, String> {
+    or_none(text, cores)
+}
+
+/// A whole number, or `none`.
+///
+/// # Errors
+/// What is wrong, for clap.
+pub fn number_or_none(text: &str) -> Result<OrNone<u16>, String> {
+    or_none(text, |text| text.parse().map_err(|_| "must be a number up to 65535, or none".into()))
+}
+
+/// Numbers as in `0-3,8`, or `none`.
+///
+/// # Errors
+/// What is wrong, for clap.
+pub fn numbers_or_none(text: &str) -> Result<OrNone<NumberSet>, String> {
+    or_none(text, |text| text.parse().map_err(str::to_owned))
 }
 
 fn split(text: &str) -> Result<(u64, &str), String> {

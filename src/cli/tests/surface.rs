@@ -41,6 +41,7 @@ fn every_command_has_help() {
         "destroy",
         "reboot",
         "reset",
+        "resize",
         "undefine",
         "console",
         "exec",

@@ -43,6 +43,8 @@ pub(crate) fn boot(oci: Option<&Vector>, notes: &mut Notes) -> Result<Boot, Erro
             "INIT" => boot.init = init(value)?,
             // Of the whole spec.
             "ISOLATION" => {}
+            // Of resources.rs.
+            "IO_WEIGHT" => {}
             other => notes.add(format_args!("OCI/{} is unknown and has no effect", clip(other))),
         }
     }

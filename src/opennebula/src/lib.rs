@@ -23,6 +23,7 @@ mod boot;
 mod context;
 mod invocation;
 mod nics;
+mod resources;
 mod signal;
 mod spec;
 mod vm;
@@ -131,6 +132,9 @@ pub fn fuzz(data: &[u8]) {
             let ours =
                 |nic: &ocivisor_core::spec::NicSpec| nic.host_name.as_str().starts_with("one-7-");
             assert!(spec.nics.iter().all(ours));
+        }
+        if let vmm::VmmCall::Resize { resources, .. } = &call {
+            assert!(resources.swap <= resources.memory);
         }
         for note in call.notes() {
             assert_eq!(note.line(call.vm()).lines().count(), 1);

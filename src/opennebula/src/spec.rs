@@ -12,15 +12,12 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{DisplayName, Hostname, VmId};
-use ocivisor_core::spec::{
-    Context, IoLimits, Isolation, Placement, Platform, Resources, RootDisk, Upkeep, VmSpec,
-    normal_path,
-};
-use ocivisor_core::units::{Bytes, CentiCores};
+use ocivisor_core::spec::{Context, Isolation, Platform, RootDisk, Upkeep, VmSpec, normal_path};
 
 use crate::answer::{Note, Notes};
 use crate::boot::boot;
 use crate::nics::nics;
+use crate::resources::{io_limits, resources};
 use crate::vm::{Disk, DiskKind, DriverVm, Vector};
 use crate::{clip, decimal, invalid};
 
@@ -42,9 +39,12 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         name: display_name(&vm.name, &id, &mut notes)?,
         hostname: hostname(vm, &id, &mut notes),
         platform: Platform::OpenNebula,
-        resources: resources(vm)?,
+        resources: resources(vm, &mut notes)?,
         boot: boot(vm.oci.as_ref(), &mut notes)?,
-        root: RootDisk { path: dir.join(format!("disk.{}", root.id)), io: IoLimits::default() },
+        root: RootDisk {
+            path: dir.join(format!("disk.{}", root.id)),
+            io: io_limits(root, &mut notes)?,
+        },
         nics: nics(vm, &mut notes)?,
         isolation: isolation(vm.oci.as_ref())?,
         context: Context::default(),
@@ -94,51 +94,6 @@ fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
         }
     }
     Hostname::from_display(&vm.name, id)
-}
-
-fn resources(vm: &DriverVm) -> Result<Resources, Error> {
-    let share = centi_cores(vm.cpu.as_deref().ok_or_else(|| invalid("the template has no CPU"))?)?;
-    let vcpus = match vm.vcpu.as_deref() {
-        None => share.0.div_ceil(100).max(1),
-        Some(text) => decimal(text).ok_or_else(|| {
-            invalid(format!("VCPU is {:?}, not a number of processors", clip(text)))
-        })?,
-    };
-    let memory = vm.memory.as_deref().ok_or_else(|| invalid("the template has no MEMORY"))?;
-    let mib = decimal(memory)
-        .ok_or_else(|| invalid(format!("MEMORY is {:?}, not a number of MB", clip(memory))))?;
-    Ok(Resources {
-        cpu_share: share,
-        vcpus,
-        cpu_quota: None,
-        memory: Bytes::mib(mib.into()),
-        swap: Bytes(0),
-        pids: Resources::DEFAULT_PIDS,
-        io_weight: None,
-        placement: Placement::default(),
-        hugepages: Vec::new(),
-    })
-}
-
-/// `0.5`, `1`, `1.25`, `0.333333`: hundredths, rounded half up, by digits alone so that no binary
-/// fraction changes a value.
-fn centi_cores(text: &str) -> Result<CentiCores, Error> {
-    let wrong = |rule: &str| invalid(format!("CPU is {:?}, {rule}", clip(text)));
-    let not_a_number = || wrong("not a number of cores such as 0.5");
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |part: &str| part.bytes().all(|c| c.is_ascii_digit());
-    if whole.is_empty() || fraction.is_empty() || !digits(whole) || !digits(fraction) {
-        return Err(not_a_number());
-    }
-    let digit = |at: usize| u32::from(fraction.as_bytes().get(at).map_or(0, |c| c - b'0'));
-    let below = digit(0) * 10 + digit(1);
-    let whole: u32 = whole.parse().map_err(|_| not_a_number())?;
-    let floor = whole.checked_mul(100).and_then(|cores| cores.checked_add(below));
-    let floor = floor.ok_or_else(not_a_number)?;
-    if floor == 0 {
-        return Err(wrong("it must be at least 0.01"));
-    }
-    Ok(CentiCores(floor.saturating_add(u32::from(digit(2) >= 5))))
 }
 
 fn can_be_root(disk: &Disk) -> bool {
@@ -197,16 +152,15 @@ const CONTEXT_FOR_GUEST: [&str; 13] = [
 /// Notes about everything outside the spec.
 fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
     for disk in &vm.disks {
-        if disk.id == root.id {
-            if disk.throttled {
-                notes.add(format_args!("disk {}: I/O limits are not applied yet", disk.id));
-            }
-            continue;
-        }
         let kind = match disk.kind {
+            _ if disk.id == root.id => continue,
+            DiskKind::Swap => {
+                let id = disk.id;
+                notes.add(format_args!("disk {id} is that much of the host's swap, no device"));
+                continue;
+            }
             DiskKind::Image => "a data disk",
             DiskKind::Volatile => "a volatile disk",
-            DiskKind::Swap => "swap space",
             DiskKind::Cdrom => "a CD-ROM",
             DiskKind::Filesystem => "a shared directory",
         };
@@ -229,9 +183,6 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
     if let Some(graphics) = &vm.graphics {
         let kind = clip(graphics.get("TYPE").map_or("", String::as_str));
         notes.add(format_args!("GRAPHICS {kind:?} is not served yet"));
-    }
-    if vm.pinned {
-        notes.add("processors are not pinned (NUMA_NODE) yet");
     }
     if vm.raw {
         notes.add("RAW has no effect");

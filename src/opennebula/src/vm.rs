@@ -49,8 +49,12 @@ pub struct DriverVm {
     pub context: Option<Vector>,
     /// `TEMPLATE/GRAPHICS`.
     pub graphics: Option<Vector>,
-    /// `TEMPLATE/NUMA_NODE` names processors to stay on.
-    pub pinned: bool,
+    /// `TEMPLATE/TOPOLOGY`: what was asked of the scheduler.
+    pub topology: Vector,
+    /// `TEMPLATE/NUMA_NODE`: what the scheduler chose.
+    pub numa: Vec<Vector>,
+    /// `USER_TEMPLATE/LXC_SWAP`, as the LXC driver has it: MB of swap. Editable by the tenant.
+    pub lxc_swap: Option<String>,
     /// `TEMPLATE/RAW` is there.
     pub raw: bool,
     /// `USER_TEMPLATE/OCI`: what the guest runs. Editable by the tenant at any time.
@@ -85,8 +89,10 @@ pub struct Disk {
     pub image: Option<String>,
     /// `READONLY` without `CLONE`: writing to it would change the image.
     pub shared_read_only: bool,
-    /// Some `…_SEC` limit is set.
-    pub throttled: bool,
+    /// `SIZE`: MB.
+    pub size: Option<String>,
+    /// The keys with `_SEC` in their name: limits on its traffic.
+    pub throttle: Vector,
 }
 
 /// A `NIC`.
@@ -128,7 +134,9 @@ impl fmt::Debug for DriverVm {
             .field("pci", &self.pci)
             .field("context", &keys(&self.context))
             .field("graphics", &keys(&self.graphics))
-            .field("pinned", &self.pinned)
+            .field("topology", &self.topology)
+            .field("numa", &self.numa)
+            .field("lxc_swap", &self.lxc_swap)
             .field("raw", &self.raw)
             .field("oci", &keys(&self.oci))
             .field("ds_id", &self.ds_id)
@@ -172,8 +180,6 @@ impl DriverVm {
         let template = vm.only("TEMPLATE")?;
         let template = template.ok_or_else(|| invalid("VM has no TEMPLATE"))?;
         let user = vm.only("USER_TEMPLATE")?.unwrap_or(&empty);
-        let pinned = |node: &Element| node.value("CPUS").map(|cpus| cpus.is_some());
-        let numa: Result<Vec<bool>, _> = template.all("NUMA_NODE").map(pinned).collect();
         Ok(Self {
             id: id.parse().map_err(|e: Error| e.context("VM/ID"))?,
             name: owned(vm, "NAME")?.unwrap_or_default(),
@@ -187,7 +193,9 @@ impl DriverVm {
             pci: template.all("PCI").map(vector).collect::<Result<_, _>>()?,
             context: optional_vector(template, "CONTEXT")?,
             graphics: optional_vector(template, "GRAPHICS")?,
-            pinned: numa?.contains(&true),
+            topology: optional_vector(template, "TOPOLOGY")?.unwrap_or_default(),
+            numa: template.all("NUMA_NODE").map(vector).collect::<Result<_, _>>()?,
+            lxc_swap: owned(user, "LXC_SWAP")?,
             raw: template.all("RAW").next().is_some(),
             oci: oci(user)?,
             ds_id: datastore(vm)?,
@@ -249,7 +257,7 @@ pub(crate) fn is_yes(vector: &Vector, key: &str) -> bool {
 }
 
 fn disk(element: &Element) -> Result<Disk, Error> {
-    let keys = vector(element)?;
+    let mut keys = vector(element)?;
     let kind = keys.get("TYPE").map(|kind| kind.to_ascii_uppercase());
     // oned writes the storage types in capitals, `fs` and `swap` as the user spelt them.
     let kind = match kind.as_deref() {
@@ -262,9 +270,10 @@ fn disk(element: &Element) -> Result<Disk, Error> {
     Ok(Disk {
         id: number(&keys, "DISK", "DISK_ID")?,
         kind,
-        image: keys.get("IMAGE").cloned(),
         shared_read_only: is_yes(&keys, "READONLY") && !is_yes(&keys, "CLONE"),
-        throttled: keys.keys().any(|key| key.contains("_SEC")),
+        image: keys.remove("IMAGE"),
+        size: keys.remove("SIZE"),
+        throttle: keys.into_iter().filter(|(key, _)| key.contains("_SEC")).collect(),
     })
 }
 

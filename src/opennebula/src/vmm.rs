@@ -29,6 +29,7 @@
 //! | [`VmmCall::Cancel`] | remove it at once, also half-made, also while another call works on it | success |
 //! | [`VmmCall::Reboot`] | ask the guest to restart; interfaces keep their names | failure |
 //! | [`VmmCall::Reset`] | restart it by force; interfaces keep their names | failure |
+//! | [`VmmCall::Resize`] | give the guest these limits, or leave it as it is | failure |
 //!
 //! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
 //! cleaning after failures, so it works from the arguments alone when the XML is unreadable (a
@@ -40,11 +41,11 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{VmSpec, normal_path};
+use ocivisor_core::spec::{Resources, VmSpec, normal_path};
 
 use crate::answer::{self, Answer, Note, Notes};
 use crate::invocation::{Action, Invocation};
-use crate::{OneId, clip, deploy_id, invalid, spec, vm};
+use crate::{OneId, clip, deploy_id, invalid, resources, spec, vm};
 
 /// What a call asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,15 @@ pub enum VmmCall {
         /// Which VM.
         vm: OneId,
     },
+    /// Give the guest other limits while it runs.
+    Resize {
+        /// Which VM.
+        vm: OneId,
+        /// All that it may use from now on.
+        resources: Box<Resources>,
+        /// What of the template is not honoured.
+        notes: Vec<Note>,
+    },
 }
 
 impl VmmCall {
@@ -91,7 +101,8 @@ impl VmmCall {
             | Self::Shutdown { vm }
             | Self::Cancel { vm, .. }
             | Self::Reboot { vm }
-            | Self::Reset { vm } => *vm,
+            | Self::Reset { vm }
+            | Self::Resize { vm, .. } => *vm,
         }
     }
 
@@ -110,6 +121,7 @@ impl VmmCall {
             Self::Cancel { .. } => Action::Cancel,
             Self::Reboot { .. } => Action::Reboot,
             Self::Reset { .. } => Action::Reset,
+            Self::Resize { .. } => Action::Resize,
         }
     }
 
@@ -117,7 +129,9 @@ impl VmmCall {
     #[must_use]
     pub fn notes(&self) -> &[Note] {
         match self {
-            Self::Deploy { notes, .. } | Self::Cancel { notes, .. } => notes,
+            Self::Deploy { notes, .. }
+            | Self::Cancel { notes, .. }
+            | Self::Resize { notes, .. } => notes,
             Self::Shutdown { .. } | Self::Reboot { .. } | Self::Reset { .. } => &[],
         }
     }
@@ -130,7 +144,8 @@ impl VmmCall {
             Self::Shutdown { .. }
             | Self::Cancel { .. }
             | Self::Reboot { .. }
-            | Self::Reset { .. } => String::new(),
+            | Self::Reset { .. }
+            | Self::Resize { .. } => String::new(),
         })
     }
 
@@ -184,6 +199,7 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
     let make: fn(OneId) -> VmmCall = match action {
         Action::Deploy => return deploy(argv, stdin),
         Action::Cancel => return cancel(argv, stdin),
+        Action::Resize => return resize(argv, stdin),
         Action::Shutdown => |vm| VmmCall::Shutdown { vm },
         Action::Reboot => |vm| VmmCall::Reboot { vm },
         Action::Reset => |vm| VmmCall::Reset { vm },
@@ -198,7 +214,6 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         | Action::SnapshotCreate
         | Action::SnapshotRevert
         | Action::SnapshotDelete
-        | Action::Resize
         | Action::ResizeDisk
         | Action::Prereconfigure
         | Action::Reconfigure
@@ -265,6 +280,20 @@ fn vm_dir(file: &Path, vm: OneId) -> Result<std::path::PathBuf, Error> {
             clip(&file.to_string_lossy())
         ))
     })
+}
+
+/// The template holds the new values; the old ones are in `TEMPLATE/RESIZE`, which nobody needs: what
+/// a refused change leaves in force is what was.
+fn resize<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::Resize, argv)?;
+    let mut notes = Notes::default();
+    let mut read = || {
+        let vm = vm::parse(stdin)?;
+        same_vm(&call, Some(vm.id))?;
+        resources::resources(&vm, &mut notes)
+    };
+    let wished = read().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::Resize { vm: call.vm, resources: Box::new(wished), notes: notes.into_vec() })
 }
 
 fn cancel<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {

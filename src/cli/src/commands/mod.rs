@@ -16,6 +16,7 @@ pub mod logs;
 pub mod man;
 pub mod reboot;
 pub mod reset;
+pub mod resize;
 pub mod shutdown;
 pub mod start;
 pub mod undefine;

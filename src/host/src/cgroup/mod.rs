@@ -180,11 +180,10 @@ impl HostCgroups {
         for root in self.of_guest() {
             self.make_group(root, id, "guest")?;
         }
-        let limited = self.limits(id, resources)?.iter().try_for_each(|write| {
+        self.limits(id, resources)?.iter().try_for_each(|write| {
             let group = self.group(&write.root, id, "guest");
             write.apply(&group)
-        });
-        limited.map_err(|error| error.context(format!("limit vm {id}")))
+        })
     }
 
     /// What makes the guest's groups obey.
@@ -204,21 +203,6 @@ impl HostCgroups {
         let has = |root: &Path, file: &str| group(root).join(file).exists();
         let (hierarchies, policy) = (&self.hierarchies, self.policy);
         limits::writes(&Ground { hierarchies, machine, policy, has: &has }, resources, cpus)
-    }
-
-    fn change(&self, id: &VmId, resources: &Resources) -> Result<()> {
-        let writes = self.limits(id, resources)?;
-        let group = |root: &Path| self.group(root, id, "guest");
-        let change = || limits::change(&writes, group);
-        if let Some(root) = self.hierarchies.v2("memory") {
-            return limits::squeezed(&group(root), resources.memory, change);
-        }
-        change().map_err(|error| match self.hierarchies.v1("memory") {
-            Some(root) if error.kind == ErrorKind::Exhausted => {
-                limits::too_little_v1(&group(root), resources.memory).unwrap_or(error)
-            }
-            _ => error,
-        })
     }
 
     /// The group and its parents, each able to have children with limits.
@@ -252,15 +236,23 @@ impl Cgroups for HostCgroups {
     }
 
     fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()> {
-        let limited = limits::disk(&self.hierarchies, device, io).and_then(|writes| {
-            let group = |root: &Path| self.group(root, id, "guest");
-            writes.iter().try_for_each(|write| write.apply(&group(&write.root)))
-        });
-        limited.map_err(|error| error.context(format!("limit the disk of vm {id}")))
+        let writes = limits::disk(&self.hierarchies, device, io)?;
+        writes.iter().try_for_each(|write| write.apply(&self.group(&write.root, id, "guest")))
     }
 
     fn change_limits(&self, id: &VmId, resources: &Resources) -> Result<()> {
-        self.change(id, resources).map_err(|error| error.context(format!("limit vm {id}")))
+        let writes = self.limits(id, resources)?;
+        let group = |root: &Path| self.group(root, id, "guest");
+        let change = || limits::change(&writes, group);
+        if let Some(root) = self.hierarchies.v2("memory") {
+            return limits::squeezed(&group(root), resources.memory, change);
+        }
+        change().map_err(|error| match self.hierarchies.v1("memory") {
+            Some(root) if error.kind == ErrorKind::Exhausted => {
+                limits::too_little_v1(&group(root), resources.memory).unwrap_or(error)
+            }
+            _ => error,
+        })
     }
 
     fn drop_cgroup(&self, id: &VmId) -> Result<()> {

@@ -50,8 +50,30 @@ fn the_other_calls_take_the_vm_of_the_arguments() {
 }
 
 #[test]
+fn resize_takes_the_new_capacity_of_the_template() {
+    let vm = VM.replace(
+        "<MEMORY>64</MEMORY>",
+        "<MEMORY>128</MEMORY><VCPU>3</VCPU>\
+                         <RESIZE><CPU>1</CPU><MEMORY>64</MEMORY><VCPU>1</VCPU></RESIZE>",
+    );
+    let call = plan("resize", &["one-7", "7", "h"], data(&vm).as_bytes()).unwrap();
+    let VmmCall::Resize { resources, .. } = &call else { panic!("{call:?}") };
+    assert_eq!((resources.memory.to_string().as_str(), resources.vcpus), ("128 MiB", 3));
+    assert_eq!((call.success().exit, call.success().stdout.as_str()), (0, ""));
+    for stdin in ["", "junk", &data(&vm)[..200]] {
+        let said = refused("resize", &["one-7", "7", "h"], stdin);
+        assert!(said.starts_with("Cannot resize VM 7: the XML "), "{said}");
+    }
+    let bad = data(&VM.replace("<CPU>1<", "<CPU>x<"));
+    assert_eq!(
+        refused("resize", &["one-7", "7", "h"], &bad),
+        "Cannot resize VM 7: CPU is \"x\", not a number of cores such as 0.5.\n"
+    );
+}
+
+#[test]
 fn xml_about_another_vm_is_refused() {
-    for action in ["shutdown", "cancel", "reboot", "reset"] {
+    for action in ["shutdown", "cancel", "reboot", "reset", "resize"] {
         assert!(
             refused(action, &["one-8", "h", "8", "h"], &data(VM))
                 .ends_with(" VM 8: the XML is about VM 7, the arguments about VM 8.\n")
@@ -121,7 +143,7 @@ fn wrong_arguments_are_refused_even_for_cancel() {
 
 #[test]
 fn other_actions_say_one_sentence_whatever_they_get() {
-    let supported = ["deploy", "shutdown", "cancel", "reboot", "reset"];
+    let supported = ["deploy", "shutdown", "cancel", "reboot", "reset", "resize"];
     for action in Action::ALL {
         if supported.contains(&action.name()) {
             continue;
