@@ -288,7 +288,16 @@ fn a_guest_that_runs_is_resized_both_ways_and_keeps_what_it_uses() {
         "rm /dev/shm/f; dd if=/dev/zero of=/f bs=1M count=40 2>/dev/null; cat /f > /dev/null",
     )
     .ok();
-    host.cli(&["resize", &vm, "--memory", "32M", "--pids", "20", "--cpu-quota", "0.5"]).ok();
+    let crowd = Session::begin(&host, &vm, "for i in $(seq 30); do sleep 1000 & done; wait");
+    wait_for("a crowd", || match stats(&host, &vm)["pids"]["current"].as_u64() {
+        Some(31..) => Ok(()),
+        few => Err(few),
+    });
+    let shrink = ["resize", &vm, "--memory", "32M", "--pids", "20", "--cpu-quota", "0.5"];
+    let answer = host.cli(&shrink);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(answer.err.contains("no new one begins before fewer than 20 are left"), "{answer:?}");
+    drop(crowd);
     assert_eq!(limits(&host, &vm), [mib(32), "20".into(), "50000".into()]);
     assert_eq!(pid(&host), first, "the same guest all the time");
 
@@ -332,4 +341,98 @@ fn opennebula_resizes_a_vm_that_runs() {
         "{plain:?}"
     );
     assert_eq!(limits(&host, "one-0")[0], (512 << 20).to_string());
+}
+
+fn stats(host: &Host, vm: &str) -> Value {
+    host.cli(&["stats", vm, "-o", "json"]).json()["vms"][0].clone()
+}
+
+/// All events of a kind about a VM.
+fn events(host: &Host, vm: &str, kind: &str) -> Vec<Value> {
+    let lines = host.cli(&["events", "--vm", vm, "-o", "json"]).ok();
+    let all = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    all.filter(|event| event["kind"] == kind).collect()
+}
+
+#[test]
+fn a_guest_that_runs_out_of_memory_hurts_nobody_else_and_is_told_of() {
+    let host = Host::start();
+    let small = json!({"memory": 64 << 20, "vcpus": 1});
+    let (hog, other) = (boot(&host, 1, &small, &json!({})), boot(&host, 2, &small, &json!({})));
+    // It wants all the memory there is.
+    let killed = sh(&host, &hog, "tail /dev/zero; echo $?");
+    assert_eq!(killed.out.trim(), "137", "{killed:?}");
+    wait_for("an event", || match events(&host, &hog, "vm_oom").as_slice() {
+        [] => Err("none"),
+        _ => Ok(()),
+    });
+    let told = &events(&host, &hog, "vm_oom")[0];
+    assert_eq!((&told["count"], &told["total"]), (&json!(1), &json!(1)));
+    assert_eq!(stats(&host, &hog)["memory"]["oom_kills"], 1);
+    assert_eq!(stats(&host, &other)["memory"]["oom_kills"], 0);
+    assert_eq!(events(&host, &other, "vm_oom"), [] as [Value; 0]);
+    assert_eq!(sh(&host, &hog, "echo well").ok(), "well\n", "its first process lives on");
+    assert_eq!(sh(&host, &other, "echo well").ok(), "well\n");
+
+    // A new daemon tells of what is new.
+    let mut host = host;
+    host.restart_daemon();
+    assert_eq!(events(&host, &hog, "vm_oom"), [] as [Value; 0]);
+    sh(&host, &hog, "tail /dev/zero");
+    wait_for("an event", || match events(&host, &hog, "vm_oom").as_slice() {
+        [] => Err("none"),
+        [told, ..] if told["count"] == 1 && told["total"] == 2 => Ok(()),
+        _ => Err("another"),
+    });
+}
+
+#[test]
+fn stats_count_what_guests_use() {
+    let host = Host::start();
+    host.add_disk(0);
+    host.driver(&Call::recorded(&host, "0079-vmm-deploy")).ok();
+    let quiet = boot(&host, 1, &json!({"memory": 64 << 20, "vcpus": 1}), &json!({}));
+    define(&host, 2, &json!({"memory": 64 << 20}), &json!({}));
+    let before = stats(&host, "one-0");
+    host.in_netns(&["ping", "-c5", "-i0.2", "-s1000", "192.168.100.10"]).ok();
+    let work = "dd if=/dev/urandom of=/f bs=1M count=8 conv=fsync 2>/dev/null; \
+                dd if=/dev/zero of=/dev/shm/f bs=1M count=16 2>/dev/null";
+    sh(&host, "one-0", work).ok();
+    let after = stats(&host, "one-0");
+    let grew = |path: &str| {
+        let of = |stats: &Value| stats.pointer(path).and_then(Value::as_u64).expect("a number");
+        of(&after).checked_sub(of(&before)).expect("counters grow")
+    };
+    assert!(grew("/cpu/usage_us") > 1000, "{after}");
+    assert!(grew("/memory/used") >= 16 << 20, "{after}");
+    assert!(after["memory"]["peak"].as_u64() >= after["memory"]["used"].as_u64(), "{after}");
+    assert_eq!(after["memory"]["limit"], 256 << 20);
+    assert!((8 << 20..12 << 20).contains(&grew("/disk/write_bytes")), "{after}");
+    assert!(grew("/disk/write_ops") > 0);
+    // Five requests and five answers with 1000 bytes and their headers, and some ARP.
+    for way in ["rx", "tx"] {
+        assert!((5..50).contains(&grew(&format!("/nics/0/{way}_packets"))), "{after}");
+        assert!((5 * 1042..20_000).contains(&grew(&format!("/nics/0/{way}_bytes"))), "{after}");
+    }
+    assert!(after["pids"]["current"].as_u64().unwrap() >= 1);
+    let pressure = fs::read_to_string("/proc/pressure/cpu").is_ok();
+    assert_eq!(after["pressure"].is_object(), pressure, "{after}");
+
+    // All that run, in one answer; others by name say why not.
+    let all = host.cli(&["stats", "-o", "json"]).json();
+    let ids: Vec<&str> =
+        all["vms"].as_array().unwrap().iter().map(|vm| vm["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["one-0", "vm-1"]);
+    assert_eq!(host.cli(&["stats", "vm-2"]).code, 4);
+    assert_eq!(host.cli(&["stats", "vm-1", "nobody"]).code, 3);
+    let table = host.cli(&["stats", "--interval", "100ms"]).ok();
+    assert_eq!(table.lines().count(), 3, "{table}");
+
+    // Another boot counts anew; its disk and its NICs are the same.
+    sh(&host, &quiet, "for i in $(seq 20000); do :; done").ok();
+    let before = stats(&host, &quiet);
+    host.cli(&["reset", &quiet]).ok();
+    let after = stats(&host, &quiet);
+    assert!(after["cpu"]["usage_us"].as_u64() < before["cpu"]["usage_us"].as_u64(), "{after}");
+    assert!(after["disk"]["write_bytes"].as_u64() >= before["disk"]["write_bytes"].as_u64());
 }

@@ -8,7 +8,7 @@ use ocivisor_core::ids::RequestId;
 
 use crate::commands::{
     completions, console, define, destroy, disk, doctor, events, exec, host, image, info, list,
-    logs, man, reboot, reset, resize, shutdown, start, undefine, version,
+    logs, man, reboot, reset, resize, shutdown, start, stats, undefine, version,
 };
 use crate::one;
 use crate::output::Format;
@@ -105,6 +105,9 @@ pub enum Command {
     /// Forget a virtual machine that does not run; its disk stays
     #[command(visible_alias = "rm")]
     Undefine(undefine::Options),
+    /// Show what guests use
+    #[command(visible_alias = "top")]
+    Stats(stats::Options),
     /// Use the console of a guest; Ctrl-] leaves it
     #[command(visible_alias = "attach")]
     Console(console::Options),

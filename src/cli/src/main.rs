@@ -79,6 +79,7 @@ async fn ask_daemon(command: &Command, context: &Context) -> Result<(), Failure>
         Command::Destroy(options) => commands::destroy::run(options, context).await,
         Command::Reboot(options) => commands::reboot::run(options, context).await,
         Command::Reset(options) => commands::reset::run(options, context).await,
+        Command::Stats(options) => commands::stats::run(options, context).await,
         Command::Resize(options) => commands::resize::run(options, context).await,
         Command::Undefine(options) => commands::undefine::run(options, context).await,
         Command::Console(options) => commands::console::run(options, context).await,

@@ -42,6 +42,7 @@ fn every_command_has_help() {
         "reboot",
         "reset",
         "resize",
+        "stats",
         "undefine",
         "console",
         "exec",

@@ -21,7 +21,8 @@ use ocivisor_schema::reply::{
     ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply,
     VersionReply, VmCounts, VmInfo, VmSummary,
 };
-use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
+use ocivisor_schema::stats::StatsReply;
+use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1};
 
 use crate::asking::Asking;
 use crate::caller::Caller;
@@ -31,6 +32,7 @@ use crate::jobs::{Jobs, Order, Teller};
 use crate::operations::{Status, Subject};
 use crate::paths::PathPolicy;
 use crate::policy::{self, Policy};
+use crate::stats;
 use crate::vms::{Vms, blocking};
 
 /// Version of this build.
@@ -269,6 +271,23 @@ impl ApiServer for Daemon {
 
     async fn vm_get(&self, _: &Extensions, vm: Text<VmId>) -> Reply<VmInfo> {
         Ok(VmInfo::from(&self.vms.get(&vm.0)?))
+    }
+
+    async fn vm_stats(&self, _: &Extensions, vm: Option<Text<VmId>>) -> Reply<StatsReply> {
+        let at = TimeV1(self.vms.host.now());
+        let vms = match vm {
+            None => {
+                let records = self.vms.list();
+                self.work(move |vms| stats::all(&vms.host, &records)).await?
+            }
+            Some(vm) => {
+                let record = self.vms.get(&vm.0)?;
+                running(&record)?;
+                let seen = self.work(move |vms| stats::one(&vms.host, &record)).await?;
+                seen.into_iter().collect()
+            }
+        };
+        Ok(StatsReply { at, vms })
     }
 
     async fn events_since(

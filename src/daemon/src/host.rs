@@ -19,6 +19,7 @@ use ocivisor_host::fs::{ensure_dir, io_error, read_bounded, replace};
 use ocivisor_host::guests::HostGuests;
 use ocivisor_host::layout::Layout;
 use ocivisor_host::network::HostNetwork;
+use ocivisor_host::stats::Sampler;
 use ocivisor_host::storage::HostStorage;
 
 use crate::config::Config;
@@ -41,7 +42,10 @@ pub struct Host {
     pub cgroups: HostCgroups,
     /// Mounts and disks.
     pub storage: HostStorage,
-    network: HostNetwork,
+    /// NICs.
+    pub network: HostNetwork,
+    /// What guests use.
+    pub sampler: Sampler,
     ids: Ranges,
     clock: HostClock,
     settle: Duration,
@@ -71,6 +75,7 @@ impl Host {
             guests: crate::exec::guests(config, &layout, &cgroups),
             storage: HostStorage::new(layout.clone(), images.layers()),
             network: HostNetwork::new(layout.clone()),
+            sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),
             clock: HostClock { boot: boot.trim().to_owned() },
             settle: Duration::from_millis(config.guests.settle_ms),

@@ -24,12 +24,14 @@ mod images;
 mod jobs;
 mod logging;
 mod offline;
+mod oom;
 mod operations;
 mod paths;
 mod policy;
 mod records;
 mod serve;
 mod state_dir;
+mod stats;
 mod vms;
 mod watch;
 

@@ -354,7 +354,8 @@ impl Vms {
         }
     }
 
-    fn publish(&self, id: &VmId, data: EventDataV1) {
+    /// Adds an event about a VM.
+    pub fn publish(&self, id: &VmId, data: EventDataV1) {
         self.events.publish(self.host.now(), &Subject::Vm(id.clone()), data);
     }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use ocivisor_core::ids::VmId;
 use ocivisor_core::state::Record;
+use ocivisor_host::cgroup::Tells;
 use ocivisor_host::process::pidfd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::oom::Oom;
 use crate::vms::{Vms, blocking};
 
 /// Watches a guest until it or its shim ends, then has the VM looked at. Watching twice is fine:
@@ -26,10 +28,14 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
         if let Err(error) = blocking(move || host.guests.keep_master(&vm)).await {
             tracing::warn!(vm = %id, "vm {id}: its shim alone holds the console: {error}");
         }
+        let oom = Oom::new(&vms, &id);
         tokio::select! {
             () = ended(init) => {}
             () = ended(shim) => {}
+            () = oom.watch() => {}
         }
+        // It may be why the guest ended.
+        oom.look();
         vms.host.guests.reap();
         vms.host.end_watch(&id, &facts);
         look(&vms, &id).await;
@@ -51,13 +57,26 @@ async fn look(vms: &Arc<Vms>, id: &VmId) {
     }
 }
 
-/// Resolves when the process is gone, or cannot be watched.
-async fn ended(fd: OwnedFd) {
+/// What to wait for.
+pub fn interest(tells: Tells) -> Interest {
+    match tells {
+        Tells::ByReading => Interest::READABLE,
+        Tells::ByPriority => Interest::PRIORITY,
+    }
+}
+
+/// A descriptor to wait on; `None` if it cannot be waited on.
+pub fn register(fd: OwnedFd, tells: Tells) -> Option<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` always gives the same open descriptor, and the `AsyncFd` owns it: it is
     // deregistered before it is closed.
     #[allow(unsafe_code, reason = "tokio leaves this promise about the descriptor to its caller")]
-    let registered = unsafe { AsyncFd::<OwnedFd>::register_with_interest(fd, Interest::READABLE) };
-    let Ok(fd) = registered else { return };
+    let registered = unsafe { AsyncFd::<OwnedFd>::register_with_interest(fd, interest(tells)) };
+    registered.ok()
+}
+
+/// Resolves when the process is gone, or cannot be watched.
+async fn ended(fd: OwnedFd) {
+    let Some(fd) = register(fd, Tells::ByReading) else { return };
     // An error is as good as the end: the VM is looked at either way.
     let _ = fd.readable().await;
 }

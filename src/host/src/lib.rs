@@ -15,4 +15,5 @@ pub mod guests;
 pub mod layout;
 pub mod network;
 pub mod process;
+pub mod stats;
 pub mod storage;

@@ -21,6 +21,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
+use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use crate::error::ApiError;
@@ -134,6 +135,10 @@ pub trait Api {
     /// Everything that is kept of a VM, its environment included.
     #[method(name = "vm.get", param_kind = map, with_extensions)]
     async fn vm_get(&self, vm: Text<VmId>) -> Result<VmInfo, ApiError>;
+
+    /// What guests use: all that run, or one.
+    #[method(name = "vm.stats", param_kind = map, with_extensions)]
+    async fn vm_stats(&self, vm: Option<Text<VmId>>) -> Result<StatsReply, ApiError>;
 
     /// Events from number `seq` on, at most `limit`; if there are none yet, wait at most `wait_ms`.
     #[method(name = "events.since", param_kind = map, with_extensions)]

@@ -29,6 +29,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
+use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -406,6 +407,7 @@ methods! {
     op_cancel(op: Text<OpId>) -> OpStatusReply;
     vm_list() -> Vec<VmSummary>;
     vm_get(vm: Text<VmId>) -> VmInfo;
+    vm_stats(vm: Option<Text<VmId>>) -> StatsReply;
     events_since(seq: u64, limit: u32, wait_ms: u64) -> EventsReply;
     vm_console(vm: Text<VmId>) -> ConsoleReply;
     vm_exec(

@@ -199,6 +199,14 @@ pub const METHODS: &[Method] = &[
         "VmInfo",
     ),
     method(
+        "vm.stats",
+        Role::Read,
+        Patience::Quick,
+        "What guests use of the host, as counters; all guests in one pass.",
+        &[param("vm", "string?", "this one alone; it must run. Else all that run")],
+        "StatsReply",
+    ),
+    method(
         "vm.console",
         Role::Operate,
         Patience::Quick,

@@ -74,6 +74,13 @@ pub enum EventDataV1 {
         /// What could not be kept.
         losses: Vec<String>,
     },
+    /// The kernel killed processes of the guest because the guest's memory was full.
+    VmOom {
+        /// How many since the last event of this kind.
+        count: u64,
+        /// How many since the guest booted.
+        total: u64,
+    },
     /// The record is gone.
     VmForgotten,
     /// A kind that is newer than this reader.

@@ -20,6 +20,7 @@ pub mod image;
 pub mod record;
 pub mod reply;
 pub mod spec;
+pub mod stats;
 pub mod text;
 
 pub use codec::{DecodeError, EncodeError, decode, encode};

@@ -20,6 +20,10 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, ProgressV1, RemovedReply,
     StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
 };
+use ocivisor_schema::stats::{
+    CpuStats, DiskStats, MemoryStats, NicStats, PidStats, PressureStats, StallStats, StallTime,
+    StatsReply, VmStats,
+};
 use ocivisor_schema::{
     ErrorV1, EventDataV1, EventV1, OutcomeV1, RecordV1, Text, VmSpecV1, decode, encode,
 };
@@ -35,6 +39,53 @@ fn pin<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str
 
 fn vm() -> Text<VmId> {
     Text("one-42".parse().unwrap())
+}
+
+fn stats() -> StatsReply {
+    let time = |avg10, avg60, avg300, total_us| StallTime { avg10, avg60, avg300, total_us };
+    let stall = StallStats { some: time(123, 45, 6, 789_000), full: time(12, 4, 0, 78_900) };
+    let full = VmStats {
+        id: vm(),
+        cpu: CpuStats {
+            usage_us: 12_500_000,
+            vcpus: 2,
+            periods: 900,
+            throttled_periods: 30,
+            throttled_us: 450_000,
+        },
+        memory: MemoryStats {
+            used: 100 << 20,
+            peak: Some(200 << 20),
+            limit: 256 << 20,
+            swap: Some(0),
+            swap_limit: 64 << 20,
+            oom_kills: 1,
+        },
+        pids: PidStats { current: 12, limit: 4096 },
+        disk: Some(DiskStats {
+            read_bytes: 4096,
+            read_ops: 1,
+            write_bytes: 1 << 20,
+            write_ops: 16,
+        }),
+        nics: vec![NicStats {
+            index: 0,
+            rx_bytes: 1500,
+            rx_packets: 3,
+            tx_bytes: 900,
+            tx_packets: 2,
+        }],
+        pressure: Some(PressureStats { cpu: stall, memory: stall, io: stall }),
+    };
+    let bare = VmStats {
+        id: Text("web".parse().unwrap()),
+        memory: MemoryStats { peak: None, swap: None, ..full.memory },
+        disk: None,
+        nics: Vec::new(),
+        pressure: None,
+        ..full.clone()
+    };
+    StatsReply { at: NOON.into(), vms: vec![full, bare] }
 }
 
 #[test]
@@ -81,6 +132,7 @@ fn all_kinds_of_event() {
         EventDataV1::StateChanged { from: Some(StateNameV1::Stopped), to: StateNameV1::Running },
         EventDataV1::GuestExited { exit: GuestExitV1::Code { code: 3 } },
         EventDataV1::ShimAdopted { losses: vec!["console output from 12:00 to 12:01".into()] },
+        EventDataV1::VmOom { count: 2, total: 5 },
         EventDataV1::VmForgotten,
     ];
     let mut events: Vec<EventV1> = (41..)
@@ -89,7 +141,7 @@ fn all_kinds_of_event() {
         .collect();
     let commit = EventDataV1::OperationStarted { op, operation: "commit".into() };
     let image = Some("web:2".into());
-    events.push(EventV1 { seq: 49, at: NOON.into(), vm: Some(vm()), image, data: commit });
+    events.push(EventV1 { seq: 50, at: NOON.into(), vm: Some(vm()), image, data: commit });
     pin("events.json", &EventsReply { events, next_seq: 50, lost: false });
 }
 
@@ -122,6 +174,7 @@ fn replies() {
     );
     pin("vm_summary.json", &VmSummary::from(&record));
     pin("vm_info.json", &VmInfo::from(&record));
+    pin("stats.json", &stats());
     pin("console.json", &ConsoleReply { socket: "/run/ocivisor/sock/one-42/shim.sock".into() });
     pin(
         "exec.json",

@@ -108,6 +108,9 @@ fn words(data: &EventDataV1) -> String {
         EventDataV1::ShimAdopted { losses } => {
             format!("has a new shim; lost: {}", losses.join("; "))
         }
+        EventDataV1::VmOom { count, total } => {
+            format!("memory full, processes killed: {count} ({total} since boot)")
+        }
         EventDataV1::VmForgotten => "forgotten".to_owned(),
         EventDataV1::Unknown => "something that this version does not know".to_owned(),
     }

@@ -19,6 +19,7 @@ pub mod reset;
 pub mod resize;
 pub mod shutdown;
 pub mod start;
+pub mod stats;
 pub mod undefine;
 pub mod version;
 

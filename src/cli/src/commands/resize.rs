@@ -10,7 +10,7 @@ use ocivisor_schema::spec::ResourcesV1;
 use ocivisor_schema::{ChangeV1, Text};
 
 use super::Vm;
-use crate::connect::Context;
+use crate::connect::{Context, progress};
 use crate::failure::Failure;
 use crate::units::{self, OrNone};
 
@@ -94,7 +94,24 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
         let change = ChangeV1 { resources: Some(resources.clone()), context: None };
         client.vm_change(id, vm(), change).await
     };
-    context.operate("resized", send).await
+    context.operate("resized", send).await?;
+    if options.limits.pids.is_some() {
+        remark(options, context, &client).await;
+    }
+    Ok(())
+}
+
+/// A lower limit of processes ends none, which may surprise. The change is made: what cannot be found out
+/// now is not worth a failure.
+async fn remark(options: &Options, context: &Context, client: &Client) {
+    let Ok(reply) = client.vm_stats(Some(options.vm.text())).await else { return };
+    for vm in reply.vms.iter().filter(|vm| vm.pids.current > u64::from(vm.pids.limit)) {
+        let (id, current, limit) = (&vm.id, vm.pids.current, vm.pids.limit);
+        let text = format!(
+            "{id}: it has {current} processes and threads; no new one begins before fewer than {limit} are left"
+        );
+        progress(context.output, &text);
+    }
 }
 
 #[cfg(test)]

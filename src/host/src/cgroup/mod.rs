@@ -16,12 +16,14 @@
 //! daemon's own unit: cgroup v2 limits no groups beside processes, and systemd could not start the
 //! daemon again in a unit whose groups hold guests.
 
+mod counters;
 mod file;
 mod freeze;
 mod hierarchy;
 mod kill;
 mod limits;
 mod machine;
+mod oom;
 mod place;
 mod ready;
 mod spread;
@@ -37,8 +39,10 @@ use ocivisor_core::ports::{BlockDevice, Cgroups};
 use ocivisor_core::spec::{IoLimits, Resources};
 use ocivisor_core::units::NumberSet;
 
+pub use counters::{Counters, GroupStats, Pressure, Stall, StallTime};
 pub use freeze::Frozen;
 pub use hierarchy::{Hierarchies, Kind};
+pub use oom::{OomWatch, Tells};
 
 use self::limits::Ground;
 use self::machine::Machine;

@@ -23,6 +23,7 @@
 //! hand: the kernel does so for any port.
 
 mod claim;
+mod counters;
 mod fault;
 mod inside;
 mod link;
@@ -48,6 +49,7 @@ use ocivisor_core::spec::NicSpec;
 
 use crate::fs::io_error;
 use crate::layout::Layout;
+pub use counters::LinkCounters;
 use mark::Mark;
 use socket::Netlink;
 

@@ -23,6 +23,7 @@ use super::loopdev::{self, FileId};
 use super::manifest::{DiskBackend, DiskManifest};
 use super::mounts;
 use super::place::{Lock, Place, try_lock};
+use super::traffic::DiskTraffic;
 use super::{HostStorage, VmPlaces};
 use crate::fs::{drop_file, io_error, read_bounded, replace};
 
@@ -39,6 +40,9 @@ pub(super) struct Attachment {
     pub(super) loop_number: Option<u32>,
     pub(super) id_base: u32,
     pub(super) layers: Vec<String>,
+    /// What the loop device had counted before.
+    #[serde(default)]
+    pub(super) counted: DiskTraffic,
 }
 
 impl Attachment {

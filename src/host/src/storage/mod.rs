@@ -37,6 +37,7 @@ mod place;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod upper;
 
 use std::collections::BTreeSet;
@@ -57,6 +58,7 @@ use rustix::fs::{
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
+pub use self::traffic::{DiskMeter, DiskTraffic, LoopTraffic};
 pub use self::upper::Upper;
 
 use self::claim::Attachment;
@@ -153,6 +155,7 @@ impl HostStorage {
             loop_number: None,
             id_base: want.ids.base,
             layers: manifest.layers.clone(),
+            counted: DiskTraffic::default(),
         };
         // Bound until the mount holds it.
         let device;
@@ -161,6 +164,7 @@ impl HostStorage {
                 ext4::verify(&claim.file, want.disk)?;
                 device = loopdev::attach(&claim.file, want.disk)?;
                 attachment.loop_number = Some(device.number);
+                attachment.counted = traffic::of_loop(device.number);
                 attachment.save(places)?;
                 ext4::mount(&device, want.disk)?
             }

@@ -16,6 +16,7 @@ use ocivisor_schema::reply::{
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
+use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -174,6 +175,10 @@ impl ApiServer for Fake {
 
     async fn vm_get(&self, _: &Extensions, _: Text<VmId>) -> Answer<VmInfo> {
         Ok(sample!("vm_info"))
+    }
+
+    async fn vm_stats(&self, _: &Extensions, _: Option<Text<VmId>>) -> Answer<StatsReply> {
+        Ok(sample!("stats"))
     }
 
     async fn events_since(&self, _: &Extensions, _: u64, _: u32, _: u64) -> Answer<EventsReply> {
