@@ -31,11 +31,14 @@ use stats::{FIGURES, Figures, PEERS};
 /// How many guests there are while memory and questions are measured.
 const GUESTS: u32 = 10;
 
+/// How many guests there are while their statistics are asked for.
+const MANY_GUESTS: u32 = 230;
+
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info), or
-    /// only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
+    /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info,
+    /// stats, stats-cpu), or only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
     /// contenders (skopeo, podman, umoci, docker, tar, buildah) or one part (import, commit),
     /// measures images instead of guests
     #[arg(value_name = "NAME")]
@@ -204,6 +207,10 @@ fn measure(options: &Options, names: &Names, places: &Places, undo: &mut Undo) -
     if ["memory", "list", "info"].into_iter().any(|name| names.figure(name)) {
         step(&format!("{GUESTS} guests"));
         figures.crowd(&ours.crowd()?);
+    }
+    if names.figure("stats") || names.figure("stats-cpu") {
+        step(&format!("{MANY_GUESTS} guests"));
+        figures.passes(&ours.passes(undo)?);
     }
     if names.figure("memory") {
         for other in &mut others {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Contender, GUESTS, Life, stamp, tarball, wall};
+use super::{Contender, GUESTS, Life, MANY_GUESTS, stamp, tarball, wall};
 use crate::cmd::{program, root, run, wait_until};
 use crate::quickstart::Places;
 use crate::quickstart::daemon::Daemon;
@@ -21,6 +21,8 @@ const BRIDGE: &str = "ocvbench2";
 const IMAGE: &str = "bench";
 /// How often each question is asked.
 const QUESTIONS: u32 = 200;
+/// How often all guests' statistics are asked for.
+const PASSES: u32 = 50;
 
 /// Our daemon.
 #[derive(Debug)]
@@ -56,14 +58,17 @@ impl Ours {
         daemon.cli(&["image", "import", &tar.to_string_lossy(), IMAGE])?;
         let disks = places.cache.join("datastores/101");
         let ours = Self { daemon, disks };
-        for number in 0..=GUESTS {
-            let dir = ours.disks.join(number.to_string());
-            std::fs::create_dir_all(&dir)?;
-            let path = dir.join("disk.0");
-            let path = path.to_string_lossy();
-            ours.daemon.cli(&["disk", "create", "--image", IMAGE, "--size", "64MiB", &path])?;
-        }
+        (0..=GUESTS).try_for_each(|number| ours.make_disk(number))?;
         Ok(ours)
+    }
+
+    fn make_disk(&self, number: u32) -> Result<()> {
+        let dir = self.disks.join(number.to_string());
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join("disk.0");
+        let path = path.to_string_lossy();
+        let made = ["disk", "create", "--image", IMAGE, "--size", "64MiB", &path];
+        self.daemon.cli_output(&made).map(|_| ())
     }
 
     /// Guest 0 is the one that comes and goes; the others stay together for a while.
@@ -224,6 +229,54 @@ impl Ours {
         }
         Ok(crowd)
     }
+}
+
+impl Ours {
+    /// Asks for the statistics of many guests, again and again: time until each answer, and time of the
+    /// daemon on processors for it.
+    ///
+    /// # Errors
+    /// One of it fails.
+    pub fn passes(&self, undo: &mut Undo) -> Result<Vec<(Duration, Duration)>> {
+        for number in 1..=MANY_GUESTS {
+            undo.check()?;
+            if number > GUESTS {
+                self.make_disk(number)?;
+            }
+            self.deploy(number)?;
+        }
+        let pid = self.daemon.pid()?;
+        let pass = || -> Result<(Duration, Duration)> {
+            let (began, before) = (Instant::now(), on_processors(pid)?);
+            let reply = self.call("vm.stats", &json!({}))?;
+            let took = began.elapsed();
+            let seen = reply["vms"].as_array().map_or(0, Vec::len);
+            if seen != MANY_GUESTS as usize {
+                bail!("statistics of {seen} guests instead of {MANY_GUESTS}");
+            }
+            // The answer is sent by a thread that may still be at it.
+            Ok((took, on_processors(pid)?.saturating_sub(before)))
+        };
+        // Files are opened by the first.
+        pass()?;
+        let passes: Result<Vec<_>> = (0..PASSES).map(|_| pass()).collect();
+        for number in 1..=MANY_GUESTS {
+            self.destroy(number)?;
+        }
+        passes
+    }
+}
+
+/// Time of all threads of a process on processors (sched-stats.rst: /proc/PID/schedstat).
+fn on_processors(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("read its threads")? {
+        let path = task?.path().join("schedstat");
+        // A thread that ended meanwhile did nothing for us.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        total += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
 }
 
 impl Contender for Ours {

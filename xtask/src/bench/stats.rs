@@ -24,7 +24,7 @@ pub struct Figures {
 type Names = &'static [(&'static str, &'static str)];
 
 /// Figures and their units, in the order of the table.
-pub const FIGURES: [(&str, &str); 7] = [
+pub const FIGURES: [(&str, &str); 9] = [
     ("deploy", "ms"),
     ("deploy-answer", "ms"),
     ("delete", "ms"),
@@ -32,6 +32,8 @@ pub const FIGURES: [(&str, &str); 7] = [
     ("memory", "KiB"),
     ("list", "ms"),
     ("info", "ms"),
+    ("stats", "ms"),
+    ("stats-cpu", "ms"),
 ];
 /// Whom ours is compared with.
 pub const PEERS: [&str; 4] = ["floor", "runc", "crun", "docker"];
@@ -83,6 +85,14 @@ impl Figures {
         self.memory("ours", &crowd.memory);
         for (figure, answers) in [("list", &crowd.list), ("info", &crowd.info)] {
             answers.iter().for_each(|took| self.add(figure, "ours", milliseconds(*took)));
+        }
+    }
+
+    /// Passes over many guests: until the answer, and on the daemon's processors.
+    pub fn passes(&mut self, passes: &[(Duration, Duration)]) {
+        for (answer, cpu) in passes {
+            self.add("stats", "ours", milliseconds(*answer));
+            self.add("stats-cpu", "ours", milliseconds(*cpu));
         }
     }
 

@@ -82,6 +82,15 @@ impl Daemon {
         self.places.run.join("ocivisord.sock")
     }
 
+    /// Its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pid(&self) -> Result<u32> {
+        let text = std::fs::read_to_string(pid_file(&self.places)).context("read the pid")?;
+        text.trim().parse().context("read the pid")
+    }
+
     /// Policy for OpenNebula's scripts.
     #[must_use]
     pub fn opennebula_config(&self) -> PathBuf {
