@@ -98,6 +98,7 @@ mod tests {
 
     const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","config":{"User":"1:2","Env":["A=b"],"Cmd":["x"]},"rootfs":{"type":"layers","diff_ids":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}}"#;
     const ANSWER: &[u8] = br#"{"refused":{"entry":"a","why":{"header":"wrong checksum"}}}"#;
+    const DISK: &[u8] = br#"{"disk":{"bytes":7,"init":"/sbin/init","systemd":true,"architecture":"amd64","xattrs_dropped":1}}"#;
 
     fn tar() -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -136,6 +137,7 @@ mod tests {
             (fuzz_reference, b"docker://registry.example:5000/a/b:tag@sha256:00".to_vec()),
             (fuzz_header, b"https://a.example/x?y=z\nBearer realm=\"x\",scope=\"y\"".to_vec()),
             (fuzz_answer, ANSWER.to_vec()),
+            (fuzz_answer, DISK.to_vec()),
             (fuzz_qcow2, b"QFI\xfb\0\0\0\x03".repeat(20)),
             (fuzz_disk, [&[9; 8][..], &tar()].concat()),
         ]

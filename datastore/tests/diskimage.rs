@@ -15,3 +15,10 @@ mod out;
 mod tables;
 #[path = "diskimage/xfs4.rs"]
 mod xfs4;
+
+use common::Bench;
+
+/// A store that reads disks in this process. The same tests run with one that has workers: `tests/hostile`.
+fn bench() -> Bench {
+    Bench::new()
+}

@@ -5,6 +5,7 @@ use ocivisor_datastore::{Error, Source};
 
 use crate::common::{RawTar, gzip, put};
 use crate::confined::{BASE, PROGRAM, bench_of};
+use crate::make::{blank, disk};
 
 /// How the worker ends that makes attempt number `n` of its `probe.rs` while it unpacks a layer.
 fn attempt(n: u32) -> String {
@@ -20,6 +21,15 @@ fn attempt_at_a_stream(n: u32) -> String {
     put(&bench.path("a.tar.gz"), &gzip(&RawTar::new().file("a", b"a").end()));
     let source = Source::DockerArchive { file: bench.path("a.tar.gz"), tag: None };
     let error = bench.import(&source).unwrap_err();
+    bench.assert_nothing_happened();
+    why(error)
+}
+
+/// How it ends while it reads a disk.
+fn attempt_at_a_disk(n: u32) -> String {
+    let bench = bench_of(Worker::new(PROGRAM, BASE + n));
+    blank(&bench.path("disk"), 1);
+    let error = bench.import(&disk(&bench.path("disk"))).unwrap_err();
     bench.assert_nothing_happened();
     why(error)
 }
@@ -61,5 +71,13 @@ fn who_only_decompresses_cannot_even_ask_for_a_file() {
     for n in (1..=23).filter(|n| *n != 4) {
         let want = "was killed by signal 31: it made a system call that no layer needs";
         assert_eq!(attempt_at_a_stream(n), want, "{n}");
+    }
+}
+
+#[test]
+fn who_reads_a_disk_cannot_ask_for_another_file() {
+    for n in (1..=23).filter(|n| *n != 4) {
+        let want = "was killed by signal 31: it made a system call that no layer needs";
+        assert_eq!(attempt_at_a_disk(n), want, "{n}");
     }
 }

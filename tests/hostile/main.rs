@@ -10,6 +10,11 @@ mod bombs;
 mod common;
 mod confined;
 mod confinement;
+#[path = "../../datastore/tests/diskimage/hostile.rs"]
+mod disk_attacks;
+#[path = "../../datastore/tests/diskimage/tables.rs"]
+mod disk_tables;
+mod disks;
 mod documents;
 mod ends;
 mod entries;
@@ -17,7 +22,11 @@ mod entries;
 mod escape;
 mod images;
 mod liars;
+#[path = "../../datastore/tests/diskimage/make.rs"]
+mod make;
 mod planted;
 mod same;
 mod streams;
 mod tools;
+
+use confined::bench;

@@ -74,6 +74,19 @@ impl System {
         Ok(Self { init: init.map(|(path, _)| path), systemd, architecture })
     }
 
+    /// Of words that came from elsewhere; none if one of them could not be ours.
+    pub fn known(init: Option<&str>, systemd: bool, architecture: Option<&str>) -> Option<Self> {
+        let init = match init {
+            Some(path) => Some(*INITS.iter().find(|known| **known == path)?),
+            None => None,
+        };
+        let architecture = match architecture {
+            Some(name) => Some(MACHINES.iter().find(|(_, known)| *known == name)?.1),
+            None => None,
+        };
+        (init.is_some() || !systemd).then_some(Self { init, systemd, architecture })
+    }
+
     /// Whether this host runs the programs inside, as far as they tell.
     pub fn fits(&self) -> bool {
         let host = document::host_platform();
@@ -144,6 +157,21 @@ fn architecture(start: &[u8]) -> Res<Option<&'static str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_others_become_our_own_or_nothing() {
+        let system =
+            System { init: Some("/etc/init"), systemd: false, architecture: Some("riscv64") };
+        assert_eq!(System::known(Some("/etc/init"), false, Some("riscv64")), Some(system));
+        assert!(System::known(None, false, None).is_some_and(|system| system.fits()));
+        for (init, systemd, architecture) in [
+            (Some("/bin/sh"), false, None),
+            (None, true, None),
+            (Some("/sbin/init"), true, Some("amd64\n")),
+        ] {
+            assert_eq!(System::known(init, systemd, architecture), None, "{init:?}");
+        }
+    }
 
     #[test]
     fn a_config_names_first_program_and_signal_and_nothing_that_changes() {

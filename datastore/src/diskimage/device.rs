@@ -48,7 +48,10 @@ pub(super) struct Image {
 
 impl Image {
     pub fn new(file: File, cancel: &Cancel) -> Res<Self> {
-        let size = file.metadata().map_err(|source| DiskFault::Read { at: 0, source })?.len();
+        // fstat(2): a call that takes a path is not even there for a confined reader.
+        let stat = rustix::fs::fstat(&file);
+        let stat = stat.map_err(|e| DiskFault::Read { at: 0, source: e.into() })?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
         Ok(Self { file, size, cancel: cancel.clone() })
     }
 }

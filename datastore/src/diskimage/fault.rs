@@ -12,7 +12,7 @@ pub(super) type Res<T> = Result<T, DiskFault>;
 #[non_exhaustive]
 pub enum DiskFault {
     /// The host cannot read the file.
-    #[error("cannot read at byte {at}")]
+    #[error("cannot read at byte {at}: {source}")]
     Read {
         /// Offset in the file.
         at: u64,
@@ -156,6 +156,9 @@ pub enum DiskFault {
     /// A bound of [`crate::Limits`].
     #[error(transparent)]
     Limit(#[from] Refusal),
+    /// One of the others, in its words, as a confined reader met it.
+    #[error("{0}")]
+    Told(String),
     /// The file is not the one that was opened, or was written to.
     #[error("it changed while it was read; try again when nothing writes to it")]
     Changed,
@@ -175,7 +178,7 @@ impl DiskFault {
     }
 
     /// Names the file it happened at.
-    pub(super) fn at(self, path: &[u8]) -> Self {
+    pub(crate) fn at(self, path: &[u8]) -> Self {
         Self::File { path: crate::error::escape(path), why: Box::new(self) }
     }
 }

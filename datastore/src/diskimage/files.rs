@@ -11,6 +11,7 @@ use super::DiskOptions;
 use super::fault::{DiskFault, Res};
 use crate::error::{Error, Result};
 use crate::source::open_regular;
+use crate::worker::FILES_MAX;
 
 /// Open files, none of which may change while it is read.
 #[derive(Debug)]
@@ -24,23 +25,21 @@ impl DiskFiles {
     /// Opens the disk, and the files that the caller named beside it.
     pub fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
         let shown = path.display().to_string();
+        let refused = |why| Error::Disk { file: shown.clone(), why };
         let beside = options.backing.iter().chain(&options.data_file);
-        let files = std::iter::once(path).chain(beside.map(PathBuf::as_path));
-        let files = files.map(|path| {
-            let file = open_regular(path)?;
-            Held::new(file, path).map_err(|why| Error::Disk { file: shown.clone(), why })
-        });
-        Ok(Self { files: files.collect::<Result<_>>()?, shown })
+        let paths: Vec<&Path> = std::iter::once(path).chain(beside.map(PathBuf::as_path)).collect();
+        if paths.len() > FILES_MAX {
+            let (value, max) = (paths.len() as u64, FILES_MAX as u64);
+            return Err(refused(DiskFault::TooLarge { what: "number of files", value, max }));
+        }
+        let open = |path| Held::new(open_regular(path)?, path).map_err(refused);
+        let files = paths.into_iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { files, shown })
     }
 
-    /// The open files, in the order in which a reader wants them.
-    pub fn iter(&self) -> impl Iterator<Item = &File> {
-        self.files.iter().map(|held| &held.file)
-    }
-
-    /// The same for a reader in this process.
+    /// The open files for a reader, in the order in which it wants them.
     pub fn copies(&self) -> Res<Vec<File>> {
-        let copies = self.iter().map(File::try_clone).collect::<io::Result<_>>();
+        let copies = self.files.iter().map(|held| held.file.try_clone()).collect::<io::Result<_>>();
         copies.map_err(|source| DiskFault::Read { at: 0, source })
     }
 
@@ -126,5 +125,14 @@ mod tests {
         std::fs::copy("/proc/self/exe", top.path().join("new")).unwrap();
         rustix::fs::rename(top.path().join("new"), &path).unwrap();
         assert!(changed(files));
+    }
+
+    #[test]
+    fn more_files_than_a_reader_takes_are_not_opened() {
+        let backing = vec![PathBuf::from("/nonexistent"); FILES_MAX];
+        let options = DiskOptions { backing, ..DiskOptions::default() };
+        let error = DiskFiles::open(Path::new("/nonexistent/disk"), &options).unwrap_err();
+        let want = "disk image /nonexistent/disk refused: number of files 33 is above 32";
+        assert_eq!(error.to_string(), want);
     }
 }

@@ -74,7 +74,7 @@ pub(super) const TARGET_MAX: u64 = 4095;
 /// `XATTR_SIZE_MAX`.
 pub(super) const VALUE_MAX: u32 = 65_536;
 /// `XATTR_LIST_MAX` would allow more short names; no tool makes as many.
-pub(super) const XATTRS_MAX: usize = 128;
+pub(crate) const XATTRS_MAX: usize = 128;
 
 /// A file system, read only. Nothing it holds is believed: every pointer is checked against the device, every
 /// depth and length against a bound, and whoever walks it counts what he gets.

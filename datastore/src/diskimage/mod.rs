@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Nothing of a disk is shown to the host's kernel: file systems made by strangers are what its drivers are
-//! weakest at (syzkaller finds such bugs by the dozen). All is read by the code below, which has no unsafe part, is
-//! bounded in memory and depth, and gives a tar that passes the limits and rules of any other layer.
+//! weakest at (syzkaller finds such bugs by the dozen). All is read by the code below, which has no unsafe part but in
+//! the decompressors that it calls, is bounded in memory and depth, and gives a tar that passes the limits and rules of
+//! any other layer. Where there are workers one of them reads it, with nothing but the open files.
 //!
 //! Absent on purpose: LVM, RAID and encryption (an error names them), journal replay (a disk that was not
 //! unmounted is refused), merging of several partitions (only the root is taken), and other formats than raw and
@@ -50,6 +51,7 @@ use walk::{KeepBoot, TarStream, Told};
 pub(crate) use config::System;
 pub use fault::DiskFault;
 pub(crate) use files::DiskFiles;
+pub(crate) use fs::XATTRS_MAX;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use fuzzing::{fuzz_disk, fuzz_qcow2};
 
@@ -80,9 +82,9 @@ pub struct DiskOptions {
 }
 
 /// What a reader is told of [`DiskOptions`]: no name of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct DiskReading {
+pub struct DiskReading {
     format: Option<DiskFormat>,
     partition: Option<u32>,
     keep_boot: bool,
@@ -91,7 +93,7 @@ pub(crate) struct DiskReading {
 }
 
 impl DiskReading {
-    pub fn new(options: &DiskOptions) -> Self {
+    pub(crate) fn new(options: &DiskOptions) -> Self {
         Self {
             format: options.format,
             partition: options.partition,
@@ -118,6 +120,14 @@ pub(crate) fn detect(file: &File) -> bool {
     look().unwrap_or(false)
 }
 
+/// What is known of a disk when it was read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DiskFacts {
+    pub system: System,
+    /// Xattrs that are not in the tar.
+    pub xattrs_dropped: u64,
+}
+
 /// A disk whose root file system was found.
 pub(crate) struct OpenDisk {
     fs: Rc<dyn FileSystem>,
@@ -126,10 +136,10 @@ pub(crate) struct OpenDisk {
 }
 
 impl OpenDisk {
-    /// Finds the root file system in open files, in the order of [`DiskFiles::iter`]. Nothing else is opened.
+    /// Finds the root file system in open files, in the order of [`DiskFiles::copies`]. Nothing else is opened.
     pub fn new(
         files: impl IntoIterator<Item = File>,
-        reading: &DiskReading,
+        reading: DiskReading,
         cancel: &Cancel,
     ) -> Res<Self> {
         let image = |file| Ok(Rc::new(Image::new(file, cancel)?) as Disk);
@@ -160,9 +170,9 @@ impl OpenDisk {
         self.told.borrow_mut().fault.take()
     }
 
-    /// Xattrs that are not in the tar.
-    pub fn xattrs_dropped(&self) -> u64 {
-        self.told.borrow().xattrs_dropped
+    /// After the end of the tar.
+    pub fn facts(&self, system: System) -> DiskFacts {
+        DiskFacts { system, xattrs_dropped: self.told.borrow().xattrs_dropped }
     }
 }
 

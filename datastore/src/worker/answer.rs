@@ -14,11 +14,15 @@ use serde::{Deserialize, Serialize};
 use crate::compress::Compression;
 use crate::content::{Content, Fallible, Task};
 use crate::digest::DiffId;
+use crate::diskimage::{DiskFacts, DiskFault, System, XATTRS_MAX};
 use crate::error::{Fault, Limit, Refusal};
 use crate::limits::Limits;
 use crate::unpack::Report;
 
 pub(super) const ANSWER_MAX: u64 = 16 * 1024;
+
+/// Far above what is said of a disk: a path, a name and a list of partitions at most.
+const DISK_TEXT: usize = 4096;
 
 /// The host does not let a worker be confined.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,18 @@ enum Said {
     /// A stream, of so many bytes.
     Expanded {
         bytes: u64,
+    },
+    /// A disk; none of its bytes come if its programs are for other hosts.
+    Disk {
+        bytes: u64,
+        init: Option<String>,
+        systemd: bool,
+        architecture: Option<String>,
+        xattrs_dropped: u64,
+    },
+    /// [`DiskFault`], in its words.
+    DiskRefused {
+        why: String,
     },
     Refused {
         entry: Option<String>,
@@ -111,6 +127,23 @@ impl Answer {
     pub(super) fn expanded(result: Result<u64, Fault>) -> Self {
         let failed = |fault| Said::failure((fault, None));
         Self(result.map_or_else(failed, |bytes| Said::Expanded { bytes }))
+    }
+
+    pub(super) fn disk(result: Result<(u64, DiskFacts), DiskEnd>) -> Self {
+        Self(match result {
+            Ok((bytes, DiskFacts { system, xattrs_dropped })) => {
+                let System { init, systemd, architecture } = system;
+                let (init, architecture) =
+                    (init.map(str::to_owned), architecture.map(str::to_owned));
+                Said::Disk { bytes, init, systemd, architecture, xattrs_dropped }
+            }
+            Err(DiskEnd::Refused(fault)) => {
+                let mut why = fault.to_string();
+                why.truncate(why.floor_char_boundary(DISK_TEXT));
+                Said::DiskRefused { why }
+            }
+            Err(DiskEnd::Failed(fault)) => Said::failure((fault, None)),
+        })
     }
 
     /// The request asks for what cannot be done with what came with it.
@@ -176,6 +209,42 @@ impl Answer {
     pub(super) fn judge_tool(self) -> Result<Fault, &'static str> {
         Ok(self.0.judge_failure(&Limits::default())?.0)
     }
+
+    /// Judges the answer to a disk of which `seen` bytes came.
+    pub(super) fn judge_disk(
+        self,
+        seen: u64,
+        limits: &Limits,
+    ) -> Judged<Result<DiskFacts, DiskFault>> {
+        match self.0 {
+            Said::Disk { bytes, .. } if bytes != seen => Err("another length than came"),
+            Said::Disk { init, systemd, architecture, xattrs_dropped, .. } => {
+                let system = System::known(init.as_deref(), systemd, architecture.as_deref());
+                let system = system.ok_or("a system of no known kind")?;
+                let possible = (seen > 0) == system.fits()
+                    && xattrs_dropped <= limits.entries.saturating_mul(XATTRS_MAX as u64);
+                if possible {
+                    Ok(Ok(Ok(DiskFacts { system, xattrs_dropped })))
+                } else {
+                    Err("numbers that cannot be")
+                }
+            }
+            Said::DiskRefused { why } => Ok(Ok(Err(DiskFault::Told(printable(why, DISK_TEXT)?)))),
+            other => match other.judge_failure(limits)? {
+                // It is the pipe's: what cannot be read of a disk is a fault of the disk.
+                (Fault::Io(op, error), at) => {
+                    Ok(Err((Fault::Worker(format!("cannot {op}: {error}")), at)))
+                }
+                fault => Ok(Err(fault)),
+            },
+        }
+    }
+}
+
+/// Why a disk was not read to its end: because of what it is, or because of the host.
+pub(super) enum DiskEnd {
+    Refused(DiskFault),
+    Failed(Fault),
 }
 
 impl Said {
@@ -213,7 +282,10 @@ impl Said {
                 let why = escaped(Some(why))?.unwrap_or_default();
                 Ok((Fault::Worker(format!("broke: {why}")), None))
             }
-            Self::Done { .. } | Self::Expanded { .. } => Err("what another job would"),
+            Self::Done { .. }
+            | Self::Expanded { .. }
+            | Self::Disk { .. }
+            | Self::DiskRefused { .. } => Err("what another job would"),
         }
     }
 }
@@ -224,6 +296,8 @@ pub(crate) fn fuzz_answer(bytes: &[u8]) {
     let limits = Limits::default();
     let task = Task { limits: &limits, bytes: 1000, entries: 10, compression: None };
     drop(Answer::decode(bytes).map(|answer| answer.judge(&task)));
+    drop(Answer::decode(bytes).map(|answer| answer.judge_stream(7)));
+    drop(Answer::decode(bytes).map(|answer| answer.judge_disk(7, &limits)));
 }
 
 fn why(refusal: Refusal) -> Result<Why, Refusal> {
@@ -296,11 +370,15 @@ fn value(limit: Limit, limits: &Limits) -> Option<u64> {
 fn escaped(text: Option<String>) -> Result<Option<String>, &'static str> {
     // Four characters for a byte, and dots.
     const MAX: usize = 200 * 4 + 3;
-    match text {
-        Some(text) if text.len() > MAX || !text.bytes().all(|b| matches!(b, b' '..=b'~')) => {
-            Err("text that is not escaped")
-        }
-        other => Ok(other),
+    text.map(|text| printable(text, MAX)).transpose()
+}
+
+/// Text that a terminal and a log take for nothing else.
+fn printable(text: String, max: usize) -> Result<String, &'static str> {
+    if text.len() <= max && text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        Ok(text)
+    } else {
+        Err("text that is not escaped")
     }
 }
 
@@ -367,6 +445,7 @@ const CONSTANTS: &[&str] = &[
     "open",
     "open directory",
     "open directory of link target of",
+    "pack",
     "read",
     "remove whiteout",
     "replace",

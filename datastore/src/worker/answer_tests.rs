@@ -87,6 +87,37 @@ fn a_stream_is_as_long_as_its_answer_says() {
 }
 
 #[test]
+fn what_is_known_of_a_disk_comes_back_as_it_was() {
+    let limits = Limits { entries: 10, ..Limits::default() };
+    let facts = |xattrs_dropped| DiskFacts {
+        system: System::known(Some("/sbin/init"), true, None).unwrap(),
+        xattrs_dropped,
+    };
+    let judge = |sent, seen| {
+        let bytes = serde_json::to_vec(&Answer::disk(sent)).unwrap();
+        Answer::decode(&bytes).unwrap().judge_disk(seen, &limits)
+    };
+    assert_eq!(judge(Ok((7, facts(1280))), 7).unwrap().unwrap().unwrap(), facts(1280));
+    assert_eq!(judge(Ok((7, facts(1281))), 7).unwrap_err(), "numbers that cannot be");
+    assert_eq!(judge(Ok((7, facts(0))), 6).unwrap_err(), "another length than came");
+    assert_eq!(judge(Ok((0, facts(0))), 0).unwrap_err(), "numbers that cannot be");
+    // The longest that is said of a disk.
+    let name = crate::error::escape(&[0xff; 300]);
+    let fault = || DiskFault::Backing { name: name.clone() }.at(&[0xfe; 300]);
+    let Ok(Ok(Err(got))) = judge(Err(DiskEnd::Refused(fault())), 0) else { panic!() };
+    assert_eq!(got.to_string(), fault().to_string());
+    let source = io::Error::from_raw_os_error(5);
+    let read = DiskFault::Read { at: 9, source };
+    let Ok(Ok(Err(got))) = judge(Err(DiskEnd::Refused(read)), 0) else { panic!() };
+    assert_eq!(got.to_string(), "cannot read at byte 9: Input/output error (os error 5)");
+    let closed = Fault::Io("write", io::Error::from_raw_os_error(32));
+    let Ok(Err((Fault::Worker(got), None))) = judge(Err(DiskEnd::Failed(closed)), 0) else {
+        panic!()
+    };
+    assert_eq!(got, "cannot write: Broken pipe (os error 32)");
+}
+
+#[test]
 fn an_answer_with_more_or_less_fields_is_not_read() {
     for bytes in [
         &b""[..],
@@ -112,6 +143,7 @@ fn all_reasons_in_the_source_are_on_the_list() {
         include_str!("../unpack/mod.rs"),
         include_str!("../unpack/tree.rs"),
         include_str!("../unpack/xattr.rs"),
+        include_str!("serve.rs"),
     ];
     let openers = [
         "Refusal::Header(",

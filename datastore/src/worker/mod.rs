@@ -16,7 +16,9 @@
 //!
 //! That is [`Job::Layer`]. [`Job::Expand`] has a pipe in the place of the directory, by which the plain bytes come back
 //! (`stream`); it can reach no file, and its broker has no right. A job that needs open files gets them by a socket
-//! (`request`). [`Job::Tool`] becomes another program (`tool`).
+//! (`request`): [`Job::Disk`] the files of a disk, whose root file system comes back as a packed tar, which is then a
+//! layer like any other, for another worker (`disk`).
+//! [`Job::Tool`] becomes another program (`tool`).
 //!
 //! What a worker that was taken over by a layer can do: write what it likes into that layer's directory, which a
 //! layer can say in plain tar as well; claim a diff id that its files do not have; use processor and disk until
@@ -24,13 +26,16 @@
 //! or another layer. The blob is hashed outside of it, so that what is kept as blob is always proven. A claimed diff id is
 //! its own image's affair: before such a directory is used with another blob, it is proven by that (`work`, `proof`).
 //!
-//! One that was taken over by a stream can give other bytes. They are hashed, or compared, where they arrive.
+//! One that was taken over by a stream can give other bytes. They are hashed, or compared, where they arrive. One taken
+//! over by a disk can give other files than those of the disk, which the disk could have had as well, and a refusal in
+//! words of its own.
 //!
 //! The protocol is private to one build of library and program; its version guards against mixing two.
 
 mod answer;
 mod broker;
 pub(crate) mod client;
+mod disk;
 mod process;
 mod request;
 mod serve;
@@ -40,8 +45,11 @@ mod tool;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::diskimage::DiskReading;
 pub use answer::{Answer, Unusable};
 pub use broker::attend;
+pub(crate) use disk::DiskStream;
+pub(crate) use request::FILES_MAX;
 pub use request::{Ending, Job, Request};
 pub use serve::{Hands, serve};
 pub(crate) use stream::Stream;

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::{Tool, Worker};
 use crate::compress::Compression;
 use crate::content::Task;
+use crate::diskimage::DiskReading;
 use crate::limits::Limits;
 use crate::tarball::Trailer;
 
@@ -33,7 +34,7 @@ const VERSION: u32 = 2;
 const REQUEST_MAX: u32 = 64 * 1024;
 
 /// Files beside a request.
-const FILES_MAX: usize = 32;
+pub(crate) const FILES_MAX: usize = 32;
 
 /// What stands for them in the stream.
 const FILES: u8 = b'f';
@@ -55,6 +56,9 @@ pub enum Job {
         /// Whether the first of the files beside the request is a tree to read; the others are to be written.
         tree: bool,
     },
+    /// Reads a disk from the files beside the request; its root file system goes to the pipe on descriptor 2, as a tar
+    /// in zstd.
+    Disk(DiskReading),
 }
 
 /// Whether a tar must have its end marker.
@@ -124,6 +128,11 @@ impl Request {
             bytes: tool.largest,
             ..Self::of(worker, Job::Tool { tree: tool.tree.is_some() })
         }
+    }
+
+    /// To read a disk.
+    pub(super) fn disk(worker: &Worker, reading: DiskReading, limits: &Limits) -> Self {
+        Self { limits: limits.clone(), ..Self::of(worker, Job::Disk(reading)) }
     }
 
     fn of(worker: &Worker, job: Job) -> Self {
@@ -212,6 +221,11 @@ impl Request {
         &self.argv
     }
 
+    /// What the work may come to.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// First of the host's ids for the worker.
     #[must_use]
     pub fn id_base(&self) -> u32 {
@@ -228,7 +242,7 @@ impl Request {
     pub fn largest_file(&self) -> u64 {
         match self.job {
             Job::Layer { .. } | Job::Tool { .. } => self.bytes,
-            Job::Expand => 0,
+            Job::Expand | Job::Disk(_) => 0,
         }
     }
 }

@@ -2,14 +2,19 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::answer::Answer;
+use super::answer::{Answer, DiskEnd};
 use super::broker::{ERRNO, Mark};
 use super::request::{Job, Request};
+use crate::cancel::Cancel;
 use crate::content;
+use crate::diskimage::{DiskFacts, DiskReading, OpenDisk};
+use crate::error::Doing;
+use crate::limits::Limits;
 use crate::unpack::Marks;
 
 /// What the confined process holds.
@@ -32,7 +37,7 @@ pub struct Hands {
 /// The caller is confined, and its working directory belongs to this function.
 #[must_use]
 pub fn serve(request: &Request, hands: Hands) -> Answer {
-    let Hands { input, root, output, files: _, marks } = hands;
+    let Hands { input, root, output, files, marks } = hands;
     match request.job() {
         Job::Layer { ending } => match (root, marks) {
             (Some(root), Some(socket)) => {
@@ -52,8 +57,42 @@ pub fn serve(request: &Request, hands: Hands) -> Answer {
             }
             None => Answer::without("a pipe for the bytes"),
         },
+        Job::Disk(reading) => match output {
+            Some(output) => Answer::disk(disk(files, reading, request.limits(), &output)),
+            None => Answer::without("a pipe for the bytes"),
+        },
         Job::Tool { .. } => Answer::without("a job of this process's own"),
     }
+}
+
+/// Bytes that are gathered for a write: of long holes there are few in a block.
+const GATHER: usize = 64 * 1024;
+
+/// Reads a disk; says how many bytes it wrote.
+///
+/// Whoever asked learns from the answer alone what system it is; he takes none for another host, so of those there is
+/// no tar.
+fn disk(
+    files: Vec<File>,
+    reading: DiskReading,
+    limits: &Limits,
+    to: &File,
+) -> Result<(u64, DiskFacts), DiskEnd> {
+    // Who has no use for it any more kills this process.
+    let never = Cancel::new();
+    let mut disk = OpenDisk::new(files, reading, &never).map_err(DiskEnd::Refused)?;
+    let system = disk.system().map_err(DiskEnd::Refused)?;
+    let mut count = 0;
+    if system.fits() {
+        let mut packed = disk.packed(limits).doing("pack").map_err(DiskEnd::Failed)?;
+        let mut to = BufWriter::with_capacity(GATHER, to);
+        let copied = io::copy(&mut packed, &mut to).and_then(|n| to.flush().map(|()| n));
+        if let Some(fault) = disk.fault() {
+            return Err(DiskEnd::Refused(fault));
+        }
+        count = copied.doing("write").map_err(DiskEnd::Failed)?;
+    }
+    Ok((count, disk.facts(system)))
 }
 
 /// Sends each mark to the broker and waits until it is set.

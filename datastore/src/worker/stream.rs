@@ -21,25 +21,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 
 use super::Worker;
-use super::answer::Answer;
+use super::answer::{Answer, Judged};
 use super::process::{Clock, Running, hung, lie, wait_for, widen};
 use super::request::Request;
+use crate::cancel::{Cancel, LOOK};
 use crate::compress::Compression;
 use crate::error::{Doing, Fault};
 
 /// What a worker writes. Dropping ends the worker.
 #[derive(Debug)]
-pub(crate) struct Stream<R> {
+pub(crate) struct Stream<R, V = Expansion> {
     bytes: PipeReader,
     count: u64,
     patience: Duration,
+    cancel: Cancel,
+    verdict: V,
     state: State<R>,
+}
+
+/// Who judges the answer at the end of a stream.
+pub(crate) trait Verdict {
+    /// `seen` bytes came before it.
+    fn judge(&mut self, answer: Answer, seen: u64) -> Judged<()>;
+}
+
+/// What was decompressed.
+#[derive(Debug)]
+pub(crate) struct Expansion;
+
+impl Verdict for Expansion {
+    fn judge(&mut self, answer: Answer, seen: u64) -> Judged<()> {
+        answer.judge_stream(seen)
+    }
 }
 
 #[derive(Debug)]
@@ -78,15 +97,18 @@ impl<R: Read + Send + 'static> Stream<R> {
         source: R,
         compression: Option<Compression>,
     ) -> Result<Self, Fault> {
-        Self::start(worker, Request::expand(worker, compression), Vec::new(), source)
+        Self::start(worker, Request::expand(worker, compression), Vec::new(), source, Expansion)
     }
+}
 
+impl<R: Read + Send + 'static, V: Verdict> Stream<R, V> {
     /// Has a worker do what the request says with the source and these files.
-    fn start(
+    pub(super) fn start(
         worker: &Worker,
         request: Request,
         files: Vec<File>,
         source: R,
+        verdict: V,
     ) -> Result<Self, Fault> {
         let pipe = || io::pipe().doing("make a pipe for");
         let ((bytes, to_us), (gone, stop)) = (pipe()?, pipe()?);
@@ -105,7 +127,13 @@ impl<R: Read + Send + 'static> Stream<R> {
         let thread = std::thread::Builder::new().name("feed".into()).spawn(feed);
         let thread = thread.doing("start a thread for")?;
         let state = State::Running(Feeder { thread, done, reading, stop });
-        Ok(Self { bytes, count: 0, patience, state })
+        Ok(Self { bytes, count: 0, patience, cancel: Cancel::new(), verdict, state })
+    }
+
+    /// By whose word the waiting ends before its time.
+    pub(super) fn until(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
     }
 }
 
@@ -139,7 +167,12 @@ impl<R: Read> Read for Watched<R> {
     }
 }
 
-impl<R> Stream<R> {
+impl<R, V> Stream<R, V> {
+    /// What was made of the answer.
+    pub(super) fn verdict(&mut self) -> &mut V {
+        &mut self.verdict
+    }
+
     /// Ends the worker, if it still runs, and gives back what is left of the source.
     pub fn into_source(mut self) -> io::Result<R> {
         self.end();
@@ -169,16 +202,23 @@ impl<R> Stream<R> {
     /// Whether the worker made itself felt before its time was over. `wait` waits that long.
     fn in_time(&self, wait: impl Fn(&Feeder<R>, Duration) -> io::Result<bool>) -> io::Result<bool> {
         let State::Running(feeder) = &self.state else { return Ok(true) };
+        let mut since = Instant::now();
         loop {
-            if wait(feeder, self.patience)? {
+            self.cancel.check()?;
+            let left = self.patience.saturating_sub(since.elapsed());
+            if wait(feeder, left.min(LOOK))? {
                 return Ok(true);
             }
-            if !feeder.reading.load(Ordering::Relaxed) {
+            if feeder.reading.load(Ordering::Relaxed) {
+                since = Instant::now();
+            } else if left.is_zero() {
                 return Ok(false);
             }
         }
     }
+}
 
+impl<R, V: Verdict> Stream<R, V> {
     /// No more bytes come. Says why, unless all is well.
     fn conclude(&mut self) -> io::Result<()> {
         if let State::Ended { well, .. } = self.state {
@@ -192,7 +232,7 @@ impl<R> Stream<R> {
             return Err(hung(self.patience).into_read());
         }
         let (took_all, answer) = came.map_err(Fault::into_read)?;
-        match answer.judge_stream(self.count) {
+        match self.verdict.judge(answer, self.count) {
             Ok(Ok(())) if !took_all => {
                 Err(lie("done, without having read the whole stream").into_read())
             }
@@ -212,7 +252,7 @@ fn panicked() -> io::Error {
     io::Error::other("thread that feeds a worker panicked")
 }
 
-impl<R> Read for Stream<R> {
+impl<R, V: Verdict> Read for Stream<R, V> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -242,7 +282,7 @@ impl<R> Read for Stream<R> {
     }
 }
 
-impl<R> Drop for Stream<R> {
+impl<R, V> Drop for Stream<R, V> {
     fn drop(&mut self) {
         self.end();
     }

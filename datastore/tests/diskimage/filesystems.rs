@@ -5,12 +5,13 @@ use std::os::unix::fs::FileExt;
 
 use ocivisor_datastore::{DiskOptions, Limits, Principal};
 
-use crate::common::{Bench, assert_same_tree, put, run, text, tree};
+use crate::bench;
+use crate::common::{assert_same_tree, put, run, text, tree};
 use crate::make::*;
 
 #[test]
 fn ext_of_every_age_comes_in_file_by_file() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     rich_root(&root);
     let want = expected(&root);
@@ -57,7 +58,7 @@ fn ext_of_every_age_comes_in_file_by_file() {
 
 #[test]
 fn xfs_comes_in_file_by_file() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     rich_root(&root);
     let want = expected(&root);
@@ -81,7 +82,7 @@ fn xfs_comes_in_file_by_file() {
 
 #[test]
 fn btrfs_comes_in_file_by_file() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     rich_root(&root);
     let want = expected(&root);
@@ -100,7 +101,7 @@ fn btrfs_comes_in_file_by_file() {
 
 #[test]
 fn the_root_of_btrfs_is_the_subvolume_that_distributions_use() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     small_root(&root);
     let want = expected(&root);
@@ -136,7 +137,7 @@ fn the_root_of_btrfs_is_the_subvolume_that_distributions_use() {
 
 #[test]
 fn kernels_stay_behind_unless_they_are_wanted_and_the_config_starts_the_init() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     small_root(&root);
     let file = bench.path("disk");
@@ -156,7 +157,7 @@ fn kernels_stay_behind_unless_they_are_wanted_and_the_config_starts_the_init() {
 
 #[test]
 fn the_same_files_in_another_order_give_the_same_layer() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     small_root(&root);
     for n in 0..300 {
@@ -179,7 +180,7 @@ fn the_same_files_in_another_order_give_the_same_layer() {
 
 #[test]
 fn a_file_system_that_was_not_unmounted_is_refused() {
-    let bench = Bench::new();
+    let bench = bench();
     for (mkfs, kind, mib) in [
         (&["mkfs.ext4", "-q"][..], "ext4", 20),
         (&["mkfs.xfs", "-q", "-f"], "xfs", 310),
@@ -210,7 +211,7 @@ fn a_file_system_that_was_not_unmounted_is_refused() {
 
 #[test]
 fn limits_hold_for_disks_as_for_tars() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     small_root(&root);
     fs::create_dir_all(root.join("a/b/c/d/e/f/g/h")).unwrap();

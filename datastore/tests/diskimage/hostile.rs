@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, symlink};
 
 use ocivisor_datastore::{DiskFormat, DiskOptions, Error, Limits, Progress};
 
+use crate::bench;
 use crate::common::{Bench, put, run, text};
 use crate::make::*;
 
@@ -50,7 +51,7 @@ impl Header {
 
 #[test]
 fn qcow2_headers_that_ask_for_files_or_memory_are_refused() {
-    let bench = Bench::new();
+    let bench = bench();
     let backing = |name: &[u8]| {
         let len = u32::try_from(name.len()).unwrap();
         Header::new().u64(8, 512).u32(16, len).text(512, name).says(&bench)
@@ -151,7 +152,7 @@ fn qcow2_headers_that_ask_for_files_or_memory_are_refused() {
 
 #[test]
 fn formats_with_descriptors_and_extents_are_refused_with_the_way_out() {
-    let bench = Bench::new();
+    let bench = bench();
     let rest = "image; convert it first: qemu-img convert -O qcow2 FILE NEW.qcow2";
     let flat = b"# Disk DescriptorFile\nversion=1\nRW 20480 FLAT \"/etc/shadow\" 0\n";
     put(&bench.path("evil"), flat);
@@ -169,7 +170,7 @@ fn formats_with_descriptors_and_extents_are_refused_with_the_way_out() {
 
 #[test]
 fn a_raw_disk_that_starts_like_qcow2_is_refused_unless_its_format_is_said() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     small_root(&root);
     blank(&file, 20);
@@ -189,7 +190,7 @@ fn a_raw_disk_that_starts_like_qcow2_is_refused_unless_its_format_is_said() {
 
 #[test]
 fn partition_tables_with_loops_lies_and_bombs_are_refused() {
-    let bench = Bench::new();
+    let bench = bench();
     let file = bench.path("disk");
     let entry = |kind: u8, start: u32, sectors: u32| {
         let mut e = [0; 16];
@@ -235,7 +236,7 @@ fn partition_tables_with_loops_lies_and_bombs_are_refused() {
 
 #[test]
 fn a_disk_that_is_replaced_written_or_cut_while_it_is_read_leaves_nothing() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     small_root(&root);
     put(&root.join("large"), &noise(12 << 20));
@@ -275,7 +276,7 @@ fn a_disk_that_is_replaced_written_or_cut_while_it_is_read_leaves_nothing() {
 
 #[test]
 fn what_is_no_regular_file_is_not_opened() {
-    let bench = Bench::new();
+    let bench = bench();
     put(&bench.path("real"), &[0; 4096]);
     symlink(bench.path("real"), bench.path("link")).unwrap();
     run("mkfifo", &[text(&bench.path("fifo"))]);
@@ -288,7 +289,7 @@ fn what_is_no_regular_file_is_not_opened() {
 
 #[test]
 fn names_that_a_layer_would_take_for_whiteouts_are_refused() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     small_root(&root);
     put(&root.join("etc/.wh.passwd"), b"");
@@ -302,7 +303,7 @@ fn names_that_a_layer_would_take_for_whiteouts_are_refused() {
 
 #[test]
 fn a_disk_with_programs_for_another_machine_is_refused() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     small_root(&root);
     let init = File::options().write(true).open(root.join("usr/lib/systemd/systemd")).unwrap();

@@ -1,12 +1,15 @@
 //! Disks for the tests: a small system with one of each kind of file, file systems, partition tables.
+#![allow(dead_code, reason = "each suite uses its part")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use ocivisor_datastore::{DiskOptions, Error, Image, Source};
 use rustix::fs::{CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -234,4 +237,78 @@ pub fn refused(bench: &Bench, source: &Source) -> String {
 pub fn forget(bench: &Bench) {
     bench.store.remove(&"test".parse().unwrap()).unwrap();
     bench.store.prune(&std::collections::HashSet::new()).unwrap();
+}
+
+pub const MIB: u64 = 1 << 20;
+
+/// Writes a partition table from sfdisk's own language.
+#[expect(clippy::disallowed_methods, reason = "tests run foreign tools")]
+pub fn partition(disk: &Path, script: &str) {
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["-q", "--no-reread", "--no-tell-kernel", text(disk)])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("this test needs sfdisk, of Debian's package fdisk");
+    sfdisk.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(sfdisk.wait().unwrap().success());
+}
+
+/// Puts a file's content somewhere into a disk.
+pub fn place(part: &Path, disk: &Path, at: u64) {
+    let bytes = fs::read(part).unwrap();
+    let disk = File::options().write(true).open(disk).unwrap();
+    for (n, block) in bytes.chunks(MIB as usize).enumerate() {
+        if block.iter().any(|b| *b != 0) {
+            disk.write_all_at(block, at + n as u64 * MIB).unwrap();
+        }
+    }
+}
+
+/// A small root as an ext4 file system of 16 MiB.
+pub fn root_fs(bench: &Bench) -> (PathBuf, PathBuf) {
+    let (root, part) = (bench.path("root"), bench.path("part"));
+    if !root.exists() {
+        small_root(&root);
+        blank(&part, 16);
+        run("mke2fs", &["-q", "-t", "ext4", "-d", text(&root), text(&part)]);
+    }
+    (root, part)
+}
+
+/// The tree that `mke2fs -d` made: it keeps whole seconds.
+pub fn in_seconds(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
+    let mut all = expected(root);
+    for seen in all.values_mut() {
+        seen.mtime.1 = 0;
+    }
+    all
+}
+
+const ROOT_X86: &str = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709";
+const ROOT_ARM: &str = "B921B045-1DF0-41C3-AF44-4C6F280D3FAE";
+
+pub fn own_root() -> &'static str {
+    if cfg!(target_arch = "aarch64") { ROOT_ARM } else { ROOT_X86 }
+}
+
+/// A disk as a distribution's cloud image has it: GPT, EFI system partition, root.
+pub fn cloud(bench: &Bench, root_type: &str) -> PathBuf {
+    let (_, part) = root_fs(bench);
+    let disk = bench.path("cloud.raw");
+    blank(&disk, 40);
+    let script = format!(
+        "label: gpt\nstart=2048, size=8192, type=U\nstart=16384, size=32768, type={root_type}\n"
+    );
+    partition(&disk, &script);
+    let esp = bench.path("esp");
+    blank(&esp, 4);
+    // A FAT boot sector is enough.
+    let mut sector = vec![0; 512];
+    sector[..3].copy_from_slice(&[0xeb, 0x3c, 0x90]);
+    sector[54..59].copy_from_slice(b"FAT16");
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options().write(true).open(&esp).unwrap().write_all_at(&sector, 0).unwrap();
+    place(&esp, &disk, MIB);
+    place(&part, &disk, 8 * MIB);
+    disk
 }

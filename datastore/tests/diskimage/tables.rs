@@ -1,95 +1,20 @@
 //! Partition tables and qcow2, by the tools that write them.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use ocivisor_datastore::{DiskFormat, DiskOptions, Source};
 
-use crate::common::{Bench, put, run, text, tree};
+use crate::bench;
+use crate::common::{put, run, text, tree};
 use crate::make::*;
-
-const MIB: u64 = 1 << 20;
-
-/// Writes a partition table from sfdisk's own language.
-#[expect(clippy::disallowed_methods, reason = "tests run foreign tools")]
-fn partition(disk: &Path, script: &str) {
-    let mut sfdisk = Command::new("sfdisk")
-        .args(["-q", "--no-reread", "--no-tell-kernel", text(disk)])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("this test needs sfdisk, of Debian's package fdisk");
-    sfdisk.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    assert!(sfdisk.wait().unwrap().success());
-}
-
-/// Puts a file's content somewhere into a disk.
-fn place(part: &Path, disk: &Path, at: u64) {
-    let bytes = fs::read(part).unwrap();
-    let disk = File::options().write(true).open(disk).unwrap();
-    for (n, block) in bytes.chunks(MIB as usize).enumerate() {
-        if block.iter().any(|b| *b != 0) {
-            disk.write_all_at(block, at + n as u64 * MIB).unwrap();
-        }
-    }
-}
-
-/// A small root as an ext4 file system of 16 MiB.
-fn root_fs(bench: &Bench) -> (PathBuf, PathBuf) {
-    let (root, part) = (bench.path("root"), bench.path("part"));
-    if !root.exists() {
-        small_root(&root);
-        blank(&part, 16);
-        run("mke2fs", &["-q", "-t", "ext4", "-d", text(&root), text(&part)]);
-    }
-    (root, part)
-}
-
-/// The tree that `mke2fs -d` made: it keeps whole seconds.
-fn want(root: &Path) -> std::collections::BTreeMap<Vec<u8>, crate::common::Seen> {
-    let mut all = expected(root);
-    for seen in all.values_mut() {
-        seen.mtime.1 = 0;
-    }
-    all
-}
-
-const ROOT_X86: &str = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709";
-const ROOT_ARM: &str = "B921B045-1DF0-41C3-AF44-4C6F280D3FAE";
-
-fn own_root() -> &'static str {
-    if cfg!(target_arch = "aarch64") { ROOT_ARM } else { ROOT_X86 }
-}
-
-/// A disk as a distribution's cloud image has it: GPT, EFI system partition, root.
-fn cloud(bench: &Bench, root_type: &str) -> PathBuf {
-    let (_, part) = root_fs(bench);
-    let disk = bench.path("cloud.raw");
-    blank(&disk, 40);
-    let script = format!(
-        "label: gpt\nstart=2048, size=8192, type=U\nstart=16384, size=32768, type={root_type}\n"
-    );
-    partition(&disk, &script);
-    let esp = bench.path("esp");
-    blank(&esp, 4);
-    // A FAT boot sector is enough.
-    let mut sector = vec![0; 512];
-    sector[..3].copy_from_slice(&[0xeb, 0x3c, 0x90]);
-    sector[54..59].copy_from_slice(b"FAT16");
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    File::options().write(true).open(&esp).unwrap().write_all_at(&sector, 0).unwrap();
-    place(&esp, &disk, MIB);
-    place(&part, &disk, 8 * MIB);
-    disk
-}
 
 #[test]
 fn a_cloud_image_in_every_form_of_qcow2_gives_the_same_files() {
-    let bench = Bench::new();
+    let bench = bench();
     let raw = cloud(&bench, own_root());
-    let want = want(&bench.path("root"));
+    let want = in_seconds(&bench.path("root"));
     let first = same(&bench, &raw, &want, "raw");
     for options in [
         &["-o", "compat=1.1"][..],
@@ -127,18 +52,18 @@ fn a_cloud_image_in_every_form_of_qcow2_gives_the_same_files() {
 
 #[test]
 fn a_root_without_its_own_type_is_found_by_what_is_in_it() {
-    let bench = Bench::new();
+    let bench = bench();
     let disk = cloud(&bench, "L");
-    same(&bench, &disk, &want(&bench.path("root")), "GPT, type Linux");
+    same(&bench, &disk, &in_seconds(&bench.path("root")), "GPT, type Linux");
 }
 
 #[test]
 fn the_backup_of_a_gpt_serves_where_the_first_is_lost() {
-    let bench = Bench::new();
+    let bench = bench();
     let disk = cloud(&bench, own_root());
     let file = File::options().write(true).open(&disk).unwrap();
     file.write_all_at(&[0x5a; 3 * 512], 512).unwrap();
-    same(&bench, &disk, &want(&bench.path("root")), "backup");
+    same(&bench, &disk, &in_seconds(&bench.path("root")), "backup");
     file.write_all_at(&[0; 512], 40 * MIB - 512).unwrap();
     forget(&bench);
     let why = refused(&bench, &crate::make::disk(&disk));
@@ -147,7 +72,7 @@ fn the_backup_of_a_gpt_serves_where_the_first_is_lost() {
 
 #[test]
 fn mbr_and_logical_partitions_are_read() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, part) = root_fs(&bench);
     let disk = bench.path("disk");
     blank(&disk, 60);
@@ -157,7 +82,7 @@ fn mbr_and_logical_partitions_are_read() {
          start=8192, size=2048, type=83\nstart=14336, size=2048, type=83\nstart=32768, size=40000, type=83\n",
     );
     place(&part, &disk, 16 * MIB);
-    same(&bench, &disk, &want(&root), "logical");
+    same(&bench, &disk, &in_seconds(&root), "logical");
     let image = bench.import(&format!("raw:{}:7", text(&disk)).parse().unwrap()).unwrap();
     assert!(tree(&bench.fs(&image)).contains_key(&b"etc/fstab"[..]));
     let error = bench.import(&format!("disk:{}:2", text(&disk)).parse().unwrap()).unwrap_err();
@@ -167,7 +92,7 @@ fn mbr_and_logical_partitions_are_read() {
 
 #[test]
 fn of_several_roots_one_must_be_named() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, part) = root_fs(&bench);
     let file = bench.path("disk");
     blank(&file, 50);
@@ -180,12 +105,12 @@ fn of_several_roots_one_must_be_named() {
     );
     let one = DiskOptions { partition: Some(2), keep_boot: true, ..DiskOptions::default() };
     let image = bench.import(&with(&file, one)).unwrap();
-    assert_eq!(tree(&bench.fs(&image)).len(), want(&root).len());
+    assert_eq!(tree(&bench.fs(&image)).len(), in_seconds(&root).len());
 }
 
 #[test]
 fn what_is_no_root_is_named() {
-    let bench = Bench::new();
+    let bench = bench();
     let file = bench.path("disk");
     blank(&file, 20);
     partition(&file, "label: gpt\nstart=2048, size=16384, type=L\n");
@@ -211,9 +136,9 @@ fn what_is_no_root_is_named() {
 
 #[test]
 fn backing_and_data_files_are_opened_where_the_caller_names_them_only() {
-    let bench = Bench::new();
+    let bench = bench();
     let raw = cloud(&bench, own_root());
-    let want = want(&bench.path("root"));
+    let want = in_seconds(&bench.path("root"));
     let (base, middle, top) = (bench.path("base"), bench.path("middle"), bench.path("top"));
     run("qemu-img", &["convert", "-c", "-O", "qcow2", text(&raw), text(&base)]);
     let above = |under: &Path, file: &Path| {

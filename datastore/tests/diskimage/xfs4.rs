@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
+use crate::bench;
 use crate::common::{Bench, assert_same_tree, put, run, text, tree};
 use crate::make::*;
 
@@ -130,7 +131,7 @@ fn same_but_times(bench: &Bench, file: &Path, root: &Path, begun: SystemTime, wh
 
 #[test]
 fn version_4_comes_in_file_by_file() {
-    let bench = Bench::new();
+    let bench = bench();
     let root = bench.path("root");
     plain_root(&root);
     let file = bench.path("disk");
@@ -151,7 +152,7 @@ fn version_4_comes_in_file_by_file() {
 
 #[test]
 fn attributes_of_version_4_are_taken() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     plain_root(&root);
     let begun = SystemTime::now();
@@ -180,7 +181,7 @@ fn first_block(file: &Path, path: &str) -> u64 {
 
 #[test]
 fn a_tree_of_extents_of_version_4_is_read() {
-    let bench = Bench::new();
+    let bench = bench();
     let (root, file) = (bench.path("root"), bench.path("disk"));
     plain_root(&root);
     let begun = SystemTime::now();

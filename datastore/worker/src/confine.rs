@@ -43,9 +43,6 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::{Step, filter, sys, tool};
 
-/// Address space: a zstd window of 128 MiB or an xz dictionary, stacks and arenas of two threads, and as much again.
-const ADDRESS_SPACE: u64 = 1 << 30;
-
 /// Most mounts that the first process makes for the other.
 const MOUNTS_MAX: usize = 1;
 
@@ -113,7 +110,7 @@ pub fn enter(request: &Request, files: &[File]) -> Result<Side, Unusable> {
     let second = || dup(rustix::stdio::stderr());
     let (layer, output) = match request.job() {
         Job::Layer { .. } => (Some(second().step("keep the layer's directory")?), None),
-        Job::Expand | Job::Tool { .. } => {
+        Job::Expand | Job::Disk(_) | Job::Tool { .. } => {
             (None, Some(second().step("keep the pipe for the bytes")?))
         }
     };
@@ -305,6 +302,7 @@ fn rights(job: Job) -> (CapabilitySet, Result<Vec<seccompiler::BpfProgram>, filt
             let reads = if tree { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
             (reads, filter::tool().map(Vec::from))
         }
+        Job::Disk(_) => (CapabilitySet::empty(), filter::disk().map(Vec::from)),
     }
 }
 
@@ -335,13 +333,20 @@ fn pivot(mount: &OwnedFd, furnish: impl FnOnce() -> io::Result<()>) -> io::Resul
     Ok(rustix::process::chdir("/")?)
 }
 
-fn limit(request: &Request) -> nix::Result<()> {
-    let address_space = match request.job() {
+/// Bytes of address space.
+fn address_space(job: Job) -> u64 {
+    match job {
+        // A zstd window of 128 MiB or an xz dictionary, stacks and arenas of two threads, and as much again.
+        Job::Layer { .. } | Job::Expand => 1 << 30,
+        // Names: of as many files as an image may have in one directory, the longest, and of hard links.
+        Job::Disk(_) => 2 << 30,
         Job::Tool { .. } => tool::ADDRESS_SPACE,
-        _ => ADDRESS_SPACE,
-    };
+    }
+}
+
+fn limit(request: &Request) -> nix::Result<()> {
     for (what, most) in [
-        (Resource::RLIMIT_AS, address_space),
+        (Resource::RLIMIT_AS, address_space(request.job())),
         (Resource::RLIMIT_FSIZE, request.largest_file()),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS),
         (Resource::RLIMIT_CORE, 0),

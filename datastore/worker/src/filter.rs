@@ -158,6 +158,9 @@ const TOOL_OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const TOOL_OLD: &[c_long] = &[];
 
+/// For the one that reads a disk, in addition: what it was given open.
+const DISK: &[c_long] = &[libc::SYS_pread64, libc::SYS_fstat];
+
 /// For the process that sets marks and waits.
 const BROKER: &[c_long] = &[
     libc::SYS_read,
@@ -237,6 +240,11 @@ fn thread() -> Result<SeccompRule, Bad> {
         | libc::CLONE_NEWCGROUP;
     let all = thread | u64::from(namespaces.cast_unsigned());
     Ok(SeccompRule::new(vec![masked(0, all, thread)?])?)
+}
+
+/// The filter of a process that reads a disk: the same, and reading at an offset.
+pub fn disk() -> Result<[BpfProgram; 2], Bad> {
+    confined(plain(&[STREAM, DISK].concat()))
 }
 
 fn confined(mut rules: Rules) -> Result<[BpfProgram; 2], Bad> {

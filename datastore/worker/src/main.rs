@@ -1,9 +1,9 @@
-//! Reads one stream of foreign bytes where it can do no harm: unpacks a layer, or only decompresses. Or becomes a tool
-//! of the host's that works on foreign files (`tool`).
+//! Reads foreign bytes where they can do no harm: unpacks a layer, decompresses a stream, or reads a disk. Or becomes a
+//! tool of the host's that works on foreign files (`tool`).
 //!
 //! Started by `ocivisor-datastore` (module `worker`) with three descriptors: 0 is request and stream, 1 the answer, 2
-//! the layer's directory, or a pipe for what is decompressed. It begins as root of the host and splits before it reads a
-//! byte of the stream:
+//! the layer's directory, or a pipe for what is decompressed or read. The files of a disk come with the request. It
+//! begins as root of the host and splits before it reads a foreign byte:
 //!
 //! ```text
 //! first process    joins the control groups, writes the id maps, makes the idmapped mount; then only the broker
