@@ -172,10 +172,10 @@ fn the_reading_of_a_disk_ends_in_the_middle_of_a_hole() {
     File::create(&disk).unwrap().set_len(64 << 20).unwrap();
     run("mke2fs", &["-q", "-t", "ext4", "-d", text(&root), text(&disk)]);
     let source = Source::DiskImage { file: disk, options: DiskOptions::default() };
-    cancel_when(&bench, &source, "the first zeros", || {
+    cancel_when(&bench, &source, "the hole is reached", || {
         let staging = bench.path("store/staging");
         let mut works = fs::read_dir(staging).unwrap().map(|work| work.unwrap().path());
-        works.any(|work| fs::metadata(work.join("layer/fs/hole")).is_ok_and(|hole| hole.len() > 0))
+        works.any(|work| work.join("layer/fs/hole").exists())
     });
 }
 

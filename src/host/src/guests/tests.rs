@@ -343,6 +343,8 @@ fn a_second_guest_of_that_id_is_refused_and_the_first_unharmed() {
     assert!(process::is_alive(facts.init));
     host.type_line("end\n");
     assert_eq!(host.wait(&facts), GuestExit::Code(7));
+    // The exit is told before the shim itself has ended.
+    until("the shim's end", || (!process::is_alive(facts.shim)).then_some(()));
     // Left-overs of an ended guest are cleared.
     host.guests.clear(&host.id).unwrap();
     assert!(!host.run().exit_record().exists());
