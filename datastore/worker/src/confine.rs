@@ -188,8 +188,7 @@ fn prepare(
             sys::read_only(tree.as_fd(), sys::Reach::Alone).step("protect the tree")?;
             vec![tree]
         }
-        Job::Tool { tree: false } => Vec::new(),
-        Job::Expand => Vec::new(),
+        Job::Expand | Job::Disk(_) | Job::Tool { tree: false } => Vec::new(),
     };
     send(gate, &mounts).step("hand over the layer's mount")?;
     hear(gate, b'r').step("become root of the worker's namespace")?;
@@ -253,7 +252,7 @@ fn confine(gate: &OwnedFd, files: &[File], request: &Request) -> Result<Option<F
             let root = rustix::fs::open("/", flags, rustix::fs::Mode::empty());
             Some(File::from(root.step("open the root directory")?))
         }
-        Job::Expand => {
+        Job::Expand | Job::Disk(_) => {
             let nothing = nothing().step("make an empty root directory")?;
             pivot(&nothing, || Ok(())).step("make an empty root directory")?;
             None
