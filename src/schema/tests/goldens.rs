@@ -142,7 +142,7 @@ fn all_kinds_of_event() {
     let commit = EventDataV1::OperationStarted { op, operation: "commit".into() };
     let image = Some("web:2".into());
     events.push(EventV1 { seq: 50, at: NOON.into(), vm: Some(vm()), image, data: commit });
-    pin("events.json", &EventsReply { events, next_seq: 50, lost: false });
+    pin("events.json", &EventsReply { events, next_seq: 51, lost: false });
 }
 
 #[test]
