@@ -72,13 +72,13 @@ pub fn run(options: &Options) -> Result<()> {
     step("clearing away");
     let cleared = undo.run();
     let table = table?;
-    cleared?;
+    // What was measured is of use even where something is left.
     say(&format!("\n{}", table.table()));
     if let Some(path) = &options.json {
         write(path, &table.json())?;
     }
     say("OK: measured");
-    Ok(())
+    cleared
 }
 
 /// What was asked for by name.
