@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ocivisor_datastore::{DiskOptions, Error, Image, Source};
 use rustix::fs::{CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -164,20 +165,34 @@ pub fn without_boot(mut all: BTreeMap<Vec<u8>, Seen>) -> BTreeMap<Vec<u8>, Seen>
 }
 
 /// A file system that a test made itself, mounted as long as this lives.
-pub struct Mounted(pub PathBuf);
+pub struct Mounted(pub PathBuf, PathBuf);
 
 impl Mounted {
     pub fn new(disk: &Path, at: &Path, options: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         run("mount", &["-o", &format!("loop,{options}"), text(disk), text(at)]);
-        Self(at.into())
+        Self(at.into(), disk.into())
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         run("umount", &[text(&self.0)]);
+        // The kernel closes the loop device some time later, and writes to the file until then.
+        let begun = Instant::now();
+        while is_looped(&self.1) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?} is still in use", self.1);
+            std::thread::yield_now();
+        }
     }
+}
+
+/// Whether a loop device stands on this file.
+fn is_looped(file: &Path) -> bool {
+    let devices = fs::read_dir("/sys/block").unwrap().map(|device| device.unwrap().path());
+    // Gone in between is not looped.
+    let mut files = devices.filter_map(|device| fs::read(device.join("loop/backing_file")).ok());
+    files.any(|name| name.strip_suffix(b"\n") == Some(file.as_os_str().as_bytes()))
 }
 
 /// An empty file of that size.
