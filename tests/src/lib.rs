@@ -133,11 +133,12 @@ impl Host {
         let settle = std::env::var("OCIVISOR_TEST_SETTLE_MS").unwrap_or_else(|_| "50".to_owned());
         let config = format!(
             "cgroup_base = \"{}\"\nlibexec_dir = \"{}\"\nlog_level = \"info\"\n\
-             [images]\npolicy = \"{}\"\n[guests]\nsettle_ms = {settle}\n",
+             [images]\npolicy = \"{}\"\n[guests]\nsettle_ms = {settle}\nlxcfs_dir = \"{}\"\n",
             host.name,
             bin_dir().display(),
             // Not the machine's own.
-            host.dir().join("policy.json").display()
+            host.dir().join("policy.json").display(),
+            host.dir().join("lxcfs").display()
         );
         std::fs::write(host.dir().join("c.toml"), config).unwrap();
         host

@@ -436,3 +436,115 @@ fn stats_count_what_guests_use() {
     assert!(after["cpu"]["usage_us"].as_u64() < before["cpu"]["usage_us"].as_u64(), "{after}");
     assert!(after["disk"]["write_bytes"].as_u64() >= before["disk"]["write_bytes"].as_u64());
 }
+
+/// A FUSE server of this test's own, ended and unmounted with it.
+struct Lxcfs {
+    server: Child,
+    dir: PathBuf,
+}
+
+impl Lxcfs {
+    fn start(host: &Host) -> Self {
+        let dir = host.dir().join("lxcfs");
+        fs::create_dir_all(&dir).unwrap();
+        // All below the host's directory is to be passed through by guests' ids.
+        ocivisor_tests::tool(&["chmod", "755", &host.dir().display().to_string()]);
+        let pid_file = host.dir().join("lxcfs.pid");
+        let server = std::process::Command::new("lxcfs")
+            .args(["-f", "--enable-cfs", "--enable-loadavg", "-p"])
+            .arg(pid_file)
+            .arg(&dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("lxcfs is installed");
+        let started = Self { server, dir };
+        wait_for("lxcfs", || match fs::read_to_string(started.dir.join("proc/uptime")) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        });
+        started
+    }
+
+    fn signal(&self, name: &str) {
+        ocivisor_tests::tool(&["kill", name, &self.server.id().to_string()]);
+    }
+}
+
+impl Drop for Lxcfs {
+    fn drop(&mut self) {
+        // It may be stopped or dead already.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.dir).output();
+    }
+}
+
+#[test]
+fn a_guest_sees_its_own_limits_where_lxcfs_answers() {
+    let host = Host::start();
+    let lxcfs = Lxcfs::start(&host);
+    let small = json!({"memory": 96 << 20, "vcpus": 1, "swap": 0});
+    let vm = boot(&host, 1, &small, &json!({}));
+    let shown = |file: &str| sh(&host, &vm, &format!("cat {file}")).ok();
+    assert!(
+        shown("/proc/meminfo").contains("MemTotal:          98304 kB"),
+        "{}",
+        shown("/proc/meminfo")
+    );
+    assert_eq!(shown("/proc/cpuinfo").matches("processor\t:").count(), 1);
+    assert_eq!(shown("/proc/stat").lines().filter(|l| l.starts_with("cpu")).count(), 2);
+    let uptime = shown("/proc/uptime");
+    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    assert!(seconds < 3600.0, "that of the guest, not of the host: {uptime}");
+    assert_eq!(shown("/sys/devices/system/cpu/online").trim().split([',', '-']).count(), 1);
+    for file in ["/proc/loadavg", "/proc/swaps", "/proc/diskstats"] {
+        shown(file);
+    }
+    assert_ne!(sh(&host, &vm, "echo 0 > /sys/devices/system/cpu/cpu0/online").code, 0);
+    // A change of limits shows at once.
+    host.cli(&["resize", &vm, "--memory", "128M"]).ok();
+    assert!(shown("/proc/meminfo").contains("MemTotal:         131072 kB"));
+
+    // One that hangs, or died, keeps no guest from booting; the look at it is bounded.
+    lxcfs.signal("-STOP");
+    let without = boot(&host, 2, &small, &json!({}));
+    let total = |vm: &str| {
+        let meminfo = sh(&host, vm, "cat /proc/meminfo").ok();
+        meminfo.lines().next().unwrap().to_owned()
+    };
+    assert!(!total(&without).contains(" 98304 kB"), "{}", total(&without));
+    lxcfs.signal("-CONT");
+    // The look that did not come back has to, first.
+    wait_for("a boot with it", || {
+        host.cli(&["reset", &without]).ok();
+        let total = total(&without);
+        if total.contains(" 98304 kB") { Ok(()) } else { Err(total) }
+    });
+    lxcfs.signal("-KILL");
+    wait_for("its end", || match fs::metadata(&lxcfs.dir) {
+        Err(_) => Ok(()),
+        Ok(_) => Err("it answers"),
+    });
+    host.cli(&["reset", &without]).ok();
+    assert!(!total(&without).contains(" 98304 kB"), "{}", total(&without));
+}
+
+#[test]
+fn lxcfs_is_required_or_off_where_the_admin_says_so() {
+    let host = Host::start_with("lxcfs = \"required\"\n");
+    let small = json!({"memory": 96 << 20, "vcpus": 1});
+    define(&host, 1, &small, &json!({}));
+    let before = host.counts();
+    let answer = host.cli(&["start", "vm-1"]);
+    assert_eq!(answer.code, 8, "{answer:?}");
+    assert!(answer.err.contains("/lxcfs cannot be used: No such file"), "{answer:?}");
+    assert_eq!(host.counts(), before);
+    let _lxcfs = Lxcfs::start(&host);
+    host.cli(&["start", "vm-1"]).ok();
+
+    let host = Host::start_with("lxcfs = \"off\"\n");
+    let _lxcfs = Lxcfs::start(&host);
+    let vm = boot(&host, 1, &small, &json!({}));
+    assert!(!sh(&host, &vm, "cat /proc/meminfo").ok().contains(" 98304 kB"));
+}

@@ -40,7 +40,7 @@ pub const FOR_QUICKSTART: [Package; 3] =
     [tool("mmdebstrap", "mmdebstrap"), tool("ip", "iproute2"), tool("ping", "iputils-ping")];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 21] = [
+pub const FOR_TESTS: [Package; 22] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -62,6 +62,7 @@ pub const FOR_TESTS: [Package; 21] = [
     tool("mkfs.xfs", "xfsprogs"),
     tool("mkfs.btrfs", "btrfs-progs"),
     tool("sfdisk", "fdisk"),
+    tool("lxcfs", "lxcfs"),
 ];
 
 /// What a VM for tests needs besides.

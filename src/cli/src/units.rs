@@ -107,12 +107,20 @@ pub fn number_or_none(text: &str) -> Result<OrNone<u16>, String> {
     or_none(text, |text| text.parse().map_err(|_| "must be a number up to 65535, or none".into()))
 }
 
-/// Numbers as in `0-3,8`, or `none`.
+/// Numbers as in `0-3,8`.
+///
+/// # Errors
+/// What is wrong, for clap.
+pub fn numbers(text: &str) -> Result<NumberSet, String> {
+    text.parse().map_err(str::to_owned)
+}
+
+/// [`numbers`], or `none`.
 ///
 /// # Errors
 /// What is wrong, for clap.
 pub fn numbers_or_none(text: &str) -> Result<OrNone<NumberSet>, String> {
-    or_none(text, |text| text.parse().map_err(str::to_owned))
+    or_none(text, numbers)
 }
 
 fn split(text: &str) -> Result<(u64, &str), String> {

@@ -9,6 +9,7 @@ use ocivisor_core::spec::normal_path;
 use ocivisor_datastore::RegistriesConfig;
 use ocivisor_host::cgroup::{CpuPolicy, Policy};
 use ocivisor_host::fs::read_bounded;
+use ocivisor_host::guests::{Lxcfs, LxcfsPolicy};
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::spec::IsolationV1;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,10 @@ pub struct Guests {
     pub cpu: CpuName,
     /// Whether a guest runs on, and sees, as many processors as it has VCPUs.
     pub spread_cpus: bool,
+    /// Whether guests are shown their own limits in /proc: `auto`, `off` or `required`.
+    pub lxcfs: LxcfsName,
+    /// Where lxcfs is mounted.
+    pub lxcfs_dir: PathBuf,
 }
 
 /// What a guest's share of the processors bounds.
@@ -91,6 +96,18 @@ pub enum CpuName {
     Weight,
     /// What it gets at any time.
     Quota,
+}
+
+/// Whether guests are shown their own limits in /proc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LxcfsName {
+    /// Where lxcfs answers.
+    Auto,
+    /// Never.
+    Off,
+    /// Always; no guest boots without.
+    Required,
 }
 
 /// Which images are let in.
@@ -163,6 +180,8 @@ impl Default for Guests {
             // As KVM's users know it: CPU is a share, VCPU the bound.
             cpu: CpuName::Weight,
             spread_cpus: true,
+            lxcfs: LxcfsName::Auto,
+            lxcfs_dir: "/var/lib/lxcfs".into(),
         }
     }
 }
@@ -175,6 +194,16 @@ impl Guests {
             CpuName::Quota => CpuPolicy::Quota,
         };
         Policy { cpu, spread_cpus: self.spread_cpus }
+    }
+
+    /// What shows guests their own limits.
+    pub fn lxcfs(&self) -> Lxcfs {
+        let policy = match self.lxcfs {
+            LxcfsName::Auto => LxcfsPolicy::Auto,
+            LxcfsName::Off => LxcfsPolicy::Off,
+            LxcfsName::Required => LxcfsPolicy::Required,
+        };
+        Lxcfs::new(self.lxcfs_dir.clone(), policy)
     }
 
     /// First of the ids that helpers have which unpack layers: right behind those of guests.
@@ -218,6 +247,11 @@ impl Config {
             if normal_path(dir).as_deref() != Some(dir) {
                 return bad(format!("{key} {} is not an absolute, normal path", dir.display()));
             }
+        }
+        let lxcfs = &self.guests.lxcfs_dir;
+        if normal_path(lxcfs).as_deref() != Some(lxcfs) {
+            let shown = lxcfs.display();
+            return bad(format!("guests.lxcfs_dir {shown} is not an absolute, normal path"));
         }
         let dirs = &self.access.operate_dirs;
         if let Some(dir) = dirs.iter().find(|dir| normal_path(dir).as_ref() != Some(*dir)) {

@@ -30,6 +30,7 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
             RuntimeName::Embedded => Engine::Embedded,
             RuntimeName::Runc => Engine::Runc,
         },
+        lxcfs: config.guests.lxcfs(),
     })
 }
 

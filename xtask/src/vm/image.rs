@@ -13,7 +13,7 @@ use crate::cmd::{program, run, step, write};
 const SUITE: &str = "bookworm";
 /// What hosts have, and what tests use besides.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,procps,iproute2,\
-    iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl";
+    iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl,lxcfs";
 /// Its size; a file with holes.
 const SIZE: &str = "6G";
 /// Runs what the second disk brings.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use ocivisor_core::ids::{DisplayName, Hostname, VmId};
 use ocivisor_core::spec::VmSpec;
-use ocivisor_core::units::{Bytes, CentiCores};
+use ocivisor_core::units::{Bytes, CentiCores, NumberSet};
 use ocivisor_rpc::Client;
 use ocivisor_schema::VmSpecV1;
 use ocivisor_schema::spec::{
@@ -63,6 +63,15 @@ pub struct Options {
     /// Most processes and threads
     #[arg(long, value_name = "N", conflicts_with = "file")]
     pids: Option<u32>,
+    /// Share of the disks' time under contention, 1 to 10000; 100 is what everybody has
+    #[arg(long, value_name = "N", conflicts_with = "file")]
+    io_weight: Option<u16>,
+    /// Processors of the host that it runs on, as in 0-3,8; else all
+    #[arg(long, value_name = "LIST", value_parser = units::numbers, conflicts_with = "file")]
+    cpus: Option<NumberSet>,
+    /// NUMA nodes of the host that its memory comes from; else all
+    #[arg(long, value_name = "LIST", value_parser = units::numbers, conflicts_with = "file")]
+    nodes: Option<NumberSet>,
     /// Name for people
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     name: Option<DisplayName>,
@@ -197,6 +206,8 @@ fn unknown_field(given: &Value, known: &Value, path: &str) -> Option<String> {
             let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match known.get(name) {
                 Some(known) => unknown_field(value, known, &path),
+                // Of a part that is left out when nothing is in it.
+                None if is_empty(value) => None,
                 None => Some(path),
             }
         }),
@@ -206,6 +217,15 @@ fn unknown_field(given: &Value, known: &Value, path: &str) -> Option<String> {
             })
         }
         _ => None,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(all) => all.is_empty(),
+        Value::Object(all) => all.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
@@ -227,9 +247,9 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
             memory: memory.0,
             swap: options.swap.map_or(0, |swap| swap.0),
             pids: options.pids.unwrap_or(ocivisor_core::spec::Resources::DEFAULT_PIDS),
-            io_weight: None,
-            cpus: None,
-            nodes: None,
+            io_weight: options.io_weight,
+            cpus: options.cpus.as_ref().map(ToString::to_string),
+            nodes: options.nodes.as_ref().map(ToString::to_string),
             hugepages: Vec::new(),
         },
         boot: boot(options),

@@ -90,8 +90,28 @@ fn wishes(spec: &VmSpecV1) -> Vec<(&'static str, String)> {
         ("memory", Bytes(limits.memory).to_string()),
         ("swap", Bytes(limits.swap).to_string()),
         ("pids limit", limits.pids.to_string()),
-        ("root disk", spec.root.path.clone()),
     ]);
+    let pages = limits.hugepages.iter();
+    let pages = pages.map(|h| format!("{} of {}", Bytes(h.limit), Bytes(h.page)));
+    let optional = [
+        ("processors", limits.cpus.clone()),
+        ("memory nodes", limits.nodes.clone()),
+        ("huge pages", Some(pages.collect::<Vec<_>>().join(", ")).filter(|all| !all.is_empty())),
+        ("io weight", limits.io_weight.map(|weight| weight.to_string())),
+    ];
+    pairs.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    pairs.push(("root disk", spec.root.path.clone()));
+    let io = &spec.root.io;
+    let rates = [
+        (io.read_bytes.map(|n| format!("{} read", Bytes(n)))),
+        (io.write_bytes.map(|n| format!("{} written", Bytes(n)))),
+        (io.read_ops.map(|n| format!("{n} reads"))),
+        (io.write_ops.map(|n| format!("{n} writes"))),
+    ];
+    let rates: Vec<String> = rates.into_iter().flatten().collect();
+    if !rates.is_empty() {
+        pairs.push(("per second", rates.join(", ")));
+    }
     if let Some(name) = &spec.hostname {
         pairs.push(("host name", name.clone()));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::facts::{Facts, Probed, SocketFacts};
+use super::facts::{Facts, LXCFS, LxcfsFacts, Probed, SocketFacts};
 use super::modules::Support;
 
 /// Oldest kernel that guests run on: Debian 12's.
@@ -78,11 +78,13 @@ pub fn decide(facts: &Facts) -> Vec<Check> {
         privileges(facts),
         cgroups(facts),
         swap_limit(facts),
+        optional_limits(facts),
     ];
     checks.extend(["overlay", "ext4", "loop", "veth", "bridge"].map(|name| feature(facts, name)));
     checks.push(loop_control(facts));
     checks.push(space(facts));
     checks.extend(tools(facts));
+    checks.push(lxcfs(facts));
     checks.extend(limits(facts));
     checks.extend(bridge_filter(facts));
     checks.push(socket(facts));
@@ -269,6 +271,37 @@ fn swap_limit(facts: &Facts) -> Check {
             "cannot be enforced",
             "boot with swapaccount=1 if this host has swap",
         )
+    }
+}
+
+/// Limits that a VM may wish for and most do not.
+fn optional_limits(facts: &Facts) -> Check {
+    const NAME: &str = "other limits";
+    let has = |v1: &str, v2: &str| {
+        let unified = facts.cgroups.v2.as_ref().is_some_and(|all| all.contains(v2));
+        unified || facts.cgroups.v1.contains(v1)
+    };
+    let wanted = [("cpuset", "cpuset", "place and number of processors"), ("blkio", "io", "disks")];
+    let lacks = wanted.into_iter().filter(|(v1, v2, _)| !has(v1, v2));
+    let lacks: Vec<String> =
+        lacks.map(|(v1, v2, what)| format!("{what} (controller {v1} or {v2})")).collect();
+    match lacks.as_slice() {
+        [] => ok(NAME, "place and number of processors, disks"),
+        lacks => ok(NAME, format!("none on {}", lacks.join(", "))),
+    }
+}
+
+fn lxcfs(facts: &Facts) -> Check {
+    const NAME: &str = "lxcfs";
+    const AGAIN: &str = "systemctl restart lxcfs; guests that show it see their own limits again \
+                         after another boot";
+    match &facts.lxcfs {
+        LxcfsFacts::Answers => ok(NAME, format!("answers at {LXCFS}")),
+        LxcfsFacts::Missing => {
+            ok(NAME, "not mounted (optional: guests see their own memory and load in /proc)")
+        }
+        LxcfsFacts::Dead(why) => bad(Status::Warn, NAME, format!("{LXCFS}: {why}"), AGAIN),
+        LxcfsFacts::Hangs => bad(Status::Warn, NAME, format!("{LXCFS} does not answer"), AGAIN),
     }
 }
 

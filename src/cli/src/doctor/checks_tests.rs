@@ -42,6 +42,7 @@ fn good() -> Facts {
             available: 100 << 30,
         }),
         systemd: true,
+        lxcfs: LxcfsFacts::Answers,
         socket: ("/run/ocivisor/ocivisord.sock".into(), SocketFacts::Accepts),
     }
 }
@@ -66,7 +67,7 @@ fn a_production_host_is_whole() {
 #[test]
 fn each_defect_is_found_and_is_the_only_one() {
     type Change = fn(&mut Facts);
-    let cases: [(Change, &str, Status); 18] = [
+    let cases: [(Change, &str, Status); 20] = [
         (|f| f.release = "5.15.0-generic".into(), "kernel", Status::Fail),
         (|f| f.release = "weird".into(), "kernel", Status::Warn),
         (|f| f.machine = "riscv64".into(), "machine", Status::Fail),
@@ -108,6 +109,8 @@ fn each_defect_is_found_and_is_the_only_one() {
             "kernel.pid_max",
             Status::Warn,
         ),
+        (|f| f.lxcfs = LxcfsFacts::Hangs, "lxcfs", Status::Warn),
+        (|f| f.lxcfs = LxcfsFacts::Dead("not connected".into()), "lxcfs", Status::Warn),
         (|f| f.socket.1 = SocketFacts::Missing, "daemon", Status::Warn),
     ];
     for (change, name, status) in cases {
@@ -148,6 +151,7 @@ fn optional_things_are_no_trouble() {
         troubles(|f| {
             f.tools = ["mkfs.ext4", "e2fsck"].into_iter().collect();
             f.lowerdir_plus = Probed::Missing;
+            f.lxcfs = LxcfsFacts::Missing;
             f.values.remove("/proc/sys/kernel/pty/max");
         }),
         []

@@ -40,6 +40,19 @@ pub enum SocketFacts {
     Odd(String),
 }
 
+/// What looking at lxcfs gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LxcfsFacts {
+    /// It answers.
+    Answers,
+    /// It is not mounted.
+    Missing,
+    /// It is mounted and gives this error.
+    Dead(String),
+    /// It is mounted and does not answer.
+    Hangs,
+}
+
 /// A filesystem and the space on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Space {
@@ -91,9 +104,14 @@ pub struct Facts {
     pub space: Option<Space>,
     /// /run/systemd/system exists (sd_booted(3)).
     pub systemd: bool,
+    /// lxcfs, where packages mount it.
+    pub lxcfs: LxcfsFacts,
     /// The daemon's socket.
     pub socket: (PathBuf, SocketFacts),
 }
+
+/// Where packages mount lxcfs.
+pub const LXCFS: &str = "/var/lib/lxcfs";
 
 /// Files with one value that the checks read.
 pub const VALUE_FILES: [&str; 13] = [
@@ -141,6 +159,7 @@ impl Facts {
             tools: TOOLS.into_iter().filter(|tool| installed(tool)).collect(),
             space: probes::space(state_dir),
             systemd: Path::new("/run/systemd/system").is_dir(),
+            lxcfs: probes::lxcfs(Path::new(LXCFS)),
             socket: (socket.to_owned(), probes::socket(socket)),
             release,
         }

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
-use super::facts::{CgroupFacts, Probed, SocketFacts, Space, text};
+use super::facts::{CgroupFacts, LxcfsFacts, Probed, SocketFacts, Space, text};
 
 /// Control groups from /proc/self/mountinfo (proc(5)).
 pub fn cgroups(mountinfo: &str) -> CgroupFacts {
@@ -72,6 +75,33 @@ pub fn space(path: &Path) -> Option<Space> {
         filesystem: filesystem_name(u64::try_from(stat.f_type).unwrap_or(0)),
         available: stat.f_bavail.saturating_mul(block),
     })
+}
+
+/// A FUSE server that hangs never answers, so a thread asks.
+pub fn lxcfs(dir: &Path) -> LxcfsFacts {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (sender, receiver) = channel();
+    let dir = dir.to_owned();
+    // Nobody listens any more is fine; the thread ends with the process.
+    let begun = thread::Builder::new().spawn(move || drop(sender.send(ask_lxcfs(&dir))));
+    match begun.map(|_| receiver.recv_timeout(PATIENCE)) {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => LxcfsFacts::Hangs,
+        Err(e) => LxcfsFacts::Dead(e.to_string()),
+    }
+}
+
+fn ask_lxcfs(dir: &Path) -> LxcfsFacts {
+    const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+    match rustix::fs::statfs(dir) {
+        Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC => {}
+        Ok(_) | Err(rustix::io::Errno::NOENT) => return LxcfsFacts::Missing,
+        Err(e) => return LxcfsFacts::Dead(e.to_string()),
+    }
+    match std::fs::read(dir.join("proc/uptime")) {
+        Ok(_) => LxcfsFacts::Answers,
+        Err(e) => LxcfsFacts::Dead(e.to_string()),
+    }
 }
 
 /// Name of a filesystem by its number (statfs(2)).

@@ -184,8 +184,10 @@ impl Guests for HostGuests {
         self.reap();
         self.clear(id)?;
         let cgroup = self.settings.cgroups.guest_path(id);
-        let made = bundle::write(&self.settings.layout, spec, ids, &cgroup)
-            .and_then(|bundle| self.launch(id, bundle));
+        let made = self.settings.lxcfs.find().and_then(|shown| {
+            let bundle = bundle::write(&self.settings.layout, spec, ids, &cgroup, &shown)?;
+            self.launch(id, bundle)
+        });
         made.inspect_err(|_| {
             // The first error is the one to report, and every undo drops the guest again.
             let _ = self.drop_guest(id);

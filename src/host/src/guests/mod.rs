@@ -31,12 +31,14 @@ mod adapter;
 mod adopt;
 mod client;
 mod exec;
+mod lxcfs;
 mod spawn;
 mod sys;
 #[cfg(test)]
 mod tests;
 
 pub use exec::{ExecRequest, ExecSession};
+pub use lxcfs::{Lxcfs, Policy as LxcfsPolicy, Shown};
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -87,6 +89,8 @@ pub struct Settings {
     pub log_max: Bytes,
     /// What makes new guests.
     pub engine: Engine,
+    /// What shows them their own limits.
+    pub lxcfs: Lxcfs,
 }
 
 /// Guests of this host.

@@ -115,6 +115,7 @@ impl Host {
             console_group: None,
             log_max: Bytes(100_000),
             engine: Engine::Embedded,
+            lxcfs: Lxcfs::new("/nonexistent".into(), LxcfsPolicy::Off),
         };
         Self { dir, guests: HostGuests::new(settings), id }
     }

@@ -14,6 +14,7 @@ use ocivisor_core::ids::IdRange;
 use ocivisor_core::spec::{Isolation, VmSpec};
 use ocivisor_core::state::GuestKind;
 
+use super::super::lxcfs::Shown;
 use super::process::GuestProcess;
 use super::profile::Profile;
 use super::{capabilities, mounts, seccomp};
@@ -46,6 +47,8 @@ pub struct Inputs<'a> {
     pub profile: Profile,
     /// The host's small init, to be mounted at [`mounts::INIT`].
     pub init: Option<&'a Path>,
+    /// Files that show the guest its own limits, in place of the kernel's.
+    pub shown: &'a [Shown],
     /// The first process.
     pub process: GuestProcess,
     /// Whether the host has this device node, and every user may open it.
@@ -108,6 +111,9 @@ fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecErr
     }
     if let Some(init) = inputs.init {
         all.push(mounts::init(init)?);
+    }
+    for shown in inputs.shown {
+        all.push(mounts::shown(shown)?);
     }
     Ok(all)
 }

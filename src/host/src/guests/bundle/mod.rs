@@ -43,6 +43,7 @@ use ocivisor_core::ids::IdRange;
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::GuestKind;
 
+use super::lxcfs::Shown;
 use crate::fs;
 use crate::layout::Layout;
 use compose::Inputs;
@@ -62,14 +63,20 @@ pub struct Facts {
 /// Writes the bundle of a guest whose root is mounted and whose namespaces are pinned.
 ///
 /// `cgroup_path` is the guest's group, absolute within each hierarchy (`/ocivisor/one-7/guest`); its
-/// limits are set by others, the bundle holds device rules only. Running it again is fine: the
-/// bundle is replaced.
+/// limits are set by others, the bundle holds device rules only. `shown` are files of the host in place of
+/// the kernel's. Running it again is fine: the bundle is replaced.
 ///
 /// # Errors
 /// `Image`: the image has no such entrypoint, user or directory, or its configuration is absurd.
 /// `Invalid`: the same of what the caller asked for. `NotFound`: the root is not mounted or the disk
 /// has no manifest.
-pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) -> Result<Facts> {
+pub fn write(
+    layout: &Layout,
+    spec: &VmSpec,
+    ids: IdRange,
+    cgroup_path: &str,
+    shown: &[Shown],
+) -> Result<Facts> {
     let run = layout.run_vm(&spec.id);
     let in_vm = |e: Error| e.context(format_args!("bundle of {}", spec.id));
     let image = image::load(&spec.root.path).map_err(in_vm)?;
@@ -96,6 +103,7 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, cgroup_path: &str) ->
         cgroup_path,
         profile,
         init: init.as_deref(),
+        shown,
         process,
         device_is_open: open_to_all,
         nofile_limit: host_nofile_limit(),

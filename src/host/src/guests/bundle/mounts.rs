@@ -20,6 +20,7 @@ use ocivisor_core::spec::Isolation;
 use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::Bytes;
 
+use super::super::lxcfs::Shown;
 use super::profile::Profile;
 
 /// Where applications find our small init. In `/dev`, which is ours, not the image's.
@@ -30,6 +31,18 @@ pub const INIT: &str = "/dev/.ocivisor-init";
 pub(super) fn init(program: &Path) -> Result<Mount, OciSpecError> {
     let options = ["bind", "ro", "nosuid", "nodev"].map(str::to_owned).to_vec();
     MountBuilder::default().destination(INIT).source(program).typ("bind").options(options).build()
+}
+
+/// A file of lxcfs over the kernel's. Read-only: those of /proc are so anyway, and nobody shall switch
+/// processors off in /sys.
+pub(super) fn shown(shown: &Shown) -> Result<Mount, OciSpecError> {
+    let options = ["bind", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+    MountBuilder::default()
+        .destination(&shown.destination)
+        .source(&shown.source)
+        .typ("bind")
+        .options(options)
+        .build()
 }
 
 /// Files that show or steer the host; they read as empty.

@@ -16,6 +16,7 @@ use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::{Bytes, CentiCores};
 use proptest::prelude::*;
 
+use super::super::lxcfs::Shown;
 use super::compose::{Inputs, compose};
 use super::image::ImageConfig;
 use super::init::{Flavour, Init};
@@ -62,6 +63,10 @@ fn composed(kind: GuestKind, isolation: Isolation, process: GuestProcess) -> Spe
     let run = layout.run_vm(&spec.id);
     compose(&Inputs {
         init: None,
+        shown: &[Shown {
+            source: "/var/lib/lxcfs/proc/meminfo".into(),
+            destination: "/proc/meminfo".into(),
+        }],
         run: &run,
         spec: &spec,
         ids: IDS,
@@ -174,7 +179,7 @@ impl Host {
     }
 
     fn write(&self) -> Result<(super::Facts, Spec), ocivisor_core::error::Error> {
-        let facts = write(&self.layout, &self.spec, IDS, "/ocivisor/one-7/guest")?;
+        let facts = write(&self.layout, &self.spec, IDS, "/ocivisor/one-7/guest", &[])?;
         let config = self.layout.run_vm(&self.spec.id).bundle().join("config.json");
         Ok((facts, Spec::load(config).unwrap()))
     }
