@@ -29,7 +29,7 @@ use tempfile::TempDir;
 
 pub use count::Counts;
 pub use fixture::Call;
-pub use wait::wait_for;
+pub use wait::{wait_for, wait_for_option};
 
 /// How long anything may take before the test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);

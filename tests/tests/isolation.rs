@@ -170,3 +170,13 @@ fn what_a_guest_uses_up_is_counted_against_an_id_of_its_own() {
         assert_eq!(owner.trim(), base);
     }
 }
+
+#[test]
+fn a_guest_has_so_many_namespaces_and_no_more() {
+    let host = two_guests();
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+        let file = format!("/proc/sys/user/max_{kind}_namespaces");
+        assert_eq!(sh(&host, "one-0", &format!("cat {file}")).ok(), "4096\n", "{kind}");
+        assert_ne!(sh(&host, "one-0", &format!("echo 9999 > {file}")).code, 0, "{kind}");
+    }
+}

@@ -9,6 +9,7 @@ use crate::binaries::{What, build, fault_features};
 use crate::check;
 use crate::cmd::{self, cargo, say, step, succeeds};
 use crate::packages::{FOR_CHECKS, FOR_TESTS, TO_BUILD, ensure};
+use crate::vm::Module;
 
 /// Options of `test`.
 #[derive(Debug, Default, Args)]
@@ -19,6 +20,9 @@ pub struct Options {
     /// suites and tests that are named
     #[arg(long)]
     vm: bool,
+    /// That VM with SELinux in place of AppArmor
+    #[arg(long, requires = "vm")]
+    selinux: bool,
 }
 
 /// Runs everything. The first check that fails ends it; tests all run before they fail.
@@ -69,7 +73,8 @@ fn everything(options: &Options) -> Result<()> {
 /// Something failed.
 pub fn run(options: &Options) -> Result<()> {
     if options.vm {
-        return crate::vm::run(&options.filter);
+        let module = if options.selinux { Module::Selinux } else { Module::AppArmor };
+        return crate::vm::run(&options.filter, module);
     }
     let began = Instant::now();
     everything(options)?;

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use self::image::Module;
 use crate::binaries::{What, build, fault_features};
 use crate::cmd::{cargo, output, root, say, step};
 use crate::packages::{FOR_TESTS, FOR_VM, TO_BUILD, ensure};
@@ -30,7 +31,7 @@ use crate::packages::{FOR_TESTS, FOR_VM, TO_BUILD, ensure};
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// What runs if nothing is named: one test at least of each part that knows control groups or systemd.
-const SHORT: [(&str, &[&str]); 7] = [
+const SHORT: [(&str, &[&str]); 8] = [
     ("host", &["cgroup::"]),
     ("runtime", &["cgroup::"]),
     ("opennebula", &["a_recorded_vm_boots"]),
@@ -38,6 +39,7 @@ const SHORT: [(&str, &[&str]); 7] = [
     ("crash", &["when_its_shim_is_killed"]),
     ("runc", &[]),
     ("systemd", &[]),
+    ("labels", &["apparmor"]),
 ];
 
 /// A test binary and the parts of names of its tests to be run; none are all.
@@ -47,7 +49,7 @@ type Chosen = (String, Vec<String>);
 ///
 /// # Errors
 /// A test failed, or the VM did.
-pub fn run(words: &[String]) -> Result<()> {
+pub fn run(words: &[String], module: Module) -> Result<()> {
     let began = Instant::now();
     if std::env::consts::ARCH != "x86_64" {
         bail!("the VM is one for x86-64: run this on such a host");
@@ -59,16 +61,16 @@ pub fn run(words: &[String]) -> Result<()> {
     let programs = build(What::ProgramsAndTests)?;
     let suites = suites()?;
     let chosen = choose(words, &suites);
-    let cache = root().join(".cache/vm");
+    let cache = root().join(module.cache());
     let quickstart = root().join(".cache/quickstart");
     for dir in [&cache, &quickstart] {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let debian = crate::quickstart::image::debian(&quickstart)?;
-    let image = image::debian(&cache)?;
+    let image = image::debian(&cache, module)?;
     let load = load::make(&cache, &programs, &debian, &suites, &chosen)?;
     step("in the VM");
-    let result = machine::run(&image, &load, &cache.join("console.log"), PATIENCE)?;
+    let result = machine::run(&image, module, &load, &cache.join("console.log"), PATIENCE)?;
     let seconds = began.elapsed().as_secs();
     let (min, s) = (seconds / 60, seconds % 60);
     if !result.good {

@@ -63,7 +63,7 @@ struct MountAttr {
 pub fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let set = libc::MOUNT_ATTR_IDMAP | NO_SPECIAL | libc::MOUNT_ATTR_NOEXEC;
     let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
-    set_attributes(mount, &MountAttr { set, clear: 0, propagation: 0, userns_fd }, 0)
+    set_attributes(mount, &MountAttr { set, clear: 0, propagation: libc::MS_PRIVATE, userns_fd }, 0)
 }
 
 /// Takes the right to write from a mount, and what no worker needs of it.

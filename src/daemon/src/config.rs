@@ -9,7 +9,8 @@ use ocivisor_core::spec::normal_path;
 use ocivisor_datastore::RegistriesConfig;
 use ocivisor_host::cgroup::{CpuPolicy, Policy};
 use ocivisor_host::fs::read_bounded;
-use ocivisor_host::guests::{Lxcfs, LxcfsPolicy};
+use ocivisor_host::guests::Lxcfs;
+use ocivisor_host::labels::{Labels, Use};
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::spec::IsolationV1;
 use serde::{Deserialize, Serialize};
@@ -83,9 +84,13 @@ pub struct Guests {
     /// Whether a guest runs on, and sees, as many processors as it has VCPUs.
     pub spread_cpus: bool,
     /// Whether guests are shown their own limits in /proc: `auto`, `off` or `required`.
-    pub lxcfs: LxcfsName,
+    pub lxcfs: UseName,
     /// Where lxcfs is mounted.
     pub lxcfs_dir: PathBuf,
+    /// Whether guests run under the AppArmor profile `ocivisor-guest`: `auto`, `off` or `required`.
+    pub apparmor: UseName,
+    /// Whether guests have SELinux labels: `auto`, `off` or `required`.
+    pub selinux: UseName,
 }
 
 /// What a guest's share of the processors bounds.
@@ -98,16 +103,26 @@ pub enum CpuName {
     Quota,
 }
 
-/// Whether guests are shown their own limits in /proc.
+/// Whether guests get something that not every host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LxcfsName {
-    /// Where lxcfs answers.
+pub enum UseName {
+    /// Where the host has it.
     Auto,
     /// Never.
     Off,
-    /// Always; no guest boots without.
+    /// Always: no guest boots without.
     Required,
+}
+
+impl From<UseName> for Use {
+    fn from(name: UseName) -> Self {
+        match name {
+            UseName::Auto => Self::Auto,
+            UseName::Off => Self::Off,
+            UseName::Required => Self::Required,
+        }
+    }
 }
 
 /// Which images are let in.
@@ -180,8 +195,10 @@ impl Default for Guests {
             // As KVM's users know it: CPU is a share, VCPU the bound.
             cpu: CpuName::Weight,
             spread_cpus: true,
-            lxcfs: LxcfsName::Auto,
+            lxcfs: UseName::Auto,
             lxcfs_dir: "/var/lib/lxcfs".into(),
+            apparmor: UseName::Auto,
+            selinux: UseName::Auto,
         }
     }
 }
@@ -198,12 +215,12 @@ impl Guests {
 
     /// What shows guests their own limits.
     pub fn lxcfs(&self) -> Lxcfs {
-        let policy = match self.lxcfs {
-            LxcfsName::Auto => LxcfsPolicy::Auto,
-            LxcfsName::Off => LxcfsPolicy::Off,
-            LxcfsName::Required => LxcfsPolicy::Required,
-        };
-        Lxcfs::new(self.lxcfs_dir.clone(), policy)
+        Lxcfs::new(self.lxcfs_dir.clone(), self.lxcfs.into())
+    }
+
+    /// What labels guests.
+    pub fn labels(&self) -> Labels {
+        Labels::new(self.apparmor.into(), self.selinux.into())
     }
 
     /// First of the ids that helpers have which unpack layers: right behind those of guests.

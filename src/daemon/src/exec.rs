@@ -31,6 +31,7 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
             RuntimeName::Runc => Engine::Runc,
         },
         lxcfs: config.guests.lxcfs(),
+        labels: config.guests.labels(),
     })
 }
 

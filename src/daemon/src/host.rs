@@ -73,7 +73,7 @@ impl Host {
         Ok(Self {
             records: FileRecords::new(layout.clone()),
             guests: crate::exec::guests(config, &layout, &cgroups),
-            storage: HostStorage::new(layout.clone(), images.layers()),
+            storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels()),
             network: HostNetwork::new(layout.clone()),
             sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),

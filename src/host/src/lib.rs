@@ -12,6 +12,7 @@ pub mod command;
 pub mod confine;
 pub mod fs;
 pub mod guests;
+pub mod labels;
 pub mod layout;
 pub mod network;
 pub mod process;

@@ -8,7 +8,9 @@
 //! * on failure it kills and removes the guest's groups in the controllers' hierarchies;
 //! * of a masked comparison in a seccomp rule it takes mask and value the other way round, and what
 //!   should match some arguments then matches all: [`with_swapped_masks`] swaps them beforehand, in
-//!   a copy of the configuration.
+//!   a copy of the configuration;
+//! * it knows SELinux labels of mounts only, and gives them to file systems that take none in a user
+//!   namespace, which then cannot be mounted: [`with_own_labels`], [`Label`].
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -16,13 +18,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Mount, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde_json::Value;
 
+use crate::label::Label;
 use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
 
 /// Where bundles have the small init of applications, followed by `--` and the image's command.
@@ -57,7 +60,7 @@ struct Rewritten(PathBuf);
 impl Rewritten {
     fn write(bundle: &Path) -> Result<Self> {
         let dir = bundle.join("embedded");
-        let spec = with_swapped_masks(&crate::create::load_config(bundle)?)?;
+        let spec = with_own_labels(with_swapped_masks(&crate::create::load_config(bundle)?)?);
         let failed = |e: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Host, format!("configuration {}: {e}", dir.display()))
         };
@@ -102,6 +105,30 @@ pub fn with_swapped_masks(spec: &Spec) -> Result<Spec> {
     serde_json::from_value(json).map_err(failed)
 }
 
+/// The configuration with the label of mounts as an option of those that take it: in a user namespace the kernel
+/// takes labels for some file systems only (`selinux_set_mnt_opts` of Linux). The label of processes stays.
+fn with_own_labels(mut spec: Spec) -> Spec {
+    const LABELLED: [&str; 2] = ["tmpfs", "devpts"];
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    let Some(label) = label else {
+        return spec;
+    };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let takes = |mount: &Mount| mount.typ().as_deref().is_some_and(|typ| LABELLED.contains(&typ));
+    for mount in mounts.iter_mut().filter(|mount| takes(mount)) {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push(format!("context={label}"));
+        mount.set_options(Some(options));
+    }
+    spec.set_mounts(Some(mounts));
+    let linux = spec.linux().clone().map(|mut linux| {
+        linux.set_mount_label(None);
+        linux
+    });
+    spec.set_linux(linux);
+    spec
+}
+
 /// The messages of an error and its causes; libcontainer's outer ones say little.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -144,6 +171,13 @@ impl Executor for Payload {
         let path = CString::new(program.as_os_str().as_encoded_bytes());
         let argv: std::result::Result<Vec<CString>, _> =
             argv(spec).iter().map(|word| CString::new(word.as_bytes())).collect();
+        let label = Label::of(spec).map_err(|e| failed(format!("labels: {e}")))?;
+        if let Some(label) = label {
+            // libcontainer has seen to AppArmor, and knows no SELinux. No guest runs yet, so what is at
+            // /proc was mounted there.
+            let applied = label.without_profile().apply();
+            applied.map_err(|e| failed(format!("set the SELinux label: {e}")))?;
+        }
         match (path, argv) {
             // The environment is this process's own by now: libcontainer has set it.
             (Ok(path), Ok(argv)) => match nix::unistd::execv(&path, &argv) {
@@ -217,6 +251,22 @@ mod tests {
         let want = r#"{"index":0,"value":1,"valueTwo":8,"op":"SCMP_CMP_MASKED_EQ"},
             {"index":1,"value":8,"valueTwo":1,"op":"SCMP_CMP_EQ"}"#;
         assert_eq!(with_swapped_masks(&spec(given)).unwrap(), spec(want));
+    }
+
+    #[test]
+    fn the_label_of_mounts_goes_to_those_that_take_one() {
+        let spec = |mounts: &str, linux: &str| -> Spec {
+            let json =
+                format!(r#"{{"ociVersion":"1.0.2","mounts":[{mounts}],"linux":{{{linux}}}}}"#);
+            serde_json::from_str(&json).unwrap()
+        };
+        let given = r#"{"destination":"/dev","type":"tmpfs","options":["nosuid"]},
+            {"destination":"/dev/mqueue","type":"mqueue"}"#;
+        let want = r#"{"destination":"/dev","type":"tmpfs","options":["nosuid","context=u:r:t:s0:c1,c2"]},
+            {"destination":"/dev/mqueue","type":"mqueue"}"#;
+        let labelled = spec(given, r#""mountLabel":"u:r:t:s0:c1,c2""#);
+        assert_eq!(with_own_labels(labelled), spec(want, ""));
+        assert_eq!(with_own_labels(spec(given, "")), spec(given, ""));
     }
 
     #[test]

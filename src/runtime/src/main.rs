@@ -33,6 +33,7 @@ mod embedded;
 mod exec;
 mod external;
 mod hygiene;
+mod label;
 mod runtime;
 mod status;
 mod sys;

@@ -13,7 +13,11 @@ use crate::cmd::{program, run, step, write};
 const SUITE: &str = "bookworm";
 /// What hosts have, and what tests use besides.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,procps,iproute2,\
-    iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl,lxcfs";
+    iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl,lxcfs,apparmor";
+/// What hosts with SELinux have besides.
+const SELINUX: &str = ",selinux-basics,selinux-policy-default,policycoreutils";
+/// A policy module.
+const CONTAINER: &str = include_str!("container.cil");
 /// Its size; a file with holes.
 const SIZE: &str = "6G";
 /// Runs what the second disk brings.
@@ -34,6 +38,33 @@ LimitNOFILE=1048576
 ";
 const FSTAB: &str = "LABEL=task /task ext4 ro 0 0\n";
 
+/// The security module of the VM's kernel; there is one of them at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Module {
+    /// What Debian boots with.
+    AppArmor,
+    /// In its place; told of what it would refuse, it lets it pass.
+    Selinux,
+}
+
+impl Module {
+    /// Where its image is kept.
+    pub fn cache(self) -> &'static str {
+        match self {
+            Self::AppArmor => ".cache/vm",
+            Self::Selinux => ".cache/vm-selinux",
+        }
+    }
+
+    /// Words for the kernel.
+    pub fn boot(self) -> &'static str {
+        match self {
+            Self::AppArmor => "",
+            Self::Selinux => " security=selinux selinux=1 enforcing=0",
+        }
+    }
+}
+
 /// What QEMU boots.
 #[derive(Debug)]
 pub struct Image {
@@ -49,10 +80,12 @@ pub struct Image {
 ///
 /// # Errors
 /// mmdebstrap or mke2fs fails.
-pub fn debian(cache: &Path) -> Result<Image> {
+pub fn debian(cache: &Path, module: Module) -> Result<Image> {
+    let more = if module == Module::Selinux { SELINUX } else { "" };
+    let packages = format!("{PACKAGES}{more}");
     let at = |name: &str| cache.join(name);
     let image = Image { disk: at("disk.img"), kernel: at("vmlinuz"), initrd: at("initrd") };
-    let recipe = [SUITE, PACKAGES, SIZE, UNIT, FSTAB].join("\n");
+    let recipe = [SUITE, &packages, SIZE, UNIT, FSTAB, CONTAINER].join("\n");
     if fs::read_to_string(at("recipe")).is_ok_and(|text| text == recipe) {
         return Ok(image);
     }
@@ -64,7 +97,7 @@ pub fn debian(cache: &Path) -> Result<Image> {
     let tree = at("tree");
     let _absent_is_fine = fs::remove_dir_all(&tree);
     let mut command = program("mmdebstrap");
-    command.args(["--variant=minbase", &format!("--include={PACKAGES}")]);
+    command.args(["--variant=minbase", &format!("--include={packages}")]);
     command
         .args(["--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
     command.args(["--dpkgopt=path-exclude=/usr/share/man/*", SUITE]).arg(&tree);
@@ -76,6 +109,12 @@ pub fn debian(cache: &Path) -> Result<Image> {
     fs::create_dir(tree.join("task"))?;
     write(&tree.join("etc/fstab"), FSTAB)?;
     write(&tree.join("etc/hostname"), "host\n")?;
+    if module == Module::Selinux {
+        write(&tree.join("root/container.cil"), CONTAINER)?;
+        let mut command = program("chroot");
+        command.arg(&tree).args(["semodule", "--noreload", "--install", "/root/container.cil"]);
+        run(&mut command)?;
+    }
     copy_from(&tree.join("boot"), "vmlinuz-", &image.kernel)?;
     copy_from(&tree.join("boot"), "initrd.img-", &image.initrd)?;
     let mut command = program("mke2fs");

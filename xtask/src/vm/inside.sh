@@ -13,6 +13,10 @@ ln -s /task/repository "$repository"
 cd "$repository" || exit 1
 
 bad=0
+# As packages have it loaded at boot: so all guests of all tests run under it.
+if [ -e /sys/kernel/security/apparmor/profiles ]; then
+    apparmor_parser -r src/daemon/apparmor/ocivisor-guest || bad=1
+fi
 echo "kernel $(uname -r), $(systemctl --version | head -n 1), $(stat -f -c %T /sys/fs/cgroup)"
 /task/programs/ocivisor doctor || bad=1
 while read -r suite parts; do

@@ -21,7 +21,7 @@ use crate::cmd::{program, root, run, write};
 /// The script that runs the tests.
 const INSIDE: &str = include_str!("inside.sh");
 /// Parts of the repository that tests read.
-const READ_BY_TESTS: [&str; 2] = ["driver-scripts", "tests/fixtures"];
+const READ_BY_TESTS: [&str; 3] = ["src/daemon/apparmor", "driver-scripts", "tests/fixtures"];
 
 /// Makes the disk; returns its path.
 ///
@@ -37,7 +37,7 @@ pub fn make(
     let (tree, disk) = (cache.join("load"), cache.join("load.img"));
     let _absent_is_fine = (fs::remove_dir_all(&tree), fs::remove_file(&disk));
     let mut bytes = 0;
-    for dir in ["programs", "tests", "repository/tests"] {
+    for dir in ["programs", "tests", "repository/src/daemon", "repository/tests"] {
         fs::create_dir_all(tree.join(dir)).with_context(|| format!("make {}", tree.display()))?;
     }
     for entry in fs::read_dir(programs).with_context(|| format!("read {}", programs.display()))? {

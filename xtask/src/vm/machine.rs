@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::image::Image;
+use super::image::{Image, Module};
 use crate::cmd::{program, say};
 
 /// What came of it.
@@ -38,8 +38,14 @@ impl Drop for Running {
 ///
 /// # Errors
 /// It does not start, does not end in time, or ends without a word about the tests.
-pub fn run(image: &Image, load: &Path, console: &Path, patience: Duration) -> Result<Outcome> {
-    let mut command = qemu(image, load, console);
+pub fn run(
+    image: &Image,
+    module: Module,
+    load: &Path,
+    console: &Path,
+    patience: Duration,
+) -> Result<Outcome> {
+    let mut command = qemu(image, module, load, console);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut running = Running(child.context("start qemu-system-x86_64")?);
     let output = running.0.stdout.take().context("hear qemu")?;
@@ -88,12 +94,13 @@ fn number_before(line: &str, word: &str) -> u32 {
     before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-fn qemu(image: &Image, load: &Path, console: &Path) -> Command {
+fn qemu(image: &Image, module: Module, load: &Path, console: &Path) -> Command {
     let mut command = program("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072"]);
     command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-    command.args(["-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1"]);
+    let boot = format!("console=ttyS0 root=/dev/vda rw quiet panic=-1{}", module.boot());
+    command.args(["-append", &boot]);
     let drive = |path: &Path, more: &str| {
         // In a value, a comma is written twice.
         let path = path.display().to_string().replace(',', ",,");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::facts::{Facts, LXCFS, LxcfsFacts, Probed, SocketFacts};
+use super::facts::{Facts, LXCFS, LxcfsFacts, ModuleFacts, Probed, SocketFacts};
 use super::modules::Support;
 
 /// Oldest kernel that guests run on: Debian 12's.
@@ -85,6 +85,7 @@ pub fn decide(facts: &Facts) -> Vec<Check> {
     checks.push(space(facts));
     checks.extend(tools(facts));
     checks.push(lxcfs(facts));
+    checks.push(module(facts));
     checks.extend(limits(facts));
     checks.extend(bridge_filter(facts));
     checks.push(socket(facts));
@@ -302,6 +303,28 @@ fn lxcfs(facts: &Facts) -> Check {
         }
         LxcfsFacts::Dead(why) => bad(Status::Warn, NAME, format!("{LXCFS}: {why}"), AGAIN),
         LxcfsFacts::Hangs => bad(Status::Warn, NAME, format!("{LXCFS} does not answer"), AGAIN),
+    }
+}
+
+fn module(facts: &Facts) -> Check {
+    const NAME: &str = "labels";
+    match facts.module {
+        ModuleFacts::None => ok(NAME, "neither AppArmor nor SELinux is on (optional)"),
+        ModuleFacts::AppArmor(Some(true)) => ok(NAME, "AppArmor, profile ocivisor-guest"),
+        ModuleFacts::AppArmor(None) => ok(NAME, "AppArmor; only root sees its profiles"),
+        ModuleFacts::AppArmor(Some(false)) => bad(
+            Status::Warn,
+            NAME,
+            "AppArmor is on, and its profile ocivisor-guest is not loaded: guests run without",
+            "copy src/daemon/apparmor/ocivisor-guest to /etc/apparmor.d, then apparmor_parser -r it",
+        ),
+        ModuleFacts::Selinux(true) => ok(NAME, "SELinux, container_t"),
+        ModuleFacts::Selinux(false) => bad(
+            Status::Warn,
+            NAME,
+            "SELinux is on, and its policy has no container_t: guests run without labels",
+            "install container-selinux",
+        ),
     }
 }
 

@@ -43,6 +43,7 @@ fn good() -> Facts {
         }),
         systemd: true,
         lxcfs: LxcfsFacts::Answers,
+        module: ModuleFacts::AppArmor(Some(true)),
         socket: ("/run/ocivisor/ocivisord.sock".into(), SocketFacts::Accepts),
     }
 }
@@ -67,7 +68,7 @@ fn a_production_host_is_whole() {
 #[test]
 fn each_defect_is_found_and_is_the_only_one() {
     type Change = fn(&mut Facts);
-    let cases: [(Change, &str, Status); 20] = [
+    let cases: [(Change, &str, Status); 22] = [
         (|f| f.release = "5.15.0-generic".into(), "kernel", Status::Fail),
         (|f| f.release = "weird".into(), "kernel", Status::Warn),
         (|f| f.machine = "riscv64".into(), "machine", Status::Fail),
@@ -111,6 +112,8 @@ fn each_defect_is_found_and_is_the_only_one() {
         ),
         (|f| f.lxcfs = LxcfsFacts::Hangs, "lxcfs", Status::Warn),
         (|f| f.lxcfs = LxcfsFacts::Dead("not connected".into()), "lxcfs", Status::Warn),
+        (|f| f.module = ModuleFacts::AppArmor(Some(false)), "labels", Status::Warn),
+        (|f| f.module = ModuleFacts::Selinux(false), "labels", Status::Warn),
         (|f| f.socket.1 = SocketFacts::Missing, "daemon", Status::Warn),
     ];
     for (change, name, status) in cases {
@@ -152,6 +155,7 @@ fn optional_things_are_no_trouble() {
             f.tools = ["mkfs.ext4", "e2fsck"].into_iter().collect();
             f.lowerdir_plus = Probed::Missing;
             f.lxcfs = LxcfsFacts::Missing;
+            f.module = ModuleFacts::None;
             f.values.remove("/proc/sys/kernel/pty/max");
         }),
         []

@@ -53,6 +53,17 @@ pub enum LxcfsFacts {
     Hangs,
 }
 
+/// The security module that can label guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleFacts {
+    /// Neither of them is on.
+    None,
+    /// AppArmor, and whether it has the profile of guests; `None` where that cannot be read.
+    AppArmor(Option<bool>),
+    /// SELinux, and whether its policy has the types of containers.
+    Selinux(bool),
+}
+
 /// A filesystem and the space on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Space {
@@ -106,6 +117,8 @@ pub struct Facts {
     pub systemd: bool,
     /// lxcfs, where packages mount it.
     pub lxcfs: LxcfsFacts,
+    /// What can label guests.
+    pub module: ModuleFacts,
     /// The daemon's socket.
     pub socket: (PathBuf, SocketFacts),
 }
@@ -160,6 +173,7 @@ impl Facts {
             space: probes::space(state_dir),
             systemd: Path::new("/run/systemd/system").is_dir(),
             lxcfs: probes::lxcfs(Path::new(LXCFS)),
+            module: probes::module(Path::new("/sys")),
             socket: (socket.to_owned(), probes::socket(socket)),
             release,
         }

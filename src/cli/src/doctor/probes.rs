@@ -1,7 +1,7 @@
 //! Facts that need more than reading a file: parsing mounts, asking a filesystem, connecting.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
-use super::facts::{CgroupFacts, LxcfsFacts, Probed, SocketFacts, Space, text};
+use super::facts::{CgroupFacts, LxcfsFacts, ModuleFacts, Probed, SocketFacts, Space, text};
 
 /// Control groups from /proc/self/mountinfo (proc(5)).
 pub fn cgroups(mountinfo: &str) -> CgroupFacts {
@@ -102,6 +102,27 @@ fn ask_lxcfs(dir: &Path) -> LxcfsFacts {
         Ok(_) => LxcfsFacts::Answers,
         Err(e) => LxcfsFacts::Dead(e.to_string()),
     }
+}
+
+/// What the kernel says of its security modules, and whether guests are known to it.
+pub fn module(sys: &Path) -> ModuleFacts {
+    let selinux = sys.join("fs/selinux");
+    if selinux.join("enforce").exists() {
+        // The file takes contexts that the policy knows, and no others.
+        let context = "system_u:system_r:container_t:s0:c1,c2";
+        let file = std::fs::OpenOptions::new().write(true).open(selinux.join("context"));
+        let known = file.and_then(|mut file| file.write_all(context.as_bytes()));
+        return ModuleFacts::Selinux(known.is_ok());
+    }
+    let enabled = std::fs::read(sys.join("module/apparmor/parameters/enabled"));
+    if !enabled.is_ok_and(|text| text.starts_with(b"Y")) {
+        return ModuleFacts::None;
+    }
+    // Only root may read it.
+    let list = std::fs::read_to_string(sys.join("kernel/security/apparmor/profiles")).ok();
+    ModuleFacts::AppArmor(
+        list.map(|list| list.lines().any(|line| line.starts_with("ocivisor-guest ("))),
+    )
 }
 
 /// Name of a filesystem by its number (statfs(2)).

@@ -185,7 +185,12 @@ impl Guests for HostGuests {
         self.clear(id)?;
         let cgroup = self.settings.cgroups.guest_path(id);
         let made = self.settings.lxcfs.find().and_then(|shown| {
-            let bundle = bundle::write(&self.settings.layout, spec, ids, &cgroup, &shown)?;
+            let given = bundle::Given {
+                cgroup_path: &cgroup,
+                shown: &shown,
+                labels: &self.settings.labels,
+            };
+            let bundle = bundle::write(&self.settings.layout, spec, ids, &given)?;
             self.launch(id, bundle)
         });
         made.inspect_err(|_| {

@@ -21,6 +21,8 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::statfs;
 
+use crate::labels::Use;
+
 /// How long a server may take to answer all questions: long for a host under load, and it is waited
 /// for once. While that look does not come back, later ones are not waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,17 +42,6 @@ const SHOWN: [&str; 8] = [
     "sys/devices/system/cpu",
 ];
 
-/// Whether guests get such files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Where lxcfs answers.
-    Auto,
-    /// Never.
-    Off,
-    /// Always; without them no guest boots.
-    Required,
-}
-
 /// One file or directory of lxcfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
@@ -64,7 +55,7 @@ pub struct Shown {
 #[derive(Debug, Clone)]
 pub struct Lxcfs {
     dir: PathBuf,
-    policy: Policy,
+    policy: Use,
     /// A look that has not come back.
     pending: Arc<Mutex<Option<Receiver<Found>>>>,
 }
@@ -75,7 +66,7 @@ type Found = std::result::Result<Vec<Shown>, String>;
 impl Lxcfs {
     /// The one that is mounted there, if any.
     #[must_use]
-    pub fn new(dir: PathBuf, policy: Policy) -> Self {
+    pub fn new(dir: PathBuf, policy: Use) -> Self {
         Self { dir, policy, pending: Arc::default() }
     }
 
@@ -85,12 +76,12 @@ impl Lxcfs {
     /// `Unsupported`: lxcfs is required and does not answer.
     pub fn find(&self) -> Result<Vec<Shown>> {
         let found = match self.policy {
-            Policy::Off => return Ok(Vec::new()),
-            Policy::Auto | Policy::Required => self.look(),
+            Use::Off => return Ok(Vec::new()),
+            Use::Auto | Use::Required => self.look(),
         };
         match found {
             Ok(shown) => Ok(shown),
-            Err(why) if self.policy == Policy::Required => {
+            Err(why) if self.policy == Use::Required => {
                 let what = format!("lxcfs at {} {why}", self.dir.display());
                 let hint = "guests.lxcfs is \"required\": start lxcfs, or make it \"auto\"";
                 Err(Error::new(ErrorKind::Unsupported, what).hint(hint))
@@ -202,7 +193,7 @@ mod tests {
         use rustix::process::Signal;
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(dir.path());
-        let lxcfs = Lxcfs::new(server.1.clone(), Policy::Required);
+        let lxcfs = Lxcfs::new(server.1.clone(), Use::Required);
         let shown = lxcfs.find().unwrap();
         assert!(shown.contains(&Shown {
             source: server.1.join("proc/meminfo"),
@@ -235,12 +226,12 @@ mod tests {
     fn a_directory_without_lxcfs_shows_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let found = |policy| Lxcfs::new(dir.path().to_owned(), policy).find();
-        assert_eq!(found(Policy::Auto).unwrap(), []);
-        assert_eq!(found(Policy::Off).unwrap(), []);
-        let error = found(Policy::Required).unwrap_err();
+        assert_eq!(found(Use::Auto).unwrap(), []);
+        assert_eq!(found(Use::Off).unwrap(), []);
+        let error = found(Use::Required).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported);
         assert_eq!(error.message, format!("lxcfs at {} is not mounted", dir.path().display()));
-        let absent = Lxcfs::new(dir.path().join("absent"), Policy::Required).find().unwrap_err();
+        let absent = Lxcfs::new(dir.path().join("absent"), Use::Required).find().unwrap_err();
         assert!(absent.message.contains(" cannot be used: No such file"), "{absent}");
     }
 }

@@ -38,7 +38,7 @@ mod sys;
 mod tests;
 
 pub use exec::{ExecRequest, ExecSession};
-pub use lxcfs::{Lxcfs, Policy as LxcfsPolicy, Shown};
+pub use lxcfs::{Lxcfs, Shown};
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -50,6 +50,7 @@ use ocivisor_core::ids::VmId;
 use ocivisor_core::units::Bytes;
 
 use crate::cgroup::HostCgroups;
+use crate::labels::Labels;
 use crate::layout::Layout;
 
 /// What makes guests.
@@ -91,6 +92,8 @@ pub struct Settings {
     pub engine: Engine,
     /// What shows them their own limits.
     pub lxcfs: Lxcfs,
+    /// What labels them.
+    pub labels: Labels,
 }
 
 /// Guests of this host.

@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 use super::adopt::LOST_CONSOLE;
 use super::*;
+use crate::labels::Use;
 use crate::process;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -115,7 +116,8 @@ impl Host {
             console_group: None,
             log_max: Bytes(100_000),
             engine: Engine::Embedded,
-            lxcfs: Lxcfs::new("/nonexistent".into(), LxcfsPolicy::Off),
+            labels: Labels::none(),
+            lxcfs: Lxcfs::new("/nonexistent".into(), Use::Off),
         };
         Self { dir, guests: HostGuests::new(settings), id }
     }

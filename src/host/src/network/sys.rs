@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -132,7 +133,8 @@ unsafe fn in_child(wait: RawFd, task: Task) -> ! {
             }
             Task::Make { owner, tell } => {
                 let both = libc::CLONE_NEWUSER | libc::CLONE_NEWNET;
-                (become_owner(owner) && libc::syscall(libc::SYS_unshare, both) == 0, tell)
+                let made = become_owner(owner) && libc::syscall(libc::SYS_unshare, both) == 0;
+                (made && limit_namespaces(), tell)
             }
         };
         if !done {
@@ -174,6 +176,36 @@ unsafe fn become_owner(owner: u32) -> bool {
         (sets[0], sets[3]) = (sets[1], sets[4]);
         libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) == 0
     }
+}
+
+/// Limits how many namespaces of each kind there may be below the new user namespace, namespaces(7): they
+/// need no process, so that no limit of processes bounds them, and each holds memory that nobody counts.
+/// The files are those of the caller's user namespace, whose owner it still is.
+///
+/// # Safety
+/// Only in a process of its own.
+unsafe fn limit_namespaces() -> bool {
+    const LIMIT: &[u8] = b"4096";
+    const FILES: [&CStr; 8] = [
+        c"/proc/sys/user/max_cgroup_namespaces",
+        c"/proc/sys/user/max_ipc_namespaces",
+        c"/proc/sys/user/max_mnt_namespaces",
+        c"/proc/sys/user/max_net_namespaces",
+        c"/proc/sys/user/max_pid_namespaces",
+        c"/proc/sys/user/max_time_namespaces",
+        c"/proc/sys/user/max_user_namespaces",
+        c"/proc/sys/user/max_uts_namespaces",
+    ];
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+    FILES.iter().all(|file| {
+        // SAFETY: raw system calls on strings that live for ever. The descriptor is closed with all others.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, file.as_ptr(), flags);
+            fd >= 0
+                && libc::syscall(libc::SYS_write, fd, LIMIT.as_ptr(), LIMIT.len())
+                    == LIMIT.len() as libc::c_long
+        }
+    })
 }
 
 /// What kind of namespace a descriptor of nsfs is: a `CLONE_NEW*` value, `ioctl_nsfs(2)`.

@@ -251,14 +251,17 @@ impl Superblock {
 }
 
 /// Mounts the image behind `device`, attached nowhere. Nothing is run or opened through this
-/// mount, the guest sees the overlay above it.
-pub(super) fn mount(device: &LoopDevice, path: &Path) -> Result<OwnedFd> {
+/// mount, the guest sees the overlay above it. `label` is the SELinux context of its files.
+pub(super) fn mount(device: &LoopDevice, path: &Path, label: Option<&str>) -> Result<OwnedFd> {
     let mounted = (|| {
         let context = FsContext::open(c"ext4")?;
         context.set(c"source", &device.path())?;
         context.set(c"errors", "remount-ro")?;
         // The tables read as zero already; writing them would make the sparse file grow.
         context.set_flag(c"noinit_itable")?;
+        if let Some(label) = label {
+            context.set(c"context", label)?;
+        }
         context.mount(
             MountAttrFlags::MOUNT_ATTR_NODEV
                 | MountAttrFlags::MOUNT_ATTR_NOSUID

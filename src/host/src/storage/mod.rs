@@ -67,6 +67,7 @@ use self::loopdev::{Backing, FileId};
 use self::overlay::{Parts, Way};
 use self::place::Place;
 use crate::fs::{ensure_dir, io_error};
+use crate::labels::Labels;
 use crate::layout::Layout;
 
 /// How long `drop_root` waits for whoever still uses a mount or the loop device.
@@ -76,6 +77,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct HostStorage {
     layout: Layout,
     layers: Box<dyn Layers>,
+    labels: Labels,
     /// Chosen by a test; else the kernel's best.
     way: Option<Way>,
 }
@@ -106,8 +108,8 @@ impl VmPlaces {
 impl HostStorage {
     /// Storage below these directories, with layers where `layers` says.
     #[must_use]
-    pub fn new(layout: Layout, layers: impl Layers + 'static) -> Self {
-        Self { layout, layers: Box::new(layers), way: None }
+    pub fn new(layout: Layout, layers: impl Layers + 'static, labels: Labels) -> Self {
+        Self { layout, layers: Box::new(layers), labels, way: None }
     }
 
     fn places(&self, id: &VmId) -> VmPlaces {
@@ -146,6 +148,7 @@ impl HostStorage {
 
     fn build(&self, places: &VmPlaces, manifest: &DiskManifest, want: &Wanted<'_>) -> Result<()> {
         let layers = layer::find_all(&*self.layers, manifest, want.disk)?;
+        let label = self.labels.files(want.ids)?;
         let claim = claim::disk(self, &Place::of(want.disk)?, manifest)?;
         let failed = |what: &str, e| io_error(what, want.disk, &e);
         ensure_dir(&places.dir, false)?;
@@ -166,7 +169,7 @@ impl HostStorage {
                 attachment.loop_number = Some(device.number);
                 attachment.counted = traffic::of_loop(device.number);
                 attachment.save(places)?;
-                ext4::mount(&device, want.disk)?
+                ext4::mount(&device, want.disk, label.as_deref())?
             }
             DiskBackend::Directory => {
                 attachment.save(places)?;
@@ -178,7 +181,7 @@ impl HostStorage {
             let what = format!("disk {} is damaged inside: {e}", want.disk.display());
             return Err(Error::new(ErrorKind::Integrity, what));
         }
-        let root = self.overlay(places, &layers, tree, want)?;
+        let root = self.overlay(places, &layers, tree, want, label.as_deref())?;
         check(&root, want)?;
         overlay::attach(&root, &places.root).map_err(|e| failed("mount root on disk", e))
     }
@@ -190,6 +193,7 @@ impl HostStorage {
         layers: &[PathBuf],
         disk: OwnedFd,
         want: &Wanted<'_>,
+        label: Option<&str>,
     ) -> Result<OwnedFd> {
         let shift = |what: &str, e: std::io::Error| match e.raw_os_error() {
             // The filesystem has no FS_ALLOW_IDMAP.
@@ -212,6 +216,7 @@ impl HostStorage {
             layers: &mut layers,
             disk: IdMap::for_disk(want.ids)?.apply(disk, 0).map_err(|e| shift("disk", e))?,
             path: want.disk,
+            label,
         };
         overlay::make(self.way.unwrap_or_else(Way::probe), parts, &places.staging)
     }

@@ -48,6 +48,8 @@ pub(super) struct Parts<'a> {
     pub(super) disk: OwnedFd,
     /// Path of the disk, for messages.
     pub(super) path: &'a Path,
+    /// SELinux context of all files, if any.
+    pub(super) label: Option<&'a str>,
 }
 
 /// How layers are handed to the kernel.
@@ -107,7 +109,7 @@ fn inside(disk: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 
 fn by_descriptors(parts: Parts<'_>) -> Result<OwnedFd> {
     // A detached mount lives as long as its descriptor, and must until the overlay is made.
-    let Parts { layers, disk, path } = parts;
+    let Parts { layers, disk, path, label } = parts;
     let layers = layers.collect::<Result<Vec<_>>>()?;
     let made = (|| {
         let context = FsContext::open(c"overlay")?;
@@ -120,13 +122,16 @@ fn by_descriptors(parts: Parts<'_>) -> Result<OwnedFd> {
         for (key, value) in OPTIONS {
             context.set(key, value)?;
         }
+        if let Some(label) = label {
+            context.set(c"context", label)?;
+        }
         context.mount(MountAttrFlags::MOUNT_ATTR_NODEV)
     })();
     made.map_err(|e: io::Error| io_error(FAILED, path, &e))
 }
 
 fn by_paths(parts: Parts<'_>, staging: &Path) -> Result<OwnedFd> {
-    let Parts { layers, disk, path } = parts;
+    let Parts { layers, disk, path, label } = parts;
     let mut options = String::from("lowerdir=");
     for (n, layer) in layers.enumerate() {
         attach(layer?, &staging.join(n.to_string())).map_err(|e| io_error(FAILED, path, &e))?;
@@ -137,6 +142,10 @@ fn by_paths(parts: Parts<'_>, staging: &Path) -> Result<OwnedFd> {
     options.push_str(",upperdir=d/upper,workdir=d/work");
     for (key, value) in OPTIONS {
         let _ = write!(options, ",{}={value}", key.to_string_lossy());
+    }
+    if let Some(label) = label {
+        // Quoted, for the comma between its categories.
+        let _ = write!(options, ",context=\"{label}\"");
     }
     let made = (|| {
         check_disk(&disk)?;

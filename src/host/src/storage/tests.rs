@@ -27,6 +27,7 @@ use super::idmap::IdMap;
 use super::overlay::Way;
 use super::{DiskBackend, DiskConfig, DiskImage, HostStorage, NewDisk, mounts};
 use crate::command;
+use crate::labels::Labels;
 use crate::layout::Layout;
 
 const IDS: IdRange = IdRange { base: 1_000_000 };
@@ -193,7 +194,7 @@ fn leftovers_in(dir: &Path) -> Vec<String> {
 fn storage_in(dir: &Path, way: Way) -> HostStorage {
     let layout =
         Layout { state: dir.join("state"), run: dir.join("run"), cgroup_base: "unused".to_owned() };
-    let mut storage = HostStorage::new(layout, layers_in(dir));
+    let mut storage = HostStorage::new(layout, layers_in(dir), Labels::none());
     storage.way = Some(way);
     storage
 }

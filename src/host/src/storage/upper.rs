@@ -45,7 +45,7 @@ impl HostStorage {
             DiskBackend::Ext4Image => {
                 ext4::verify(&claim.file, disk)?;
                 let device = loopdev::attach(&claim.file, disk)?;
-                (ext4::mount(&device, disk)?, Some(device))
+                (ext4::mount(&device, disk, None)?, Some(device))
             }
             DiskBackend::Directory => {
                 (clone_tree(&claim.file).map_err(|e| io_error("mount disk", disk, &e))?, None)

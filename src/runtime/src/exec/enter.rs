@@ -31,6 +31,7 @@ use super::request::Request;
 use super::user::{self, User};
 use crate::cgroup::Groups;
 use crate::console::is_pty_master;
+use crate::label::Label;
 use crate::{embedded, sys};
 
 /// Why there is no program, with the exit code that shells and Docker have for it.
@@ -57,6 +58,8 @@ pub struct Entry<'a> {
     pub config: &'a Spec,
     /// The guest's first process.
     pub init: &'a OwnedFd,
+    /// Labels of its programs.
+    pub label: Option<&'a Label>,
     /// The guest's control groups.
     pub groups: &'a Groups,
     /// Where the first process is in the unified hierarchy.
@@ -140,6 +143,9 @@ fn try_run(entry: &Entry<'_>) -> Result<std::convert::Infallible> {
             send(entry.streams, &[&in_write, &out_read, &err_read])?;
             install([&in_read, &out_write, &err_write])?;
         }
+    }
+    if let Some(label) = entry.label {
+        label.apply().map_err(|e| ours("set the label of the program", e))?;
     }
     execute(entry.request, process.env().as_deref().unwrap_or_default(), &user)
 }

@@ -45,6 +45,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use crate::args::Options;
 use crate::cgroup::{self, Groups};
 use crate::create::{load_config, start_ticks};
+use crate::label::Label;
 use crate::{embedded, hygiene, status, sys};
 use enter::{Entry, Refusal};
 use relay::{Session, Streams};
@@ -132,6 +133,7 @@ struct Guest {
     init: OwnedFd,
     groups: Groups,
     beside: PathBuf,
+    label: Option<Label>,
 }
 
 fn prepare(place: &Place, asked: OwnedFd) -> Result<(Guest, Door)> {
@@ -148,8 +150,10 @@ fn prepare(place: &Place, asked: OwnedFd) -> Result<(Guest, Door)> {
     let groups = Groups::find(linux.cgroups_path().as_deref().ok_or_else(incomplete)?)?;
     let init = open_init(place.init, place.start_ticks)?;
     let beside = unified_group(place.init)?;
+    let label = Label::of(&config)
+        .map_err(|e| Error::new(ErrorKind::Host, format!("labels of the guest: {e}")))?;
     let door = Door::open(place)?;
-    Ok((Guest { request, config, init, groups, beside }, door))
+    Ok((Guest { request, config, init, groups, beside, label }, door))
 }
 
 /// A descriptor of that very process: the pid was looked up by number, only a start time that still
@@ -283,6 +287,7 @@ fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
         init: &guest.init,
         groups: &guest.groups,
         beside: &guest.beside,
+        label: guest.label.as_ref(),
         streams: &theirs,
     };
     let first = match sys::fork()? {

@@ -21,6 +21,7 @@ use ocivisor_core::spec::{
 };
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_host::guests::bundle::{self, Facts};
+use ocivisor_host::labels::Labels;
 use ocivisor_host::layout::Layout;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -273,7 +274,8 @@ impl Guest {
 
     pub fn write_bundle(&mut self) -> Facts {
         let cgroup = self.cgroup_path();
-        let facts = bundle::write(&self.layout, &self.spec, self.ids, &cgroup).unwrap();
+        let given = bundle::Given { cgroup_path: &cgroup, shown: &[], labels: &Labels::none() };
+        let facts = bundle::write(&self.layout, &self.spec, self.ids, &given).unwrap();
         self.facts = Some(facts);
         facts
     }

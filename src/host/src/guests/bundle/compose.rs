@@ -18,6 +18,7 @@ use super::super::lxcfs::Shown;
 use super::process::GuestProcess;
 use super::profile::Profile;
 use super::{capabilities, mounts, seccomp};
+use crate::labels::GuestLabels;
 use crate::layout::VmRun;
 
 /// Open files a process of the guest gets at first; more on its own request. systemd's default,
@@ -49,6 +50,8 @@ pub struct Inputs<'a> {
     pub init: Option<&'a Path>,
     /// Files that show the guest its own limits, in place of the kernel's.
     pub shown: &'a [Shown],
+    /// What keeps it from the host beside namespaces.
+    pub labels: &'a GuestLabels,
     /// The first process.
     pub process: GuestProcess,
     /// Whether the host has this device node, and every user may open it.
@@ -90,6 +93,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
         .readonly_paths(owned(readonly))
         .build()
         .map_err(bad)?;
+    linux.set_mount_label(inputs.labels.files.clone());
     linux.set_seccomp(seccomp::filter(profile).map_err(bad)?);
     let root = RootBuilder::default().path(inputs.run.root()).readonly(false).build();
     SpecBuilder::default()
@@ -151,6 +155,8 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
     let mut process = process;
     // Absent, not false, for systems: libcontainer takes the mere presence as a sign to load the
     // filter after capabilities are dropped, and sudo, ping and su in a system need set-id bits.
+    process.set_apparmor_profile(inputs.labels.profile.clone());
+    process.set_selinux_label(inputs.labels.process.clone());
     process.set_no_new_privileges((!inputs.profile.gains_privileges()).then_some(true));
     Ok(process)
 }

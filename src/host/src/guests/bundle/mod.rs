@@ -45,6 +45,7 @@ use ocivisor_core::state::GuestKind;
 
 use super::lxcfs::Shown;
 use crate::fs;
+use crate::labels::Labels;
 use crate::layout::Layout;
 use compose::Inputs;
 use profile::Profile;
@@ -60,23 +61,26 @@ pub struct Facts {
     pub stop_signal: u8,
 }
 
-/// Writes the bundle of a guest whose root is mounted and whose namespaces are pinned.
-///
-/// `cgroup_path` is the guest's group, absolute within each hierarchy (`/ocivisor/one-7/guest`); its
-/// limits are set by others, the bundle holds device rules only. `shown` are files of the host in place of
-/// the kernel's. Running it again is fine: the bundle is replaced.
+/// What the host gives a guest.
+#[derive(Debug)]
+pub struct Given<'a> {
+    /// The guest's group, absolute within each hierarchy (`/ocivisor/one-7/guest`). Its limits are set by
+    /// others, the bundle holds device rules only.
+    pub cgroup_path: &'a str,
+    /// Files in place of the kernel's.
+    pub shown: &'a [Shown],
+    /// Labels of which it gets its own.
+    pub labels: &'a Labels,
+}
+
+/// Writes the bundle of a guest whose root is mounted and whose namespaces are pinned. Running it again is
+/// fine: the bundle is replaced.
 ///
 /// # Errors
 /// `Image`: the image has no such entrypoint, user or directory, or its configuration is absurd.
 /// `Invalid`: the same of what the caller asked for. `NotFound`: the root is not mounted or the disk
-/// has no manifest.
-pub fn write(
-    layout: &Layout,
-    spec: &VmSpec,
-    ids: IdRange,
-    cgroup_path: &str,
-    shown: &[Shown],
-) -> Result<Facts> {
+/// has no manifest. `Unsupported`: the host cannot give a label that its admin requires.
+pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, given: &Given<'_>) -> Result<Facts> {
     let run = layout.run_vm(&spec.id);
     let in_vm = |e: Error| e.context(format_args!("bundle of {}", spec.id));
     let image = image::load(&spec.root.path).map_err(in_vm)?;
@@ -84,6 +88,7 @@ pub fn write(
     let found = init::detect(&root).map_err(in_vm)?;
     let kind = init::decide_kind(&spec.boot, &image, found.as_ref().map(|i| i.path.as_path()));
     let profile = Profile::new(kind, spec.isolation).map_err(in_vm)?;
+    let labels = given.labels.of(ids, kind, spec.isolation).map_err(in_vm)?;
     let process = match kind {
         GuestKind::System => process::system(&spec.boot, &image, found.as_ref()),
         GuestKind::Application => process::application(&spec.boot, &image, &root, &spec.hostname),
@@ -100,10 +105,11 @@ pub fn write(
         run: &run,
         spec,
         ids,
-        cgroup_path,
+        cgroup_path: given.cgroup_path,
         profile,
         init: init.as_deref(),
-        shown,
+        shown: given.shown,
+        labels: &labels,
         process,
         device_is_open: open_to_all,
         nofile_limit: host_nofile_limit(),

@@ -24,8 +24,9 @@ use super::process::{self, GuestProcess};
 use super::profile::Profile;
 use super::rootfs::GuestRoot;
 use super::user::User;
-use super::{init, write};
+use super::{Given, init, write};
 use crate::fs;
+use crate::labels::{GuestLabels, Labels};
 use crate::layout::Layout;
 
 const IDS: IdRange = IdRange { base: 1_000_000 };
@@ -69,6 +70,11 @@ fn composed(kind: GuestKind, isolation: Isolation, process: GuestProcess) -> Spe
         }],
         run: &run,
         spec: &spec,
+        labels: &GuestLabels {
+            profile: Some("ocivisor-guest".into()),
+            process: Some("system_u:system_r:container_t:s0:c1,c2".into()),
+            files: Some("system_u:object_r:container_file_t:s0:c1,c2".into()),
+        },
         ids: IDS,
         cgroup_path: "/ocivisor/one-7/guest",
         profile: Profile::new(kind, isolation).unwrap(),
@@ -179,7 +185,9 @@ impl Host {
     }
 
     fn write(&self) -> Result<(super::Facts, Spec), ocivisor_core::error::Error> {
-        let facts = write(&self.layout, &self.spec, IDS, "/ocivisor/one-7/guest", &[])?;
+        let given =
+            Given { cgroup_path: "/ocivisor/one-7/guest", shown: &[], labels: &Labels::none() };
+        let facts = write(&self.layout, &self.spec, IDS, &given)?;
         let config = self.layout.run_vm(&self.spec.id).bundle().join("config.json");
         Ok((facts, Spec::load(config).unwrap()))
     }
