@@ -378,15 +378,30 @@ impl TryFrom<ProcessV1> for ProcessRef {
     }
 }
 
+impl From<GuestKind> for GuestKindV1 {
+    fn from(kind: GuestKind) -> Self {
+        match kind {
+            GuestKind::System => Self::System,
+            GuestKind::Application => Self::Application,
+        }
+    }
+}
+
+impl From<GuestKindV1> for GuestKind {
+    fn from(kind: GuestKindV1) -> Self {
+        match kind {
+            GuestKindV1::System => Self::System,
+            GuestKindV1::Application => Self::Application,
+        }
+    }
+}
+
 impl From<&GuestFacts> for GuestV1 {
     fn from(guest: &GuestFacts) -> Self {
         Self {
             init: guest.init.into(),
             shim: guest.shim.into(),
-            kind: match guest.kind {
-                GuestKind::System => GuestKindV1::System,
-                GuestKind::Application => GuestKindV1::Application,
-            },
+            kind: guest.kind.into(),
             stop_signal: guest.stop_signal,
             host_boot: guest.host_boot.clone(),
         }
@@ -406,10 +421,7 @@ impl TryFrom<GuestV1> for GuestFacts {
         Ok(Self {
             init: guest.init.try_into()?,
             shim: guest.shim.try_into()?,
-            kind: match guest.kind {
-                GuestKindV1::System => GuestKind::System,
-                GuestKindV1::Application => GuestKind::Application,
-            },
+            kind: guest.kind.into(),
             stop_signal: guest.stop_signal,
             host_boot: guest.host_boot,
         })

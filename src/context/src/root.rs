@@ -1,0 +1,510 @@
+//! The guest's files, reached from the descriptor of its root directory alone.
+//!
+//! Every path is resolved by openat2(2) with `RESOLVE_IN_ROOT`, so links end inside. The last part of a path is
+//! never followed: what is read must itself be a regular file, and what is written is a new file that takes the
+//! name by rename(2). So a link `/etc/resolv.conf -> /etc/shadow` is replaced and its target left alone, and a FIFO
+//! or device in a file's place is never opened.
+//!
+//! In a directory that a user of the guest owns, that user may exchange names at any moment: there we work with
+//! the rights of that user ([`Root::acting_as`]), and can do nothing that the user could not.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::spec::normal_path;
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs,
+    mkdirat, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::content::{Content, Sum};
+
+/// Name of a file until it is whole. One name: what a telling that was killed left behind is removed by the next
+/// one in that directory.
+const UNFINISHED: &str = ".ocivisor-tell";
+
+/// Filesystems of the kernel, where names are no files of an image; linux/magic.h: proc, sysfs, cgroup, cgroup2,
+/// devpts, debugfs, tracefs, bpf, securityfs.
+const KERNEL: [u32; 9] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1cd1,
+    0x6462_6720,
+    0x7472_6163,
+    0xcafe_4a11,
+    0x7363_6673,
+];
+
+/// Permission bits and owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Access {
+    /// Root's, with these permissions.
+    #[must_use]
+    pub const fn root(mode: u32) -> Self {
+        Self { mode, uid: 0, gid: 0 }
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// Nothing.
+    Absent,
+    /// A regular file, and its bytes if they are not too many.
+    File(Access, Option<Vec<u8>>),
+    /// A symbolic link, by its target.
+    Link(Vec<u8>),
+    /// A directory.
+    Directory,
+    /// FIFO, socket or device.
+    Odd,
+}
+
+/// The root directory of a guest.
+#[derive(Debug)]
+pub struct Root(OwnedFd);
+
+/// An open directory of the guest and a name in it.
+struct Place<'a> {
+    dir: OwnedFd,
+    name: &'a OsStr,
+    path: &'a Path,
+}
+
+impl Root {
+    /// The guest whose root directory this is.
+    #[must_use]
+    pub fn new(dir: OwnedFd) -> Self {
+        Self(dir)
+    }
+
+    /// What is at `path`, itself and not what it leads to; the bytes of a file of at most `max` of them.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, path: &str, max: u64) -> Result<Node> {
+        let Some(place) = self.place(path)? else { return Ok(Node::Absent) };
+        let failed = |e: Errno| place.error("read", e);
+        let stat = match statat(&place.dir, place.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(Node::Absent),
+            other => other.map_err(failed)?,
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink => {
+                let target = readlinkat(&place.dir, place.name, Vec::new()).map_err(failed)?;
+                return Ok(Node::Link(target.into_bytes()));
+            }
+            FileType::Directory => return Ok(Node::Directory),
+            _ => return Ok(Node::Odd),
+        }
+        let Some((file, access)) = place.open()? else { return Ok(Node::Odd) };
+        let mut bytes = Vec::new();
+        file.take(max + 1).read_to_end(&mut bytes).map_err(|e| place.io_error("read", &e))?;
+        Ok(Node::File(access, Some(bytes).filter(|bytes| bytes.len() as u64 <= max)))
+    }
+
+    /// SHA-256 of the regular file at `path`, in hex, if there is one of `size` bytes.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn digest(&self, path: &str, size: u64) -> Result<Option<String>> {
+        let Some(place) = self.place(path)? else { return Ok(None) };
+        let Some((file, _)) = place.open()? else { return Ok(None) };
+        let failed = |e: io::Error| place.io_error("read", &e);
+        if file.metadata().map_err(failed)?.len() != size {
+            return Ok(None);
+        }
+        let mut sum = Sum::default();
+        // Bounded, though the file may grow meanwhile.
+        io::copy(&mut file.take(size), &mut sum).map_err(failed)?;
+        Ok(Some(sum.hex()))
+    }
+
+    /// Whether `path` leads to something of that type, links followed.
+    #[must_use]
+    pub fn leads_to(&self, path: &str, want: FileType) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = openat2(&self.0, path, flags, Mode::empty(), inside()).and_then(fstat);
+        found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == want)
+    }
+
+    /// Puts a new regular file at `path`, whatever is there but a directory.
+    ///
+    /// # Errors
+    /// `Image`: a directory is there, or the way leads nowhere. Nothing was changed.
+    pub fn write(&self, path: &str, content: &Content<'_>, access: Access) -> Result<()> {
+        let place = self.place_for_writing(path)?;
+        place.clear_unfinished()?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = openat(&place.dir, UNFINISHED, flags, Mode::RUSR | Mode::WUSR);
+        let mut file = File::from(made.map_err(|e| place.error("write", e))?);
+        let written = content.write_to(&mut file).map_err(|e| place.io_error("write", &e));
+        let given = written.and_then(|()| give(&file, access).map_err(|e| place.error("write", e)));
+        drop(file);
+        given.and_then(|()| place.finish()).inspect_err(|_| place.forget_unfinished())
+    }
+
+    /// Puts a symbolic link at `path`, whatever is there but a directory.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn link(&self, path: &str, target: &[u8]) -> Result<()> {
+        let place = self.place_for_writing(path)?;
+        place.clear_unfinished()?;
+        symlinkat(target, &place.dir, UNFINISHED).map_err(|e| place.error("write", e))?;
+        place.finish().inspect_err(|_| place.forget_unfinished())
+    }
+
+    /// Removes what is at `path`, a directory only if it is empty; absent is fine.
+    ///
+    /// # Errors
+    /// It is still there, but for a directory that is in use.
+    pub fn remove(&self, path: &str) -> Result<()> {
+        let Some(place) = self.place(path)? else { return Ok(()) };
+        match unlinkat(&place.dir, place.name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR) => {}
+            Err(e) => return Err(place.error("remove", e)),
+        }
+        match unlinkat(&place.dir, place.name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => Ok(()),
+            Err(e) => Err(place.error("remove", e)),
+        }
+    }
+
+    /// Directories on the way to `path` and itself that are missing, outermost first.
+    ///
+    /// # Errors
+    /// `Image`: something that is no directory is in the way.
+    pub fn missing_dirs(&self, path: &str) -> Result<Vec<String>> {
+        let whole = checked(path)?;
+        let mut missing = Vec::new();
+        for dir in whole.ancestors() {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match openat2(&self.0, dir, flags, Mode::empty(), inside()) {
+                Ok(_) => break,
+                Err(Errno::NOENT) => missing.extend(dir.to_str().map(str::to_owned)),
+                Err(e) => return Err(in_the_way(dir, e)),
+            }
+        }
+        missing.reverse();
+        Ok(missing)
+    }
+
+    /// Makes one directory, which must not exist.
+    ///
+    /// # Errors
+    /// `Image`: something is in the way.
+    pub fn make_dir(&self, path: &str, access: Access) -> Result<()> {
+        let place = self.place_for_writing(path)?;
+        let failed = |e| in_the_way(place.path, e);
+        mkdirat(&place.dir, place.name, Mode::RWXU).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = openat(&place.dir, place.name, flags, Mode::empty()).map_err(failed)?;
+        give(made, access).map_err(failed)
+    }
+
+    /// A file to lock, made if missing; `None` if something else is in its place.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn lock_file(&self, path: &str) -> Result<Option<File>> {
+        let place = self.place_for_writing(path)?;
+        let flags = OFlags::RDWR
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC;
+        match openat(&place.dir, place.name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => {
+                let stat = fstat(&fd).map_err(|e| place.error("lock", e))?;
+                let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                Ok(regular.then(|| File::from(fd)))
+            }
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => Ok(None),
+            Err(e) => Err(place.error("lock", e)),
+        }
+    }
+
+    /// Does something with the rights of a user of the guest; root's own are those that we have.
+    pub fn acting_as<T>(&self, uid: u32, gid: u32, work: impl FnOnce(&Self) -> T) -> T {
+        if uid == 0 {
+            return work(self);
+        }
+        // setfsuid(2) takes the capabilities on files away as well, until it is root again. It never fails for
+        // root of a user namespace with those ids, and is about this thread alone.
+        let group = nix::unistd::setfsgid(nix::unistd::Gid::from_raw(gid));
+        let user = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
+        let result = work(self);
+        nix::unistd::setfsuid(user);
+        nix::unistd::setfsgid(group);
+        result
+    }
+
+    /// The directory of `path`, if it is there.
+    fn place<'a>(&self, path: &'a str) -> Result<Option<Place<'a>>> {
+        let whole = checked(path)?;
+        let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
+            return Err(in_the_way(whole, Errno::ISDIR));
+        };
+        // Not to be read: a user may keep a directory that only lets others pass.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat2(&self.0, parent, flags, Mode::empty(), inside()) {
+            Ok(dir) => Ok(Some(Place { dir, name, path: whole })),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(e) => Err(in_the_way(whole, e)),
+        }
+    }
+
+    fn place_for_writing<'a>(&self, path: &'a str) -> Result<Place<'a>> {
+        let place = self.place(path)?.ok_or_else(|| {
+            let what = format!("the guest's {path} cannot be written: it has no directory");
+            Error::new(ErrorKind::Image, what)
+        })?;
+        let filesystem = fstatfs(&place.dir).map_err(|e| place.error("write", e))?;
+        // Of 32 bits; the field's type is not the same on all architectures.
+        if KERNEL.contains(&(filesystem.f_type as u32)) {
+            let what = format!("the guest's {path} leads into a filesystem of the kernel");
+            return Err(Error::new(ErrorKind::Image, what));
+        }
+        Ok(place)
+    }
+}
+
+impl Place<'_> {
+    /// The regular file of that name, opened for reading, and its access; `None` if it is something else.
+    fn open(&self) -> Result<Option<(File, Access)>> {
+        // NONBLOCK: should it be exchanged for a FIFO just now, opening must not wait.
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match openat(&self.dir, self.name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::LOOP | Errno::NOENT | Errno::NXIO) => return Ok(None),
+            Err(e) => return Err(self.error("read", e)),
+        };
+        let stat = fstat(&file).map_err(|e| self.error("read", e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(None);
+        }
+        let access = Access { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid };
+        Ok(Some((file, access)))
+    }
+
+    fn clear_unfinished(&self) -> Result<()> {
+        match unlinkat(&self.dir, UNFINISHED, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(self.error("write", e)),
+        }
+    }
+
+    fn forget_unfinished(&self) {
+        // The first error is told; the next telling clears it.
+        let _ = unlinkat(&self.dir, UNFINISHED, AtFlags::empty());
+    }
+
+    fn finish(&self) -> Result<()> {
+        renameat(&self.dir, UNFINISHED, &self.dir, self.name).map_err(|e| self.error("write", e))
+    }
+
+    fn error(&self, what: &str, e: Errno) -> Error {
+        self.io_error(what, &e.into())
+    }
+
+    fn io_error(&self, what: &str, e: &io::Error) -> Error {
+        failure(what, self.path, e)
+    }
+}
+
+/// The owner before the permissions: chown(2) clears set-id bits. Left alone where it is right already, because
+/// users may not give files away.
+fn give(file: impl AsFd, access: Access) -> std::result::Result<(), Errno> {
+    let stat = fstat(&file)?;
+    if (stat.st_uid, stat.st_gid) != (access.uid, access.gid) {
+        let (uid, gid) = (Uid::from_raw(access.uid), Gid::from_raw(access.gid));
+        fchown(&file, Some(uid), Some(gid))?;
+    }
+    fchmod(&file, Mode::from_raw_mode(access.mode))
+}
+
+/// Links end inside, and none of the kernel's own (`/proc/self/fd`) is followed.
+fn inside() -> ResolveFlags {
+    ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS
+}
+
+fn checked(path: &str) -> Result<&Path> {
+    let path = Path::new(path);
+    let plain = normal_path(path).as_deref() == Some(path)
+        && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if plain {
+        return Ok(path);
+    }
+    Err(Error::new(ErrorKind::Invalid, format!("guest's path {path:?} is not absolute and plain")))
+}
+
+fn in_the_way(path: &Path, e: Errno) -> Error {
+    failure("reach", path, &e.into())
+}
+
+/// A full disk and a bad one are told apart; the rest is the doing of the guest's files.
+fn failure(what: &str, path: &Path, e: &io::Error) -> Error {
+    let kind = match e.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => {
+            ErrorKind::Exhausted
+        }
+        Some(Errno::IO) => ErrorKind::Host,
+        _ => ErrorKind::Image,
+    };
+    Error::new(kind, format!("{what} the guest's {}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Guest {
+        dir: tempfile::TempDir,
+        root: Root,
+    }
+
+    impl Guest {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("root")).unwrap();
+            let root = Root::new(File::open(dir.path().join("root")).unwrap().into());
+            Self { dir, root }
+        }
+
+        fn path(&self, below: &str) -> PathBuf {
+            self.dir.path().join("root").join(below)
+        }
+
+        fn write(&self, path: &str) -> Result<()> {
+            let content = Content::Bytes(b"new\n".to_vec());
+            self.root.write(path, &content, Access::root(0o640))
+        }
+    }
+
+    fn fifo(path: &Path) {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "makes a hostile guest")]
+    fn the_last_link_is_replaced_and_what_it_led_to_is_left_alone() {
+        let guest = Guest::new();
+        let outside = guest.dir.path().join("host");
+        std::fs::write(&outside, "host's").unwrap();
+        for (name, target) in
+            [("a", "/secret"), ("b", "../../host"), ("c", outside.to_str().unwrap()), ("d", "d")]
+        {
+            symlink(target, guest.path(name)).unwrap();
+        }
+        std::fs::write(guest.path("secret"), "guest's").unwrap();
+        for name in ["a", "b", "c", "d"] {
+            let path = format!("/{name}");
+            assert!(matches!(guest.root.read(&path, 99).unwrap(), Node::Link(_)));
+            assert_eq!(guest.root.digest(&path, 7).unwrap(), None);
+            guest.write(&path).unwrap();
+            let meta = guest.path(name).symlink_metadata().unwrap();
+            assert!(meta.is_file());
+            assert_eq!(meta.mode() & 0o7777, 0o640);
+        }
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "host's");
+        assert_eq!(std::fs::read_to_string(guest.path("secret")).unwrap(), "guest's");
+        let names: Vec<_> = std::fs::read_dir(guest.path("")).unwrap().collect();
+        assert_eq!(names.len(), 5, "{names:?}");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "makes a hostile guest")]
+    fn links_above_end_inside() {
+        let guest = Guest::new();
+        symlink("/../../../..", guest.path("up")).unwrap();
+        symlink("/proc", guest.path("etc")).unwrap();
+        symlink("loop", guest.path("loop")).unwrap();
+        guest.write("/up/file").unwrap();
+        assert!(guest.path("file").is_file());
+        assert_eq!(guest.write("/etc/hostname").unwrap_err().kind, ErrorKind::Image);
+        assert_eq!(guest.write("/loop/x").unwrap_err().kind, ErrorKind::Image);
+        assert_eq!(guest.root.read("/etc/hostname", 9).unwrap(), Node::Absent);
+        std::fs::write(guest.path("plain"), "").unwrap();
+        assert_eq!(guest.root.missing_dirs("/plain/x").unwrap_err().kind, ErrorKind::Image);
+        assert_eq!(guest.root.missing_dirs("/a/b").unwrap(), ["/a", "/a/b"]);
+        for bad in ["relative", "/a/../b", "/", "/a//b", "/a\0b"] {
+            assert!(guest.write(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn kernel_filesystems_are_not_written() {
+        let root = Root::new(File::open("/").unwrap().into());
+        for path in ["/proc/sys/kernel/x", "/sys/kernel/x", "/dev/pts/x"] {
+            let content = Content::Bytes(Vec::new());
+            let error = root.write(path, &content, Access::root(0o600)).unwrap_err();
+            assert!(error.message.contains("filesystem of the kernel"), "{error}");
+        }
+    }
+
+    #[test]
+    fn odd_nodes_are_never_opened_and_are_replaced_but_directories() {
+        let guest = Guest::new();
+        fifo(&guest.path("fifo"));
+        fifo(&guest.path(UNFINISHED));
+        assert_eq!(guest.root.read("/fifo", 9).unwrap(), Node::Odd);
+        assert_eq!(guest.root.digest("/fifo", 0).unwrap(), None);
+        guest.write("/fifo").unwrap();
+        let access = Access::root(0o640);
+        assert_eq!(guest.root.read("/fifo", 4).unwrap(), Node::File(access, Some(b"new\n".into())));
+        assert_eq!(guest.root.read("/fifo", 3).unwrap(), Node::File(access, None));
+        std::fs::create_dir(guest.path("dir")).unwrap();
+        assert_eq!(guest.write("/dir").unwrap_err().kind, ErrorKind::Image);
+        assert!(!guest.path(UNFINISHED).exists());
+        guest.root.remove("/dir").unwrap();
+        guest.root.remove("/dir").unwrap();
+        assert!(!guest.path("dir").exists());
+    }
+
+    #[test]
+    fn with_a_users_rights_nothing_of_roots_can_be_reached() {
+        let guest = Guest::new();
+        for dir in ["home", "closed"] {
+            std::fs::create_dir(guest.path(dir)).unwrap();
+        }
+        std::fs::set_permissions(guest.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(guest.path("home"), Some(1000), Some(1000)).unwrap();
+        symlink("/closed", guest.path("home/.ssh")).unwrap();
+        let access = Access { mode: 0o600, uid: 1000, gid: 1000 };
+        let content = Content::Bytes(b"k".to_vec());
+        let write = |path: &str| {
+            guest.root.acting_as(1000, 1000, |root| root.write(path, &content, access))
+        };
+        assert_eq!(write("/home/.ssh/authorized_keys").unwrap_err().kind, ErrorKind::Image);
+        write("/home/own").unwrap();
+        assert_eq!(std::fs::metadata(guest.path("home/own")).unwrap().uid(), 1000);
+        // And afterwards they are root's again.
+        guest.write("/closed/x").unwrap();
+    }
+}
