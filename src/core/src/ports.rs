@@ -196,7 +196,8 @@ pub trait Guests: Send + Sync {
     /// its first instruction, or while it runs. What an earlier telling wrote and this one does not is taken back.
     ///
     /// # Errors
-    /// Nothing was changed. `Image`: the guest's files do not let themselves be written.
+    /// Some of it may be written: it is gone, or whole, after the next telling. `Image`: the guest's files do not let
+    /// themselves be written. `NotFound`, `Invalid`: the context's disk is not there, or is not sound.
     fn tell_guest(&self, spec: &VmSpec, facts: &GuestFacts) -> Result<()>;
 
     /// Lets a created guest run; runs already is fine.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
-use ocivisor_core::spec::VmSpec;
+use ocivisor_core::spec::{Context, VmSpec};
 use ocivisor_core::state::{Record, Request};
 use ocivisor_host::guests::ExecRequest;
 use ocivisor_rpc::{
@@ -113,6 +113,19 @@ impl Daemon {
         blocking(move || paths.resolve(caller, &path)).await?
     }
 
+    /// The paths of the host in a spec, resolved.
+    async fn resolve_spec(&self, caller: &Extensions, spec: &mut VmSpec) -> Result<()> {
+        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
+        self.resolve_context(caller, &mut spec.context).await
+    }
+
+    async fn resolve_context(&self, caller: &Extensions, context: &mut Context) -> Result<()> {
+        if let Some(disk) = context.disk.take() {
+            context.disk = Some(self.resolve(caller, disk).await?);
+        }
+        Ok(())
+    }
+
     fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
         let status = status.ok_or_else(|| {
             let what = format!("no operation {op} (only the last ones are remembered)");
@@ -154,7 +167,7 @@ impl ApiServer for Daemon {
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
         let mut spec = self.spec(spec)?;
-        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
+        self.resolve_spec(caller, &mut spec).await?;
         self.submit(spec.id.clone(), Request::Define(spec), request_id.0).await
     }
 
@@ -178,7 +191,7 @@ impl ApiServer for Daemon {
         spec: VmSpecV1,
     ) -> Reply<OperationReply> {
         let mut spec = self.spec(spec)?;
-        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
+        self.resolve_spec(caller, &mut spec).await?;
         self.submit(spec.id.clone(), Request::Deploy(spec), request_id.0).await
     }
 
@@ -226,13 +239,15 @@ impl ApiServer for Daemon {
 
     async fn vm_change(
         &self,
-        _: &Extensions,
+        caller: &Extensions,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
         change: ChangeV1,
     ) -> Reply<OperationReply> {
-        let change = change.for_vm(vm.0.as_str())?;
-        policy::check_change(&vm.0, &change)?;
+        let mut change = change.for_vm(vm.0.as_str())?;
+        if let Some(context) = &mut change.context {
+            self.resolve_context(caller, context).await?;
+        }
         self.submit(vm.0, Request::Change(Box::new(change)), request_id.0).await
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{Change, Context, Isolation, Upkeep, VmSpec};
+use ocivisor_core::spec::{Isolation, Upkeep, VmSpec};
 
 /// What `[guests]` of the configuration says.
 #[derive(Debug, Clone)]
@@ -41,22 +41,8 @@ pub fn check(spec: &VmSpec) -> Result<()> {
             (spec.graphics.is_some(), "graphics"),
             (spec.upkeep != Upkeep::default(), "upkeep"),
             (spec.boot.stop_timeout.is_some(), "boot.stop_timeout_ms"),
-            (spec.nics.iter().any(|nic| !nic.dns.is_empty() || !nic.search.is_empty()), "nics.dns"),
         ],
-    )?;
-    check_context(&spec.id, &spec.context)
-}
-
-/// The same of a change.
-///
-/// # Errors
-/// `Invalid`, naming the field.
-pub fn check_change(id: &VmId, change: &Change) -> Result<()> {
-    change.context.as_ref().map_or(Ok(()), |context| check_context(id, context))
-}
-
-fn check_context(id: &VmId, context: &Context) -> Result<()> {
-    refuse(id, &[(*context != Context::default(), "context")])
+    )
 }
 
 fn refuse(id: &VmId, absent: &[(bool, &str)]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Makes a guest and becomes its shim; enters running guests.
+//! Makes a guest and becomes its shim; enters guests.
 //!
 //! ```text
 //! ocivisor-runtime create …   single-threaded, own session, subreaper
@@ -11,6 +11,10 @@
 //!   │  fork ──► joins control groups and all namespaces
 //!   │             └─ clone(CLONE_PARENT) ──► drops to the guest's profile, execve
 //!   └─ serves one client on a socket until the session ends
+//!
+//! ocivisor-runtime tell …     writes what a guest is told about itself into its files
+//!   │  fork ──► joins control groups, user and mount namespace, and does it
+//!   └─ keeps the time
 //! ```
 //!
 //! Everything that could confuse an OCI runtime or leak into a guest is settled here, once: open
@@ -32,11 +36,13 @@ mod create;
 mod embedded;
 mod exec;
 mod external;
+mod guest;
 mod hygiene;
 mod label;
 mod runtime;
 mod status;
 mod sys;
+mod tell;
 
 use std::process::ExitCode;
 
@@ -47,8 +53,9 @@ fn main() -> ExitCode {
     match command.as_ref().and_then(|word| word.to_str()) {
         Some("create") => create::main(&rest),
         Some("exec") => exec::main(&rest),
+        Some("tell") => tell::main(&rest),
         _ => {
-            status::complain("usage: ocivisor-runtime create|exec --option value …");
+            status::complain("usage: ocivisor-runtime create|exec|tell --option value …");
             ExitCode::from(2)
         }
     }

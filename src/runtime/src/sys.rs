@@ -153,6 +153,19 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// These ids and groups, real, effective and saved; clears the death signal.
+///
+/// # Errors
+/// Not allowed, or not mapped.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups)?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
+}
+
 /// Drops a capability, by number, from the bounding set. False if the kernel has no such one.
 ///
 /// # Errors

@@ -57,3 +57,65 @@ fn a_program_that_is_not_there_is_named() {
     let output = Command::new(INIT).args(["--", "/etc"]).output().unwrap();
     assert_eq!(output.status.code(), Some(126));
 }
+
+/// Runs the small init with a start script; `options` come before the program's.
+fn with_script(script: &str, options: &[&str], program: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("script");
+    std::fs::write(&path, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&path, mode).unwrap();
+    let options: Vec<&str> = options
+        .iter()
+        .map(|word| if *word == "SCRIPT" { path.to_str().unwrap() } else { word })
+        .collect();
+    Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", INIT])
+        .args(options)
+        .args(["--", "/bin/sh", "-c", program])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_start_script_runs_as_root_before_the_program_which_is_the_users() {
+    let options = ["--before", "SCRIPT", "--user", "1000:1001:7,8"];
+    for script in
+        ["echo script $(id -u) $HOME; exit 3", "#!/bin/sh\necho script $(id -u) $HOME; exit 3"]
+    {
+        let program = "grep -E '^(Uid|Gid|Groups)' /proc/self/status; exit 5";
+        let (code, stdout, stderr) = out(&with_script(script, &options, program));
+        let words = stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        let ids = "Uid: 1000 1000 1000 1000 Gid: 1001 1001 1001 1001 Groups: 7 8";
+        assert_eq!((code, words), (Some(5), format!("script 0 /root {ids}")));
+        assert_eq!(stderr, "ocivisor-init: start script ended with 3\n");
+    }
+    // One that is not there is no script.
+    let (code, stdout, stderr) = out(&with_script("", &["--before", "/no/such"], "id -u"));
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "0\n", ""));
+}
+
+#[test]
+fn a_guest_that_is_told_to_end_during_its_script_ends() {
+    let ended = with_script("kill -TERM 1; sleep 60", &["--before", "SCRIPT"], "echo never");
+    assert_eq!(out(&ended), (Some(143), String::new(), String::new()));
+    // Ending itself so is the script's own matter.
+    let ended = with_script("kill -TERM $$", &["--before", "SCRIPT"], "echo goes on");
+    assert_eq!(out(&ended).1, "goes on\n");
+}
+
+#[test]
+fn beside_a_script_the_program_is_the_first_process() {
+    let program = "echo $$ $(sleep 0.5); wait";
+    let (code, stdout, _) = out(&with_script("echo $PPID", &["--beside", "SCRIPT"], program));
+    assert_eq!(code, Some(0));
+    let mut lines: Vec<&str> = stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["1", "1"]);
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind, Result, one_line};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{Adoption, GuestView, Guests};
-use ocivisor_core::spec::{Context, VmSpec};
+use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::{GuestExit, GuestFacts, ProcessRef};
 use ocivisor_shim::client::{Client, ClientError};
 use ocivisor_shim::{exit, facts, json, sys};
@@ -199,12 +199,8 @@ impl Guests for HostGuests {
         })
     }
 
-    fn tell_guest(&self, spec: &VmSpec, _: &GuestFacts) -> Result<()> {
-        if spec.context == Context::default() {
-            return Ok(());
-        }
-        let what = format!("tell guest {}: not supported by this version", spec.id);
-        Err(Error::new(ErrorKind::Unsupported, what))
+    fn tell_guest(&self, spec: &VmSpec, facts: &GuestFacts) -> Result<()> {
+        self.tell(spec, facts)
     }
 
     fn start_guest(&self, id: &VmId, _facts: &GuestFacts) -> Result<()> {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::HostGuests;
 use super::spawn::quiet;
+use super::sys::Life;
 use crate::fs::io_error;
 
 /// Most sessions in one guest: a client that begins them without end hurts itself alone.
@@ -74,7 +75,8 @@ impl HostGuests {
         let socket = dir.join(&token[..12]);
         let wire = serde_json::to_vec(&Wire { token: &token, request })
             .map_err(|e| Error::new(ErrorKind::Invalid, format!("exec in vm {id}: {e}")))?;
-        let passed = in_memory(&wire).map_err(|e| io_error("keep the request of", &socket, &e))?;
+        let passed = in_memory("exec-request", &wire)
+            .map_err(|e| io_error("keep the request of", &socket, &e))?;
 
         let mut command = quiet(&self.settings.runtime_bin);
         command.arg("exec").arg("--vm-dir").arg(run.dir()).arg("--socket").arg(&socket);
@@ -88,7 +90,7 @@ impl HostGuests {
         }
         let ready = |line: &str, _: u32| (line == "ready").then_some(());
         let descriptors = [("--request-fd", passed.as_fd())];
-        self.spawn(id, &self.settings.runtime_bin, command, &descriptors, ready)?;
+        self.spawn(id, &self.settings.runtime_bin, command, &descriptors, Life::Own, ready)?;
         Ok(ExecSession { socket, token })
     }
 }
@@ -109,8 +111,9 @@ fn random() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
-    let mut file = File::from(memfd_create("exec-request", MemfdFlags::CLOEXEC)?);
+/// A file without a name, at its beginning.
+pub(super) fn in_memory(name: &str, bytes: &[u8]) -> std::io::Result<File> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file)

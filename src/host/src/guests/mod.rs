@@ -34,6 +34,7 @@ mod exec;
 mod lxcfs;
 mod spawn;
 mod sys;
+mod tell;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
-//! Making a guest's processes: the runtime that becomes its shim, and shims that adopt.
+//! Making a guest's processes: the runtime that becomes its shim, shims that adopt, sessions, tellings.
 //!
-//! Besides [`crate::command`] this is the only place that makes processes: these outlive us, have
-//! no output and no deadline, and say on a pipe that they are set up.
+//! Besides [`crate::command`] this is the only place that makes processes: these have no output, say on
+//! a pipe what came of them, and all but tellings outlive us.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,9 +19,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::HostGuests;
-use super::sys::{Passed, spawn_detached};
+use super::sys::{Life, Passed, spawn_detached};
 
-/// Longest creation of a guest, and longest adoption.
+/// Longest creation of a guest, longest adoption and longest telling.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Longest status line.
 const MAX_LINE: usize = 4096;
@@ -46,7 +46,7 @@ impl HostGuests {
         command.arg("--bundle").arg(run.bundle()).arg("--root").arg(run.runtime());
         command.arg("--shim").arg(&settings.shim_bin);
         self.add_shim_options(&mut command, id);
-        self.spawn(id, &settings.runtime_bin, command, &[], parse_ready)
+        self.spawn(id, &settings.runtime_bin, command, &[], Life::Own, parse_ready)
     }
 
     /// Runs a shim for a guest whose own is gone.
@@ -62,7 +62,7 @@ impl HostGuests {
         command.args(["--start-ticks", &init.start_ticks.to_string()]);
         self.add_shim_options(&mut command, id);
         let master: Vec<_> = master.into_iter().map(|fd| ("--console-fd", fd)).collect();
-        self.spawn(id, &self.settings.shim_bin, command, &master, parse_ready)
+        self.spawn(id, &self.settings.shim_bin, command, &master, Life::Own, parse_ready)
     }
 
     /// Options that runtime and shim share.
@@ -80,14 +80,14 @@ impl HostGuests {
         }
     }
 
-    /// Starts `program` with descriptors named by options, and waits for its word that it is set
-    /// up, which `parse` reads.
+    /// Starts `program` with descriptors named by options, and waits for its word, which `parse` reads.
     pub(super) fn spawn<T>(
         &self,
         id: &VmId,
         program: &Path,
         mut command: Command,
         descriptors: &[(&str, BorrowedFd<'_>)],
+        life: Life,
         parse: fn(&str, u32) -> Option<T>,
     ) -> Result<T> {
         let name = program.display();
@@ -107,7 +107,7 @@ impl HostGuests {
             passed.push(fd);
         }
         tracing::debug!(vm = %id, ?command, "starting");
-        let spawned = spawn_detached(&mut command, passed);
+        let spawned = spawn_detached(&mut command, passed, life);
         // Holds our end of the pipe for writing, without which it would never end.
         drop(command);
         let mut child = match spawned {
@@ -166,7 +166,7 @@ fn wait_ready<T>(
         let mut fds = [PollFd::new(status, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         match poll(&mut fds, Some(&wait)) {
             Ok(0) => {
-                let what = format!("was not created within {} s", patience.as_secs());
+                let what = format!("did not answer within {} s", patience.as_secs());
                 return Err(Error::new(ErrorKind::Timeout, what));
             }
             // What it left behind may hold the pipe open: its own end counts as the pipe's.
@@ -200,10 +200,7 @@ fn died(child: &mut Child, said: &[u8]) -> Error {
     let how = child.wait().map_or_else(|e| e.to_string(), describe);
     let said = one_line(&String::from_utf8_lossy(said));
     let said = if said.is_empty() { String::new() } else { format!(", saying {said:?}") };
-    Error::new(
-        ErrorKind::Host,
-        format!("its runtime ended before the guest was made ({how}){said}"),
-    )
+    Error::new(ErrorKind::Host, format!("its runtime ended without an answer ({how}){said}"))
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -1,4 +1,4 @@
-//! Starting a process that stays when we go; the one unsafe part of this port.
+//! Starting a process; the one unsafe part of this port.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::setsid;
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 
 /// A descriptor for a child: its number here is its number there.
 #[derive(Debug)]
@@ -25,12 +25,28 @@ impl Passed {
     }
 }
 
+/// Whether a process goes on when we go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It does.
+    Own,
+    /// It is killed with the thread that made it.
+    Ours,
+}
+
 /// Starts a program in a session of its own, with no descriptor of ours but the standard three and
 /// `passed`. Those keep their numbers: moving them to fixed ones could hit the descriptor by which
 /// the standard library learns that exec failed.
-pub fn spawn_detached(command: &mut Command, passed: Vec<Passed>) -> io::Result<Child> {
+pub fn spawn_detached(command: &mut Command, passed: Vec<Passed>, life: Life) -> io::Result<Child> {
+    let parent = getpid();
     let prepare = move || {
         setsid()?;
+        if life == Life::Ours {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            if getppid() != Some(parent) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+        }
         // Everything above the standard three closes at exec, whoever opened it without that flag.
         // SAFETY: no pointers; only flags of this process's own descriptors change.
         let done = unsafe {

@@ -314,7 +314,7 @@ fn a_runtime_that_dies_is_reported_and_what_it_made_is_killed() {
     let host = Host::with("", before, "none");
     let error = host.launch().unwrap_err();
     assert_eq!(error.kind, ErrorKind::Host);
-    let want = "guest one-7: its runtime ended before the guest was made (signal 9)";
+    let want = "guest one-7: its runtime ended without an answer (signal 9)";
     assert_eq!(error.message, want);
     let procs = &host.guests.settings.cgroups.shim_procs(&host.id)[0];
     assert_eq!(fs::read_to_string(procs).unwrap().lines().count(), 1);

@@ -73,6 +73,15 @@ use crate::layout::Layout;
 /// How long `drop_root` waits for whoever still uses a mount or the loop device.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Opens a disk for reading, a file or a block device, by a path that was resolved before: no link of it is followed,
+/// for the directory may be a platform's user's.
+///
+/// # Errors
+/// `NotFound`: there is none. `Invalid`: it is something else.
+pub fn open_to_read(path: &Path) -> Result<fs::File> {
+    Place::of(path)?.open_to_read()
+}
+
 /// Root filesystems on this host.
 pub struct HostStorage {
     layout: Layout,

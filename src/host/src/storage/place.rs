@@ -82,6 +82,7 @@ impl Place {
     pub(super) fn open(&self, name: &OsStr, flags: OFlags, want: FileType) -> Result<File> {
         let kind = match want {
             FileType::Directory => "a directory",
+            FileType::BlockDevice => "a file or block device",
             _ => "a regular file",
         };
         let wrong = || {
@@ -99,6 +100,16 @@ impl Place {
         };
         let stat = rustix::fs::fstat(&file).map_err(|e| self.error("look at disk", e))?;
         if FileType::from_raw_mode(stat.st_mode) == want { Ok(file) } else { Err(wrong()) }
+    }
+
+    /// Opens what has this name for reading, if it is a file or a block device.
+    pub(super) fn open_to_read(&self) -> Result<File> {
+        match self.open(&self.name, OFlags::RDONLY, FileType::RegularFile) {
+            Err(e) if e.kind == ErrorKind::Invalid => {
+                self.open(&self.name, OFlags::RDONLY, FileType::BlockDevice)
+            }
+            other => other,
+        }
     }
 
     /// Makes a new regular file; whatever has the name is removed.

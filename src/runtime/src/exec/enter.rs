@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::CloneFlags;
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{PosixRlimitType, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fchown, fstat, openat};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -29,9 +28,8 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 
 use super::request::Request;
 use super::user::{self, User};
-use crate::cgroup::Groups;
 use crate::console::is_pty_master;
-use crate::label::Label;
+use crate::guest::Guest;
 use crate::{embedded, sys};
 
 /// Why there is no program, with the exit code that shells and Docker have for it.
@@ -54,16 +52,8 @@ fn ours(what: &str, error: impl std::fmt::Display) -> Refusal {
 pub struct Entry<'a> {
     /// What to run.
     pub request: &'a Request,
-    /// The guest's configuration.
-    pub config: &'a Spec,
-    /// The guest's first process.
-    pub init: &'a OwnedFd,
-    /// Labels of its programs.
-    pub label: Option<&'a Label>,
-    /// The guest's control groups.
-    pub groups: &'a Groups,
-    /// Where the first process is in the unified hierarchy.
-    pub beside: &'a Path,
+    /// Where.
+    pub guest: &'a Guest,
     /// Where the session's ends of the standard streams go.
     pub streams: &'a OwnedFd,
 }
@@ -74,7 +64,8 @@ pub struct Entry<'a> {
 /// # Errors
 /// The guest ends just now, or the kernel refuses.
 pub fn join(entry: &Entry<'_>) -> Result<Option<u32>> {
-    entry.groups.join_all(entry.beside).map_err(|e| ours("join control groups", e))?;
+    let guest = entry.guest;
+    guest.groups.join_all(&guest.beside).map_err(|e| ours("join control groups", e))?;
     let namespaces = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
@@ -82,9 +73,9 @@ pub fn join(entry: &Entry<'_>) -> Result<Option<u32>> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    nix::sched::setns(entry.init.as_fd(), namespaces).map_err(|e| ours("enter the guest", e))?;
+    nix::sched::setns(guest.init.as_fd(), namespaces).map_err(|e| ours("enter the guest", e))?;
     // The host's root is nobody in there.
-    become_user(0, 0, &[]).map_err(|e| ours("become root of the guest", e))?;
+    sys::become_user(0, 0, &[]).map_err(|e| ours("become root of the guest", e))?;
     // Changing ids sets it by a setting of the host, so it is said after that.
     sys::set_dumpable(false).map_err(|e| ours("hide from the guest", e))?;
     match sys::fork_sibling().map_err(|e| ours("fork into the guest", e))? {
@@ -103,7 +94,7 @@ pub fn run(entry: &Entry<'_>) -> Refusal {
 
 fn try_run(entry: &Entry<'_>) -> Result<std::convert::Infallible> {
     let process =
-        entry.config.process().as_ref().ok_or_else(|| ours("configuration", "no process"))?;
+        entry.guest.config.process().as_ref().ok_or_else(|| ours("configuration", "no process"))?;
     rustix::process::setsid().map_err(|e| ours("begin a session", e))?;
     let user = find_user(entry.request.user.as_deref().unwrap_or("0"))?;
     let workdir = entry.request.workdir.as_deref().map_or(process.cwd().as_path(), Path::new);
@@ -118,13 +109,13 @@ fn try_run(entry: &Entry<'_>) -> Result<std::convert::Infallible> {
     let confined = process.no_new_privileges() == Some(true);
     if !confined {
         // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to be dropped.
-        load_filter(entry.config)?;
+        load_filter(&entry.guest.config)?;
     }
-    let kept = capability_bits(entry.config);
+    let kept = capability_bits(&entry.guest.config);
     drop_privileges(&user, kept)?;
     if confined {
         rustix::thread::set_no_new_privs(true).map_err(|e| ours("set no_new_privs", e))?;
-        load_filter(entry.config)?;
+        load_filter(&entry.guest.config)?;
     }
     // Changing ids cleared it. The session's end is the program's end.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -144,18 +135,10 @@ fn try_run(entry: &Entry<'_>) -> Result<std::convert::Infallible> {
             install([&in_read, &out_write, &err_write])?;
         }
     }
-    if let Some(label) = entry.label {
+    if let Some(label) = &entry.guest.label {
         label.apply().map_err(|e| ours("set the label of the program", e))?;
     }
     execute(entry.request, process.env().as_deref().unwrap_or_default(), &user)
-}
-
-fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
-    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-    setgroups(&groups)?;
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
 }
 
 /// The user by the guest's own files, read from within, where no link leads out.
@@ -291,7 +274,7 @@ fn drop_privileges(user: &User, kept: u64) -> Result<()> {
     }
     sys::clear_ambient().map_err(|e| ours("drop ambient capabilities", e))?;
     // Leaving root clears permitted and effective; staying root does not.
-    become_user(user.uid, user.gid, &user.groups).map_err(|e| ours("become the user", e))?;
+    sys::become_user(user.uid, user.gid, &user.groups).map_err(|e| ours("become the user", e))?;
     let left = if user.uid == 0 { kept } else { 0 };
     sys::set_capabilities(left).map_err(|e| ours("set capabilities", e))
 }

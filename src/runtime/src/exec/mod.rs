@@ -17,7 +17,7 @@
 
 mod enter;
 mod relay;
-mod request;
+pub mod request;
 #[path = "../../../host/src/guests/bundle/user.rs"]
 mod user;
 
@@ -31,7 +31,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::Spec;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_frame::session::FromSession;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,13 +39,12 @@ use rustix::net::{
     recvmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::args::Options;
-use crate::cgroup::{self, Groups};
-use crate::create::{load_config, start_ticks};
-use crate::label::Label;
-use crate::{embedded, hygiene, status, sys};
+use crate::create::start_ticks;
+use crate::guest::Guest;
+use crate::{cgroup, hygiene, status, sys};
 use enter::{Entry, Refusal};
 use relay::{Session, Streams};
 use request::Request;
@@ -107,7 +105,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
         }
     };
     let prepared = settled.and_then(|()| prepare(&place, asked));
-    let (guest, door) = match prepared {
+    let (request, guest, door) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
             status::report(told, &e);
@@ -116,7 +114,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
     };
     // The caller, if it is gone, gave up on the session; nobody will come.
     let told = File::from(told).write_all(b"ready\n");
-    let served = told.and_then(|()| serve(&guest, &door));
+    let served = told.and_then(|()| serve(&request, &guest, &door));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -126,50 +124,16 @@ pub fn main(words: &[OsString]) -> ExitCode {
     }
 }
 
-/// The guest as a session needs it.
-struct Guest {
-    request: Request,
-    config: Spec,
-    init: OwnedFd,
-    groups: Groups,
-    beside: PathBuf,
-    label: Option<Label>,
-}
-
-fn prepare(place: &Place, asked: OwnedFd) -> Result<(Guest, Door)> {
-    let incomplete = || Error::new(ErrorKind::Host, "configuration lacks linux.cgroupsPath");
+fn prepare(place: &Place, asked: OwnedFd) -> Result<(Request, Guest, Door)> {
     let request = request::read(asked)?;
     for procs in &place.cgroup_procs {
         cgroup::join(procs)?;
     }
     // EPERM: leads a session already, as the daemon's spawner sees to.
     let _ = rustix::process::setsid();
-    // The filter is loaded by libcontainer.
-    let config = embedded::with_swapped_masks(&load_config(&place.vm_dir.join("bundle"))?)?;
-    let linux = config.linux().as_ref().ok_or_else(incomplete)?;
-    let groups = Groups::find(linux.cgroups_path().as_deref().ok_or_else(incomplete)?)?;
-    let init = open_init(place.init, place.start_ticks)?;
-    let beside = unified_group(place.init)?;
-    let label = Label::of(&config)
-        .map_err(|e| Error::new(ErrorKind::Host, format!("labels of the guest: {e}")))?;
+    let guest = Guest::find(&place.vm_dir, place.init, place.start_ticks)?;
     let door = Door::open(place)?;
-    Ok((Guest { request, config, init, groups, beside, label }, door))
-}
-
-/// A descriptor of that very process: the pid was looked up by number, only a start time that still
-/// matches afterwards proves identity.
-fn open_init(pid: u32, ticks: u64) -> Result<OwnedFd> {
-    let gone = || Error::new(ErrorKind::GuestExited, format!("process {pid} of the guest ended"));
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
-    let fd = pidfd_open(raw, PidfdFlags::empty()).map_err(|_| gone())?;
-    if start_ticks(pid) == Some(ticks) { Ok(fd) } else { Err(gone()) }
-}
-
-/// The group of the first process in the unified hierarchy.
-fn unified_group(init: u32) -> Result<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
-    let below = cgroup::unified_path(&text).unwrap_or("/").trim_start_matches('/').to_owned();
-    Ok(cgroup::unified_mount()?.unwrap_or_default().join(below))
+    Ok((request, guest, door))
 }
 
 /// The listening socket and what names this process; both are removed when dropped.
@@ -258,11 +222,11 @@ fn check_token(client: &mut UnixStream, token: &str, deadline: Instant) -> io::R
     if difference == 0 { Ok(rest) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn serve(guest: &Guest, door: &Door) -> io::Result<()> {
-    let (mut client, early) = door.admit(&guest.request.token)?;
+fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
+    let (mut client, early) = door.admit(&request.token)?;
     // Nobody else needs the socket; the card stays, because this process does.
     fs::remove_file(&door.socket)?;
-    match begin(guest, &client)? {
+    match begin(request, guest, &client)? {
         Ok((program, streams)) => Session::new(client, streams, early)?.run(program),
         Err(refusal) => {
             let mut last = Vec::new();
@@ -274,22 +238,35 @@ fn serve(guest: &Guest, door: &Door) -> io::Result<()> {
     }
 }
 
+/// Runs a program to its end, with nothing to read and nobody who listens; what it says is lost beyond
+/// what a pipe holds.
+///
+/// # Errors
+/// It could not be run, or not in time; then it was killed.
+pub fn run_unheard(request: &Request, guest: &Guest, patience: Duration) -> io::Result<()> {
+    let (client, _nobody) = UnixStream::pair()?;
+    let (program, streams) =
+        begin(request, guest, &client)?.map_err(|refusal| io::Error::other(refusal.message))?;
+    let ended = rustix::process::pidfd_open(program, rustix::process::PidfdFlags::empty())
+        .map_err(io::Error::from)
+        .and_then(|fd| ready(fd.as_fd(), Instant::now() + patience));
+    if !ended.as_ref().is_ok_and(|ended| *ended) {
+        // ESRCH: it ended just now.
+        let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
+    }
+    waitpid(Some(program), WaitOptions::empty())?;
+    drop(streams);
+    if ended? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}
+
 type Begun = std::result::Result<(Pid, Streams), Refusal>;
 
-/// Makes the program. It is a child of this process, in the guest.
-fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
+/// Makes the program. It is a child of this process, in the guest. Given up if `client` hangs up.
+fn begin(request: &Request, guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let entry = Entry {
-        request: &guest.request,
-        config: &guest.config,
-        init: &guest.init,
-        groups: &guest.groups,
-        beside: &guest.beside,
-        label: guest.label.as_ref(),
-        streams: &theirs,
-    };
+    let entry = Entry { request, guest, streams: &theirs };
     let first = match sys::fork()? {
         sys::Fork::Child => {
             let mut report = File::from(writer);
@@ -325,7 +302,7 @@ fn begin(guest: &Guest, client: &UnixStream) -> io::Result<Begun> {
     if let Some(refusal) = refused {
         return give_up(refusal);
     }
-    match (program, receive_streams(&ours, guest.request.tty)) {
+    match (program, receive_streams(&ours, request.tty)) {
         (Some(program), Ok(streams)) => Ok(Ok((program, streams))),
         (_, Err(e)) => give_up(Refusal { code: 125, message: format!("enter the guest: {e}") }),
         (None, Ok(_)) => {
@@ -407,13 +384,5 @@ mod tests {
         for bad in [&b""[..], b"0123456789abcdef", b"0123456789abcdeX\n", b"0123456789abcdefg\n"] {
             assert!(try_token(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn a_reused_pid_is_no_guest() {
-        let own = std::process::id();
-        let ticks = start_ticks(own).unwrap();
-        assert!(open_init(own, ticks).is_ok());
-        assert_eq!(open_init(own, ticks + 1).unwrap_err().kind, ErrorKind::GuestExited);
     }
 }

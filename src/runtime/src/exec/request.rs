@@ -41,6 +41,15 @@ pub struct Request {
     pub tty: bool,
 }
 
+impl Request {
+    /// A program of the guest's root, with nothing but its arguments, in the guest's root directory.
+    #[must_use]
+    pub fn of(argv: Vec<String>) -> Self {
+        let (token, env, workdir) = (String::new(), Vec::new(), Some("/".to_owned()));
+        Self { token, argv, env, user: None, workdir, tty: false }
+    }
+}
+
 /// Reads a request to the end of the stream.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ocivisor_context::Runner;
 use ocivisor_core::error::Result;
 use ocivisor_core::spec::{Boot, InitKind};
 use ocivisor_core::state::GuestKind;
@@ -92,6 +93,37 @@ fn has_boot_scripts(root: &GuestRoot) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// What runs the start script of a guest of that kind, as `ocivisor_context` has it told.
+///
+/// An init that a caller named is unknown to us, and so is any that has no inittab: they are given the script by our
+/// own, beside them.
+///
+/// # Errors
+/// The root filesystem cannot be read.
+pub fn script_runner(
+    root: &GuestRoot,
+    boot: &Boot,
+    kind: GuestKind,
+    found: Option<&Init>,
+) -> Result<Runner> {
+    let found = found.filter(|_| kind == GuestKind::System && boot.entrypoint.is_none());
+    let Some(found) = found else { return Ok(Runner::Ours) };
+    let inittab = root.resolve(Path::new("/etc/inittab"))?;
+    let inittab = inittab.is_some_and(|file| {
+        file.file_type == FileType::RegularFile && file.path == Path::new("/etc/inittab")
+    });
+    let real = root.resolve(&found.path)?.map(|file| file.path);
+    Ok(match found.flavour {
+        Flavour::Systemd => Runner::Systemd,
+        Flavour::Busybox if inittab => Runner::Busybox,
+        // sysvinit is called init where it is; others with that name are links or read no inittab.
+        Flavour::Other if inittab && real.is_some_and(|path| path.ends_with("init")) => {
+            Runner::Sysvinit
+        }
+        Flavour::Busybox | Flavour::Other => Runner::Ours,
+    })
 }
 
 /// System or application? Pure.

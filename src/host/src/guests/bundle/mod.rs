@@ -36,8 +36,10 @@ mod syscalls;
 pub mod user;
 pub mod way;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ocivisor_context::Runner;
+use ocivisor_context::plan::SCRIPT;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
 use ocivisor_core::spec::VmSpec;
@@ -48,6 +50,7 @@ use crate::fs;
 use crate::labels::Labels;
 use crate::layout::Layout;
 use compose::Inputs;
+use process::GuestProcess;
 use profile::Profile;
 use rootfs::GuestRoot;
 use rustix::fs::FileType;
@@ -96,11 +99,13 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, given: &Given<'_>) ->
     let mut process = process.map_err(in_vm)?;
     process.cwd = root.ensure_workdir(&process.cwd, ids).map_err(in_vm)?;
     let stop_signal = process.stop_signal;
-    let init = layout.init_program();
-    let init = (kind == GuestKind::Application && init.is_file()).then_some(init);
-    if init.is_some() {
-        process.argv.splice(0..0, [mounts::INIT.to_owned(), "--".to_owned()]);
-    }
+    let script = match &spec.context.start_script {
+        None => None,
+        Some(_) => {
+            Some(init::script_runner(&root, &spec.boot, kind, found.as_ref()).map_err(in_vm)?)
+        }
+    };
+    let init = own_init(layout, kind, script, &mut process).map_err(in_vm)?;
     let inputs = Inputs {
         run: &run,
         spec,
@@ -130,6 +135,42 @@ fn open_to_all(device: &Path) -> bool {
     mode.is_ok_and(|mode| {
         FileType::from_raw_mode(mode) == FileType::CharacterDevice && mode & 0o006 == 0o006
     })
+}
+
+/// Puts our small init in front of the command line where it is wanted: before applications, and where nothing else
+/// can run the start script.
+fn own_init(
+    layout: &Layout,
+    kind: GuestKind,
+    script: Option<Runner>,
+    first: &mut GuestProcess,
+) -> Result<Option<PathBuf>> {
+    let options = match (kind, script) {
+        (GuestKind::System, None | Some(Runner::Systemd | Runner::Sysvinit | Runner::Busybox)) => {
+            return Ok(None);
+        }
+        (GuestKind::System, Some(Runner::Ours)) => vec!["--beside".to_owned(), SCRIPT.to_owned()],
+        (GuestKind::Application, None) => Vec::new(),
+        (GuestKind::Application, Some(_)) => {
+            // The script is root's, so the user comes after it.
+            let user = std::mem::replace(&mut first.user, process::root_user());
+            let groups: Vec<String> = user.groups.iter().map(ToString::to_string).collect();
+            let ids = format!("{}:{}:{}", user.uid, user.gid, groups.join(","));
+            vec!["--before".to_owned(), SCRIPT.to_owned(), "--user".to_owned(), ids]
+        }
+    };
+    let program = layout.init_program();
+    if !program.is_file() {
+        if script.is_none() {
+            return Ok(None);
+        }
+        let what = format!("{} is not there to run the start script", program.display());
+        let error = Error::new(ErrorKind::Unsupported, what);
+        return Err(error.hint("reinstall ocivisor, its programs belong together"));
+    }
+    let words = [mounts::INIT.to_owned()].into_iter().chain(options).chain(["--".to_owned()]);
+    first.argv.splice(0..0, words);
+    Ok(Some(program))
 }
 
 /// Hard limit of open files here; a guest cannot be given more, because raising it takes

@@ -32,6 +32,12 @@ pub struct GuestProcess {
     pub stop_signal: u8,
 }
 
+/// The guest's root.
+#[must_use]
+pub fn root_user() -> User {
+    User { uid: 0, gid: 0, groups: Vec::new(), home: Some("/root".into()) }
+}
+
 /// The image's init.
 ///
 /// An entrypoint of the caller replaces it, a command of the caller becomes its arguments; an
@@ -71,7 +77,7 @@ pub fn system(boot: &Boot, image: &ImageConfig, found: Option<&Init>) -> Result<
         argv,
         env: env.0,
         cwd: PathBuf::from("/"),
-        user: User { uid: 0, gid: 0, groups: Vec::new(), home: Some("/root".into()) },
+        user: root_user(),
         stop_signal: stop_signal(boot, image)?.unwrap_or(fallback),
     })
 }
