@@ -193,6 +193,10 @@ fn context(socket: PathBuf) -> Context {
 }
 
 async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result<(), Failure> {
+    if matches!(call, VmmCall::Prereconfigure { .. }) {
+        // Nothing is held: the disk is read when the guest is told.
+        return Ok(());
+    }
     let away = Duration::from_secs(config.daemon_timeout);
     let client = reach(call, context, away).await?;
     let vm = || Text(call.vm_id());
@@ -223,9 +227,23 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
         }
         VmmCall::Resize { resources, .. } => {
             let resources = Some(ResourcesV1::from(resources.as_ref()));
-            let change = ChangeV1 { resources, context: None };
+            let change = ChangeV1 { resources, ..ChangeV1::default() };
             let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
             context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Prereconfigure { .. } => {}
+        VmmCall::Reconfigure { context: told, .. } => {
+            let change = ChangeV1 { context: Some(told.as_ref().into()), ..ChangeV1::default() };
+            let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
+            if let Err(failure) = context.run_operation(&client, &send).await {
+                // Of a VM that is powered off (COLD_NIC_ATTACH) there is no record: the next deploy tells it.
+                let known = client.vm_get(vm()).await;
+                let unknown = known.is_err_and(|e| Failure::from(e).exit == Exit::NotFound);
+                if failure.exit != Exit::NotFound || !unknown {
+                    return Err(failure);
+                }
+                complain(&progress(call.vm(), "no guest to tell: it is told when it is deployed"));
+            }
         }
     }
     Ok(())

@@ -79,6 +79,11 @@ impl<'a> Group<'a> {
         Self { label, keys: BTreeMap::new(), aliases: BTreeMap::new() }
     }
 
+    /// Its name in the template.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
+    }
+
     /// A value; `None` if absent or empty.
     pub(crate) fn get(&self, key: &str) -> Option<&'a str> {
         self.keys.get(key).copied()

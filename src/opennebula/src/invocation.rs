@@ -10,6 +10,8 @@
 //! | `deploy` | path of the deployment file (ours to write, nobody does), host |
 //! | `shutdown` `cancel` `reboot` `reset` | deploy id, host |
 //! | `exec` | none; behind the pair the command and base64 of its input |
+//! | `prereconfigure` | deploy id, name of the context's device |
+//! | `reconfigure` | the same, path of the context disk |
 //! | others | not read yet |
 
 use std::ffi::{OsStr, OsString};

@@ -26,6 +26,7 @@ mod nics;
 mod resources;
 mod signal;
 mod spec;
+mod told;
 mod vm;
 pub mod vmm;
 mod words;

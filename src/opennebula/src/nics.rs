@@ -15,7 +15,7 @@ use ocivisor_core::spec::{Bridge, NicSpec};
 use crate::answer::Notes;
 use crate::context::{Addressing, Group, groups};
 use crate::vm::{DriverVm, Nic, Vector, is_yes};
-use crate::{clip, decimal, invalid};
+use crate::{clip, decimal, invalid, told};
 
 /// Metric that the kernel gives an IPv6 route without one (`IP6_RT_PRIO_USER`); IPv4 has 0.
 const IPV6_METRIC: u32 = 1024;
@@ -51,6 +51,8 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
         let addressing = group.map(|group| group.addressing(mask, notes)).transpose();
         let Addressing { addresses, mut routes } = addressing.map_err(named)?.unwrap_or_default();
         metrics.separate(&mut routes);
+        let text = |key: &str| group.and_then(|group| group.get(key)).map(str::to_owned);
+        let label = |key: &str| format!("{}_{key}", group.map_or("", |group| group.label()));
         specs.push(NicSpec {
             index: nic.id,
             host_name: host_name(vm, nic, notes).map_err(named)?,
@@ -59,8 +61,8 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
             mtu: mtu(nic, group).map_err(named)?,
             addresses,
             routes,
-            dns: Vec::new(),
-            search: Vec::new(),
+            dns: told::servers(text("DNS").as_ref(), &label("DNS"), notes),
+            search: told::domains(text("SEARCH_DOMAIN").as_ref(), &label("SEARCH_DOMAIN"), notes),
         });
     }
     Ok(specs)

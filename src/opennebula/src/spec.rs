@@ -12,14 +12,14 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{DisplayName, Hostname, VmId};
-use ocivisor_core::spec::{Context, Isolation, Platform, RootDisk, Upkeep, VmSpec, normal_path};
+use ocivisor_core::spec::{Isolation, Platform, RootDisk, Upkeep, VmSpec, normal_path};
 
 use crate::answer::{Note, Notes};
 use crate::boot::boot;
 use crate::nics::nics;
 use crate::resources::{io_limits, resources};
 use crate::vm::{Disk, DiskKind, DriverVm, Vector};
-use crate::{clip, decimal, invalid};
+use crate::{clip, decimal, invalid, told};
 
 /// Translates; `vm_dir` is the VM's directory in the system datastore (doubled slashes are fine).
 ///
@@ -35,19 +35,22 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         invalid(format!("the VM's directory {vm_dir:?} is not an absolute path without .."))
     })?;
     let root = root_disk(vm)?;
+    let mut boot = boot(vm.oci.as_ref(), &mut notes)?;
+    // Later ones win: the tenant's own.
+    boot.env.splice(0..0, told::environment(vm.context.as_ref()));
     let spec = VmSpec {
         name: display_name(&vm.name, &id, &mut notes)?,
         hostname: hostname(vm, &id, &mut notes),
         platform: Platform::OpenNebula,
         resources: resources(vm, &mut notes)?,
-        boot: boot(vm.oci.as_ref(), &mut notes)?,
+        boot,
         root: RootDisk {
             path: dir.join(format!("disk.{}", root.id)),
             io: io_limits(root, &mut notes)?,
         },
         nics: nics(vm, &mut notes)?,
         isolation: isolation(vm.oci.as_ref())?,
-        context: Context::default(),
+        context: told::context(vm.context.as_ref(), &dir, &mut notes)?,
         graphics: None,
         upkeep: Upkeep::default(),
         id,
@@ -80,12 +83,15 @@ fn display_name(name: &str, id: &VmId, notes: &mut Notes) -> Result<DisplayName,
     name[..name.floor_char_boundary(MAX)].parse().map_err(|error| invalid(error).context("NAME"))
 }
 
+/// `SET_HOSTNAME` as the packages read it: what cannot be in a name is a hyphen.
 fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
     for key in ["SET_HOSTNAME", "HOSTNAME"] {
         let Some(text) = vm.context.as_ref().and_then(|context| context.get(key)) else {
             continue;
         };
-        match text.parse() {
+        let kept = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '-' };
+        let name: String = text.chars().map(kept).collect();
+        match name.trim_matches('-').parse() {
             Ok(name) => return name,
             Err(_) => notes.add(format_args!(
                 "CONTEXT/{key} {:?} is not a host name and is not used",
@@ -132,23 +138,6 @@ fn root_disk(vm: &DriverVm) -> Result<&Disk, Error> {
     Ok(root)
 }
 
-/// Keys of `CONTEXT` that only something inside the guest could obey.
-const CONTEXT_FOR_GUEST: [&str; 13] = [
-    "CRYPTED_PASSWORD",
-    "CRYPTED_PASSWORD_BASE64",
-    "DNS",
-    "FILES_DS",
-    "PASSWORD",
-    "PASSWORD_BASE64",
-    "REPORT_READY",
-    "SSH_PUBLIC_KEY",
-    "START_SCRIPT",
-    "START_SCRIPT_BASE64",
-    "TIMEZONE",
-    "TOKEN",
-    "USERNAME",
-];
-
 /// Notes about everything outside the spec.
 fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
     for disk in &vm.disks {
@@ -165,20 +154,6 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
             DiskKind::Filesystem => "a shared directory",
         };
         notes.add(format_args!("disk {} is {kind}, which the guest does not get yet", disk.id));
-    }
-    if let Some(context) = &vm.context {
-        let unheard = CONTEXT_FOR_GUEST.iter().filter(|key| context.contains_key(**key));
-        let mut unheard: Vec<&str> = unheard.copied().collect();
-        let dns = |key: &String| key.starts_with("ETH") && key.ends_with("_DNS");
-        if context.keys().any(dns) {
-            unheard.push("ETHn_DNS");
-        }
-        let effect = if unheard.is_empty() {
-            String::new()
-        } else {
-            format!(", so these have no effect: {}", unheard.join(", "))
-        };
-        notes.add(format_args!("the guest does not get the context disk yet{effect}"));
     }
     if let Some(graphics) = &vm.graphics {
         let kind = clip(graphics.get("TYPE").map_or("", String::as_str));

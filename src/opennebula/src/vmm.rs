@@ -30,6 +30,8 @@
 //! | [`VmmCall::Reboot`] | ask the guest to restart; interfaces keep their names | failure |
 //! | [`VmmCall::Reset`] | restart it by force; interfaces keep their names | failure |
 //! | [`VmmCall::Resize`] | give the guest these limits, or leave it as it is | failure |
+//! | [`VmmCall::Prereconfigure`] | let go of the context disk, which is replaced next; we hold none | success |
+//! | [`VmmCall::Reconfigure`] | tell the guest the new context | success: it is told at its next start |
 //!
 //! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
 //! cleaning after failures, so it works from the arguments alone when the XML is unreadable (a
@@ -41,11 +43,11 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{Resources, VmSpec, normal_path};
+use ocivisor_core::spec::{Context, Resources, VmSpec, normal_path};
 
 use crate::answer::{self, Answer, Note, Notes};
 use crate::invocation::{Action, Invocation};
-use crate::{OneId, clip, deploy_id, invalid, resources, spec, vm};
+use crate::{OneId, clip, deploy_id, invalid, resources, spec, told, vm};
 
 /// What a call asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,20 @@ pub enum VmmCall {
         /// What of the template is not honoured.
         notes: Vec<Note>,
     },
+    /// The context disk is about to be replaced.
+    Prereconfigure {
+        /// Which VM.
+        vm: OneId,
+    },
+    /// The guest's context changed.
+    Reconfigure {
+        /// Which VM.
+        vm: OneId,
+        /// What it is told now, all of it.
+        context: Box<Context>,
+        /// What of it is not honoured.
+        notes: Vec<Note>,
+    },
 }
 
 impl VmmCall {
@@ -102,7 +118,9 @@ impl VmmCall {
             | Self::Cancel { vm, .. }
             | Self::Reboot { vm }
             | Self::Reset { vm }
-            | Self::Resize { vm, .. } => *vm,
+            | Self::Resize { vm, .. }
+            | Self::Prereconfigure { vm }
+            | Self::Reconfigure { vm, .. } => *vm,
         }
     }
 
@@ -122,6 +140,8 @@ impl VmmCall {
             Self::Reboot { .. } => Action::Reboot,
             Self::Reset { .. } => Action::Reset,
             Self::Resize { .. } => Action::Resize,
+            Self::Prereconfigure { .. } => Action::Prereconfigure,
+            Self::Reconfigure { .. } => Action::Reconfigure,
         }
     }
 
@@ -131,8 +151,12 @@ impl VmmCall {
         match self {
             Self::Deploy { notes, .. }
             | Self::Cancel { notes, .. }
-            | Self::Resize { notes, .. } => notes,
-            Self::Shutdown { .. } | Self::Reboot { .. } | Self::Reset { .. } => &[],
+            | Self::Resize { notes, .. }
+            | Self::Reconfigure { notes, .. } => notes,
+            Self::Shutdown { .. }
+            | Self::Reboot { .. }
+            | Self::Reset { .. }
+            | Self::Prereconfigure { .. } => &[],
         }
     }
 
@@ -145,7 +169,9 @@ impl VmmCall {
             | Self::Cancel { .. }
             | Self::Reboot { .. }
             | Self::Reset { .. }
-            | Self::Resize { .. } => String::new(),
+            | Self::Resize { .. }
+            | Self::Prereconfigure { .. }
+            | Self::Reconfigure { .. } => String::new(),
         })
     }
 
@@ -203,6 +229,8 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         Action::Shutdown => |vm| VmmCall::Shutdown { vm },
         Action::Reboot => |vm| VmmCall::Reboot { vm },
         Action::Reset => |vm| VmmCall::Reset { vm },
+        Action::Prereconfigure => |vm| VmmCall::Prereconfigure { vm },
+        Action::Reconfigure => return reconfigure(argv, stdin),
         Action::Save
         | Action::Restore
         | Action::Migrate
@@ -215,8 +243,6 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         | Action::SnapshotRevert
         | Action::SnapshotDelete
         | Action::ResizeDisk
-        | Action::Prereconfigure
-        | Action::Reconfigure
         | Action::Exec
         | Action::ExecCancel
         | Action::Poll => {
@@ -270,15 +296,27 @@ fn deploy<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal>
     Ok(VmmCall::Deploy { vm: call.vm, spec: Box::new(spec), notes })
 }
 
+/// The disk's path is the third argument, the VM's directory its own; both are empty for a VM without context.
+fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::Reconfigure, argv)?;
+    let mut notes = Notes::default();
+    let mut made = || {
+        let vm = vm::parse(stdin)?;
+        same_vm(&call, Some(vm.id))?;
+        let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
+        let Some(disk) = disk else { return Ok(Context::default()) };
+        told::context(vm.context.as_ref(), vm_dir(disk, call.vm)?.as_path(), &mut notes)
+    };
+    let context = made().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::Reconfigure { vm: call.vm, context: Box::new(context), notes: notes.into_vec() })
+}
+
 /// The directory of the deployment file, `<datastores>/<system datastore>/<vm>`. That it ends with
 /// the VM's number keeps a mix-up from starting a guest on another VM's disks.
 fn vm_dir(file: &Path, vm: OneId) -> Result<std::path::PathBuf, Error> {
     let dir = normal_path(file).and_then(|file| file.parent().map(Path::to_owned));
     dir.filter(|dir| dir.file_name() == Some(OsStr::new(&vm.to_string()))).ok_or_else(|| {
-        invalid(format!(
-            "deployment file {:?} is not in a directory of VM {vm}",
-            clip(&file.to_string_lossy())
-        ))
+        invalid(format!("{:?} is not in a directory of VM {vm}", clip(&file.to_string_lossy())))
     })
 }
 

@@ -90,7 +90,7 @@ fn names_and_host_names() {
     let named = |name: &str, context: &str| {
         let template = format!("{SMALL}{DISK0}<CONTEXT>{context}</CONTEXT>");
         let (spec, notes) = with(&template, &format!("<NAME>{name}</NAME>")).unwrap();
-        (spec.name.to_string(), spec.hostname.to_string(), notes.len() - 1)
+        (spec.name.to_string(), spec.hostname.to_string(), notes.len())
     };
     let all = |name: &str, host: &str, notes: usize| (name.to_owned(), host.to_owned(), notes);
     assert_eq!(named("web 1", ""), all("web 1", "web-1", 0));
@@ -102,7 +102,11 @@ fn names_and_host_names() {
         all("a", "s", 0)
     );
     assert_eq!(
-        named("a", "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>s;id</SET_HOSTNAME>"),
+        named("a", "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>-s;id_</SET_HOSTNAME>"),
+        all("a", "s-id", 0)
+    );
+    assert_eq!(
+        named("a", "<HOSTNAME>h</HOSTNAME><SET_HOSTNAME>s..d</SET_HOSTNAME>"),
         all("a", "h", 1)
     );
     let (name, _, notes) = named(&"語".repeat(128), "");
@@ -121,7 +125,7 @@ fn control_characters_in_the_name_are_refused() {
 fn what_is_not_honoured_is_said() {
     let template = format!(
         "{SMALL}{DISK0}{}{}{}<CONTEXT><START_SCRIPT>x</START_SCRIPT><ETH0_DNS>1.1.1.1</ETH0_DNS>\
-         <FOO>x</FOO></CONTEXT><GRAPHICS><TYPE>VNC</TYPE></GRAPHICS><RAW><DATA>x</DATA></RAW>\
+         <REPORT_READY>YES</REPORT_READY></CONTEXT><GRAPHICS><TYPE>VNC</TYPE></GRAPHICS><RAW><DATA>x</DATA></RAW>\
          <NUMA_NODE><CPUS>1,2</CPUS></NUMA_NODE>",
         disk(1, "<TYPE>fs</TYPE>"),
         disk(2, "<TYPE>CDROM</TYPE>"),
@@ -131,12 +135,11 @@ fn what_is_not_honoured_is_said() {
     assert_eq!(
         notes,
         [
+            "CONTEXT/REPORT_READY: the guest reports to OneGate only if the image has one-context",
             "disk 1 is a volatile disk, which the guest does not get yet",
             "disk 2 is a CD-ROM, which the guest does not get yet",
             "disk 3 is a data disk, which the guest does not get yet",
             "disk 4 is that much of the host's swap, no device",
-            "the guest does not get the context disk yet, so these have no effect: START_SCRIPT, \
-         ETHn_DNS",
             "GRAPHICS \"VNC\" is not served yet",
             "RAW has no effect",
         ]

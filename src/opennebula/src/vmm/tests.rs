@@ -143,7 +143,16 @@ fn wrong_arguments_are_refused_even_for_cancel() {
 
 #[test]
 fn other_actions_say_one_sentence_whatever_they_get() {
-    let supported = ["deploy", "shutdown", "cancel", "reboot", "reset", "resize"];
+    let supported = [
+        "deploy",
+        "shutdown",
+        "cancel",
+        "reboot",
+        "reset",
+        "resize",
+        "prereconfigure",
+        "reconfigure",
+    ];
     for action in Action::ALL {
         if supported.contains(&action.name()) {
             continue;
@@ -173,4 +182,26 @@ fn failures_of_the_daemon_are_one_sentence_too() {
             exit: 1
         }
     );
+}
+
+#[test]
+fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
+    let vm = "<VM><ID>7</ID><TEMPLATE><CONTEXT><DISK_ID>2</DISK_ID><DNS>9.9.9.9</DNS></CONTEXT></TEMPLATE></VM>";
+    let disk = "/ds//0/7/disk.2";
+    let of = |argv: &[&str], xml: &str| plan("reconfigure", argv, data(xml).as_bytes());
+    let told = |call: VmmCall| match call {
+        VmmCall::Reconfigure { context, .. } => *context,
+        other => panic!("{other:?}"),
+    };
+    let context = told(of(&["one-7", "sdb", disk, "7", "h"], vm).unwrap());
+    assert_eq!(context.disk.as_deref(), Some(Path::new("/ds/0/7/disk.2")));
+    assert_eq!(context.dns.len(), 1);
+    let bare = "<VM><ID>7</ID><TEMPLATE/></VM>";
+    assert_eq!(told(of(&["one-7", "", "", "7", "h"], bare).unwrap()), Context::default());
+    // Another VM's disk, another VM's XML, and none.
+    assert!(of(&["one-7", "sdb", "/ds/0/8/disk.2", "7", "h"], vm).is_err());
+    assert!(of(&["one-8", "sdb", disk, "8", "h"], vm).is_err());
+    assert!(plan("reconfigure", &["one-7", "sdb", disk, "7", "h"], b"").is_err());
+    let call = plan("prereconfigure", &["one-7", "sdb", "7", "h"], b"").unwrap();
+    assert_eq!(call.success(), Answer { stdout: String::new(), stderr: String::new(), exit: 0 });
 }
