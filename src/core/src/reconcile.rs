@@ -3,10 +3,20 @@
 //!
 //! Wishes for absence go forward (shutdown, destroy, undefine, collect), boots are finished if the
 //! guest runs and undone otherwise, and a settled VM is made to hold exactly what its state says.
+//! A system that rebooted itself is booted anew, as a machine is.
 
 use crate::error::{Error, ErrorKind};
 use crate::ports::GuestView;
-use crate::state::{Operation, Phase, Record, Request, VmState};
+use crate::state::{
+    GuestExit, GuestKind, OpKind, Operation, Phase, Record, Request, Timestamp, VmState,
+};
+
+/// How a guest ends that called reboot(2) to restart: that call sends its first process SIGHUP. No other way leads
+/// there, for signals without a handler do not reach the first process of a namespace (pid_namespaces(7)).
+const REBOOTED_ITSELF: GuestExit = GuestExit::Signal(1);
+/// Milliseconds that a guest must have run to be booted anew when it reboots itself. Else it would do nothing but
+/// that, and keep the host busy.
+const LEAST_RUN: u64 = 1000;
 
 /// What is seen on the host of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +27,8 @@ pub struct Observed {
     pub remains: bool,
     /// Whether the host has been rebooted since the guest was created.
     pub rebooted: bool,
+    /// When this was seen.
+    pub at: Timestamp,
 }
 
 impl Observed {
@@ -24,6 +36,17 @@ impl Observed {
     #[must_use]
     pub fn runs(self) -> bool {
         !self.rebooted && matches!(self.guest, GuestView::Running { .. })
+    }
+
+    /// Whether the guest on record ended to be booted anew.
+    fn rebooted_itself(self, record: &Record) -> bool {
+        let system = record.guest.as_ref().is_some_and(|g| g.kind == GuestKind::System);
+        let boot =
+            |kind| matches!(kind, OpKind::Start | OpKind::Deploy | OpKind::Reboot | OpKind::Reset);
+        let booted = record.finished.iter().rev().find(|op| boot(op.kind)).map(|op| op.at);
+        let ran = booted.is_none_or(|booted| self.at.0 >= booted.0.saturating_add(LEAST_RUN));
+        let exited = self.guest == GuestView::Exited(REBOOTED_ITSELF);
+        system && ran && exited && !self.rebooted
     }
 }
 
@@ -38,6 +61,8 @@ pub enum Decision {
     Clear,
     /// The guest ended: run [`Request::Collect`].
     Collect,
+    /// The guest ended to be booted anew: run [`Request::Reset`].
+    Reboot,
     /// Carry the recorded operation on.
     Resume,
     /// The recorded boot came far enough: adopt and commit it.
@@ -67,6 +92,7 @@ fn decide_settled(record: &Record, observed: Observed) -> Decision {
         {
             Decision::Nothing
         }
+        VmState::Running if observed.rebooted_itself(record) => Decision::Reboot,
         VmState::Running | VmState::Paused => Decision::Collect,
         VmState::Stopped | VmState::Suspended if observed.remains => Decision::Clear,
         // Why it failed is what remains; `destroy` tries again.

@@ -6,7 +6,7 @@ use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::Target;
 use crate::ports::GuestView;
 use crate::reconcile::{self, Decision, Observed};
-use crate::state::{Record, Request};
+use crate::state::{OpKind, Record, Request};
 
 impl Engine<'_> {
     /// Clears what is left of a VM that nobody knows: no record, no NIC names.
@@ -45,11 +45,12 @@ impl Engine<'_> {
             guest,
             remains: remains || guest != GuestView::Absent,
             rebooted: facts.is_some_and(|facts| facts.host_boot != boot),
+            at: self.ports.clock.now(),
         })
     }
 
     /// Brings record and host together after a crash, a reboot of the host, or the end of a guest
-    /// or its shim. A [`Decision::Collect`] becomes the operation `op`.
+    /// or its shim. A [`Decision::Collect`] or [`Decision::Reboot`] becomes the operation `op`.
     pub fn reconcile(
         &self,
         mut record: Record,
@@ -58,7 +59,8 @@ impl Engine<'_> {
         hooks: &dyn Hooks,
     ) -> Outcome {
         let lives = observed.runs();
-        match reconcile::decide(&record, observed) {
+        let decision = reconcile::decide(&record, observed);
+        match decision {
             Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
             Decision::Adopt => {
                 let adopted = self.adopt(&mut record).and_then(|()| self.save(&mut record));
@@ -68,10 +70,15 @@ impl Engine<'_> {
                 let cleared = self.clear(&record);
                 Outcome::Settled(Box::new(record), cleared)
             }
-            Decision::Collect => {
+            Decision::Collect | Decision::Reboot => {
                 let before = record.clone();
                 let id = record.id().clone();
-                match self.begin(Some(record), &id, Request::Collect, collect_id(op), op) {
+                let request = match decision {
+                    Decision::Reboot => Request::Reset,
+                    _ => Request::Collect,
+                };
+                let request_id = own_request_id(request.kind(), op);
+                match self.begin(Some(record), &id, request, request_id, op) {
                     Ok(record) => self.carry_out(record, hooks),
                     Err(error) => Outcome::Settled(Box::new(before), Err(error)),
                 }
@@ -116,8 +123,8 @@ impl Engine<'_> {
 }
 
 /// Request id of the daemon's own operation.
-fn collect_id(op: OpId) -> RequestId {
+fn own_request_id(kind: OpKind, op: OpId) -> RequestId {
     // `collect-op-7` is within the rules of request ids, whatever the number.
     #[expect(clippy::expect_used, reason = "printable ASCII without blanks by construction")]
-    format!("collect-{op}").parse().expect("a valid request id")
+    format!("{kind}-{op}").parse().expect("a valid request id")
 }

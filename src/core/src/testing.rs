@@ -14,7 +14,7 @@ use crate::ports::{
     Adoption, BlockDevice, Cgroups, Clock, GuestView, Guests, IdRanges, Loaded, Network, Ports,
     Records, Storage,
 };
-use crate::spec::{Context, IoLimits, NicSpec, Resources, VmSpec};
+use crate::spec::{Context, InitKind, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
 
 /// Payload of the panic that stands for `kill -9`.
@@ -150,6 +150,11 @@ impl FakeHost {
         state.things.clear();
         state.guests.clear();
         state.boot += 1;
+    }
+
+    /// Time passes.
+    pub fn pass(&self, time: Duration) {
+        self.state().now += u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     }
 
     /// What is left of a VM on the host.
@@ -407,7 +412,10 @@ impl Guests for FakeHost {
         Ok(GuestFacts {
             init: process(100),
             shim: process(99),
-            kind: GuestKind::Application,
+            kind: match spec.boot.init {
+                InitKind::System => GuestKind::System,
+                InitKind::Auto | InitKind::Application => GuestKind::Application,
+            },
             stop_signal: 15,
             host_boot: format!("boot-{}", state.boot),
         })

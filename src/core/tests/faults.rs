@@ -9,8 +9,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy};
 use ocivisor_core::error::ErrorKind;
+use ocivisor_core::spec::InitKind;
 use ocivisor_core::state::{GuestExit, OpKind, Request, VmState};
 use ocivisor_core::testing::Fault;
 
@@ -237,6 +240,57 @@ fn the_end_of_a_guest_is_collected_and_its_exit_kept() {
     let record = daemon.host.record(&common::id("one-1")).unwrap();
     assert_eq!((record.state, record.last_exit), (VmState::Stopped, Some(GuestExit::Code(7))));
     daemon.check();
+}
+
+#[test]
+fn a_system_that_reboots_itself_is_booted_anew_but_not_in_a_loop() {
+    let mut spec = common::spec("one-1", 1);
+    spec.boot.init = InitKind::System;
+    let id = common::id("one-1");
+    let mut ended = |init: InitKind, ran: Duration, exit: GuestExit| {
+        spec.boot.init = init;
+        let daemon = prepared(&[Request::Deploy(Box::new(spec.clone()))]);
+        daemon.host.pass(ran);
+        daemon.host.end_guest(&id, exit);
+        assert_eq!(daemon.restart(), []);
+        daemon.check();
+        let record = daemon.host.record(&id).unwrap();
+        (record.state, record.last_exit, record.finished.last().unwrap().kind)
+    };
+    let (hangup, second) = (GuestExit::Signal(1), Duration::from_secs(1));
+    assert_eq!(ended(InitKind::System, second, hangup), (VmState::Running, None, OpKind::Reset));
+    for (init, ran, exit) in [
+        (InitKind::System, Duration::from_millis(900), hangup),
+        // It halted.
+        (InitKind::System, second, GuestExit::Signal(2)),
+        (InitKind::Application, second, hangup),
+    ] {
+        let collected = (VmState::Stopped, Some(exit), OpKind::Collect);
+        assert_eq!(ended(init, ran, exit), collected, "{init:?} {ran:?}");
+    }
+}
+
+#[test]
+fn a_reboot_of_its_own_that_a_crash_cuts_off_is_carried_on() {
+    let mut spec = common::spec("one-1", 1);
+    spec.boot.init = InitKind::System;
+    let id = common::id("one-1");
+    for fault in [Fault::CrashBefore, Fault::CrashHalfway, Fault::CrashAfter] {
+        for n in 0.. {
+            let daemon = prepared(&[Request::Deploy(Box::new(spec.clone()))]);
+            daemon.host.pass(Duration::from_secs(1));
+            daemon.host.end_guest(&id, GuestExit::Signal(1));
+            daemon.host.inject(n, fault);
+            daemon.try_restart();
+            let met = daemon.host.heal();
+            assert_eq!(daemon.restart(), [], "{fault:?} at {n}");
+            daemon.check();
+            assert_eq!(daemon.state("one-1"), Some(VmState::Running), "{fault:?} at {n}");
+            if !met {
+                break;
+            }
+        }
+    }
 }
 
 #[test]

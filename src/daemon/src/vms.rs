@@ -383,12 +383,13 @@ impl Vms {
             return Ok(());
         }
         tracing::info!(vm = %id, ?decision, "vm {id}: record and host differ");
-        let kind = record.op.as_ref().map_or(OpKind::Collect, |op| op.request.kind());
+        let own = if decision == Decision::Reboot { OpKind::Reset } else { OpKind::Collect };
+        let kind = record.op.as_ref().map_or(own, |op| op.request.kind());
         let op = match &record.op {
             Some(op) => op.id,
             None => self.operations.next()?,
         };
-        if decision == Decision::Collect {
+        if matches!(decision, Decision::Collect | Decision::Reboot) {
             self.operations.begin(op, Subject::Vm(id.clone()), kind.name(), None);
         }
         self.carry_out(&slot, &mut state, op, kind, move |host, hooks| {
