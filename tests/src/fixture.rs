@@ -13,6 +13,8 @@ pub struct Call {
     pub arguments: Vec<String>,
     /// The bytes of its stdin.
     pub stdin: Vec<u8>,
+    /// Values of `CONTEXT` as they are on the context disk, where its XML has them encrypted.
+    pub in_clear: Vec<(String, String)>,
 }
 
 impl Call {
@@ -30,6 +32,7 @@ impl Call {
             action: argv[0].rsplit('/').next().unwrap().to_owned(),
             arguments: argv[1..].iter().map(|word| place(word)).collect(),
             stdin: place(&stdin).into_bytes(),
+            in_clear: Vec::new(),
         }
     }
 
@@ -62,5 +65,22 @@ impl Call {
         assert!(text.contains(from), "{from} is not in the recorded call");
         self.stdin = text.replace(from, to).into_bytes();
         self
+    }
+
+    /// The same call with more keys in `CONTEXT`, which it must have.
+    #[must_use]
+    pub fn with_context(self, keys: &[(&str, &str)]) -> Self {
+        let keys = keys.iter().map(|(key, value)| format!("<{key}><![CDATA[{value}]]></{key}>"));
+        self.with("</CONTEXT>", &(keys.collect::<String>() + "</CONTEXT>"))
+    }
+
+    /// The same call without a key in `CONTEXT`.
+    #[must_use]
+    pub fn without_context(self, key: &str) -> Self {
+        let text = String::from_utf8(self.stdin.clone()).unwrap();
+        let (_, rest) = text.split_once(&format!("<{key}><![CDATA[")).expect("the key");
+        let (value, _) = rest.split_once("]]>").unwrap();
+        let whole = format!("<{key}><![CDATA[{value}]]></{key}>");
+        self.with(&whole, "")
     }
 }

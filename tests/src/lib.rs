@@ -13,6 +13,7 @@
     reason = "test harness: a panic is a failed test, and it starts the programs under test"
 )]
 
+pub mod context_disk;
 pub mod count;
 pub mod fixture;
 pub mod image;
@@ -295,9 +296,11 @@ impl Host {
         Answer::of(&child.wait_with_output().unwrap())
     }
 
-    /// The driver script with a pipe as stdin, to be run as the test wants.
+    /// The driver script with a pipe as stdin, to be run as the test wants. The context disk that the
+    /// call expects is made before, as oned has it.
     #[must_use]
     pub fn driver_command(&self, call: &Call) -> Command {
+        context_disk::for_call(call);
         let remotes = repository().join("driver-scripts/opennebula/remotes/vmm/ocivisor");
         let mut command = Command::new(remotes.join(&call.action));
         command

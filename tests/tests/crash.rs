@@ -28,12 +28,13 @@ fn points(steps: &[Step]) -> Vec<String> {
     points
 }
 
-const BOOT: [Step; 7] = [
+const BOOT: [Step; 8] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
     Step::Create,
+    Step::Tell,
     Step::Start,
     Step::Settle,
 ];

@@ -36,11 +36,15 @@ pub const TO_BUILD: [Package; 5] = [
 ];
 
 /// What the quickstart needs besides.
-pub const FOR_QUICKSTART: [Package; 3] =
-    [tool("mmdebstrap", "mmdebstrap"), tool("ip", "iproute2"), tool("ping", "iputils-ping")];
+pub const FOR_QUICKSTART: [Package; 4] = [
+    tool("mmdebstrap", "mmdebstrap"),
+    tool("ip", "iproute2"),
+    tool("ping", "iputils-ping"),
+    tool("xorriso", "xorriso"),
+];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 22] = [
+pub const FOR_TESTS: [Package; 25] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -63,6 +67,9 @@ pub const FOR_TESTS: [Package; 22] = [
     tool("mkfs.btrfs", "btrfs-progs"),
     tool("sfdisk", "fdisk"),
     tool("lxcfs", "lxcfs"),
+    tool("xorriso", "xorriso"),
+    tool("genisoimage", "genisoimage"),
+    tool("ssh", "openssh-client"),
 ];
 
 /// What a VM for tests needs besides.

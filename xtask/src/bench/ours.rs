@@ -146,7 +146,10 @@ impl Ours {
         let xml = std::fs::read_to_string(recorded).context("read the recording")?;
         let xml = xml
             .replace("<BRIDGE><![CDATA[br0]]>", &format!("<BRIDGE><![CDATA[{BRIDGE}]]>"))
-            .replace("<![CDATA[/bin/sh -c]]>", "<![CDATA[/first]]>");
+            .replace("<![CDATA[/bin/sh -c]]>", "<![CDATA[/first]]>")
+            // Made by OpenNebula's transfer driver, and nothing that this image could run.
+            .replace("<CONTEXT><DISK_ID><![CDATA[2]]></DISK_ID>", "<CONTEXT>")
+            .replace("<START_SCRIPT><![CDATA[echo hello > /tmp/hello]]></START_SCRIPT>", "");
         let file = self.disks.join("0/deployment.0");
         let script = root().join("driver-scripts/opennebula/remotes/vmm/ocivisor/deploy");
         let began = Instant::now();

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ocivisor_tests::context_disk;
 
 use super::daemon::Daemon;
 use super::network::{Net, Recorded};
@@ -73,7 +74,8 @@ impl<'a> Guest<'a> {
         Ok(file.parent().context("the recorded path has no directory")?.to_owned())
     }
 
-    /// What OpenNebula's transfer driver does before a deployment: the root disk in its place.
+    /// What OpenNebula's transfer driver does before a deployment: the root disk in its place, and the
+    /// context disk with what the template tells the guest.
     ///
     /// # Errors
     /// It cannot be made.
@@ -86,7 +88,12 @@ impl<'a> Guest<'a> {
         });
         let disk = dir.join("disk.0");
         let disk = disk.to_string_lossy();
-        self.daemon.cli(&["disk", "create", "--image", image, "--size", DISK, &disk])
+        self.daemon.cli(&["disk", "create", "--image", image, "--size", DISK, &disk])?;
+        let context = context_disk::variables(&self.recording.deploy.stdin);
+        let id = context.iter().find(|(name, _)| name == "DISK_ID");
+        let (_, id) = id.context("the recorded context has no disk")?;
+        context_disk::make(&context, &dir.join(format!("disk.{id}")));
+        Ok(())
     }
 
     /// Deploys and returns how long that took.
@@ -185,8 +192,9 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// None of them runs: then it is not the image.
     pub fn look_inside(&self) -> Result<()> {
-        let commands: [&[&str]; 5] = [
+        let commands: [&[&str]; 6] = [
             &["hostname"],
+            &["cat", "/etc/resolv.conf"],
             &["cat", "/proc/self/uid_map"],
             &["ip", "-brief", "address"],
             &["df", "-h", "/"],

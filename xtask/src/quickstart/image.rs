@@ -10,7 +10,10 @@ use crate::cmd::{program, run, say, step};
 /// The release. Its systemd is the last that also runs on cgroup v1 hosts without being told to.
 const SUITE: &str = "bookworm";
 /// What a guest needs to be looked at, beside the essential packages.
-const PACKAGES: &str = "systemd-sysv,dbus,procps,iproute2,iputils-ping,ca-certificates";
+const PACKAGES: &str =
+    "systemd-sysv,dbus,procps,iproute2,iputils-ping,ca-certificates,openssh-server";
+/// Part of the cached file's name: to be raised when what goes into it changes.
+const EDITION: u32 = 2;
 /// Name in the store.
 const NAME: &str = "quickstart-debian";
 
@@ -19,7 +22,7 @@ const NAME: &str = "quickstart-debian";
 /// # Errors
 /// mmdebstrap fails.
 pub fn debian(cache: &Path) -> Result<PathBuf> {
-    let ready = cache.join(format!("debian-{SUITE}-{}.tar", std::env::consts::ARCH));
+    let ready = cache.join(format!("debian-{SUITE}-{}-{EDITION}.tar", std::env::consts::ARCH));
     if ready.is_file() {
         return Ok(ready);
     }
