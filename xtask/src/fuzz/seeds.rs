@@ -10,8 +10,18 @@ use anyhow::{Context, Result};
 use crate::cmd::{program, run};
 
 /// The targets of `fuzz/`.
-pub const TARGETS: [&str; 9] =
-    ["tar", "stream", "manifest", "config", "reference", "header", "answer", "qcow2", "disk"];
+pub const TARGETS: [&str; 10] = [
+    "tar",
+    "stream",
+    "manifest",
+    "config",
+    "reference",
+    "header",
+    "answer",
+    "qcow2",
+    "disk",
+    "iso",
+];
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -34,6 +44,7 @@ pub fn make(dir: &Path) -> Result<()> {
     texts(dir)?;
     disks(&work, dir)?;
     qcow2(&work, dir)?;
+    isos(&work, dir)?;
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
 }
 
@@ -284,4 +295,23 @@ fn qcow2(work: &Path, dir: &Path) -> Result<()> {
     let to = dir.join("qcow2/backing").display().to_string();
     let options = "-u -o cluster_size=512 -b backing -F raw";
     tool(work, &format!("qemu-img create -q -f qcow2 {options} {to} 64K"))
+}
+
+/// Context disks without their system area, which nothing reads.
+fn isos(work: &Path, dir: &Path) -> Result<()> {
+    let files = work.join("context");
+    fs::create_dir_all(files.join("openstack/latest")).context("fill a context disk")?;
+    put(&files.join("context.sh"), b"# x\nA='b '\\''c'\\'''\nB='two\nlines'\n")?;
+    put(&files.join("openstack/latest/meta_data.json"), b"{}")?;
+    put(&files.join(format!("{}.txt", "n".repeat(100))), b"x")?;
+    for (name, line) in [
+        ("joliet", "xorriso -as mkisofs -quiet -V CONTEXT -J -R -o iso context"),
+        ("names", "genisoimage -quiet -V CONTEXT -R -o iso context"),
+        ("plain", "genisoimage -quiet -V CONTEXT -o iso context"),
+    ] {
+        tool(work, line)?;
+        let whole = fs::read(work.join("iso")).context("read a context disk")?;
+        put(&dir.join("iso").join(name), whole.get(32 << 10..).context("a short context disk")?)?;
+    }
+    Ok(())
 }
