@@ -8,7 +8,7 @@ use ocivisor_core::ids::RequestId;
 
 use crate::commands::{
     completions, console, define, destroy, disk, doctor, events, exec, host, image, info, list,
-    logs, man, reboot, reset, resize, shutdown, start, stats, undefine, version,
+    logs, man, reboot, reconfigure, reset, resize, shutdown, start, stats, undefine, version,
 };
 use crate::one;
 use crate::output::Format;
@@ -98,6 +98,8 @@ pub enum Command {
     Destroy(destroy::Options),
     /// Ask a guest to end, then boot it anew; its network interfaces stay
     Reboot(reboot::Options),
+    /// Tell a virtual machine another context; what is not said is taken back
+    Reconfigure(reconfigure::Options),
     /// End a guest at once, then boot it anew; its network interfaces stay
     Reset(reset::Options),
     /// Change what a virtual machine may use; a guest that runs obeys at once

@@ -24,6 +24,7 @@ mod one;
 mod output;
 mod sanitize;
 mod session;
+mod telling;
 mod terminal;
 mod typed;
 mod units;
@@ -78,6 +79,7 @@ async fn ask_daemon(command: &Command, context: &Context) -> Result<(), Failure>
         Command::Shutdown(options) => commands::shutdown::run(options, context).await,
         Command::Destroy(options) => commands::destroy::run(options, context).await,
         Command::Reboot(options) => commands::reboot::run(options, context).await,
+        Command::Reconfigure(options) => commands::reconfigure::run(options, context).await,
         Command::Reset(options) => commands::reset::run(options, context).await,
         Command::Stats(options) => commands::stats::run(options, context).await,
         Command::Resize(options) => commands::resize::run(options, context).await,

@@ -14,14 +14,17 @@ use ocivisor_core::units::{Bytes, CentiCores, NumberSet};
 use ocivisor_rpc::Client;
 use ocivisor_schema::VmSpecV1;
 use ocivisor_schema::spec::{
-    BootV1, ContextV1, InitKindV1, IoLimitsV1, IsolationV1, ResourcesV1, RootDiskV1, UpkeepV1,
+    BootV1, InitKindV1, IoLimitsV1, IsolationV1, ResourcesV1, RootDiskV1, UpkeepV1,
 };
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::absolute;
 use crate::connect::Context;
 use crate::failure::{Exit, Failure};
 use crate::nic::NicOption;
+use crate::telling::TellingOptions;
 use crate::units;
 
 /// Most bytes of a file.
@@ -90,6 +93,8 @@ pub struct Options {
     /// A variable of its environment
     #[arg(short, long, value_name = "NAME=VALUE", conflicts_with = "file")]
     env: Vec<String>,
+    #[command(flatten)]
+    telling: TellingOptions,
     /// User of the first process, instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]", conflicts_with = "file")]
     user: Option<String>,
@@ -155,15 +160,22 @@ fn spec(options: &Options) -> Result<VmSpecV1, Failure> {
     let Some(path) = &options.file else {
         return from_options(options);
     };
-    let shown = path.display();
-    let text =
-        read(path).map_err(|e| Failure::new(Exit::of_io(&e), format!("read {shown}: {e}")))?;
-    let mut spec =
-        parse(&text).map_err(|why| Failure::new(Exit::Usage, format!("{shown}: {why}")))?;
+    let mut spec: VmSpecV1 = read_as(path)?;
     if let Some(id) = &options.vm {
         spec.id = id.to_string();
     }
     Ok(spec)
+}
+
+/// What a JSON or TOML file says; an unknown field is an error.
+///
+/// # Errors
+/// It cannot be read, or is not what it must be.
+pub fn read_as<T: Serialize + DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let shown = path.display();
+    let text =
+        read(path).map_err(|e| Failure::new(Exit::of_io(&e), format!("read {shown}: {e}")))?;
+    parse(&text).map_err(|why| Failure::new(Exit::Usage, format!("{shown}: {why}")))
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -181,7 +193,7 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// JSON begins with a brace, TOML cannot.
-fn parse(text: &str) -> Result<VmSpecV1, String> {
+fn parse<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
     let value: Value = if text.trim_start().starts_with('{') {
         serde_json::from_str(text).map_err(|e| e.to_string())?
     } else {
@@ -191,11 +203,11 @@ fn parse(text: &str) -> Result<VmSpecV1, String> {
             format!("{at}{}", e.message())
         })?
     };
-    let spec: VmSpecV1 = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
-    let known = serde_json::to_value(&spec).map_err(|e| e.to_string())?;
+    let read: T = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
+    let known = serde_json::to_value(&read).map_err(|e| e.to_string())?;
     match unknown_field(&value, &known, "") {
         Some(field) => Err(format!("unknown field {field:?}")),
-        None => Ok(spec),
+        None => Ok(read),
     }
 }
 
@@ -259,7 +271,7 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
         },
         nics: nics.collect(),
         isolation: options.isolation.map_or(IsolationV1::Default, Into::into),
-        context: ContextV1::default(),
+        context: options.telling.context()?,
         graphics: None,
         upkeep: UpkeepV1::default(),
     })
@@ -304,7 +316,7 @@ mod tests {
             "nics": [{"index": 0, "host_name": "a-0", "mac": "02:00:00:00:00:01"}]}"#;
         let toml = "id = 'a'\n[resources]\nmemory = 67108864\n[root]\npath = '/d'\n\
             [[nics]]\nindex = 0\nhost_name = 'a-0'\nmac = '02:00:00:00:00:01'\n";
-        assert_eq!(parse(json).unwrap(), parse(toml).unwrap());
+        assert_eq!(parse::<VmSpecV1>(json).unwrap(), parse(toml).unwrap());
     }
 
     #[test]
@@ -312,18 +324,18 @@ mod tests {
         let document = include_str!("../../../../docs/cli.md");
         let (_, rest) = document.split_once("--file web.toml`:\n").unwrap();
         let (block, _) = rest.split_once("\nAll fields").unwrap();
-        let spec = parse(&block.replace("\n    ", "\n")).unwrap();
+        let spec: VmSpecV1 = parse(&block.replace("\n    ", "\n")).unwrap();
         assert_eq!(VmSpec::try_from(spec).unwrap().id.as_str(), "web");
     }
 
     #[test]
     fn a_misspelt_field_is_an_error() {
         let text = r#"{"id": "a", "resources": {"memory": 1, "vcpu": 2}, "root": {"path": "/d"}}"#;
-        assert_eq!(parse(text).unwrap_err(), "unknown field \"resources.vcpu\"");
+        assert_eq!(parse::<VmSpecV1>(text).unwrap_err(), "unknown field \"resources.vcpu\"");
         let nic = r#"{"id": "a", "resources": {"memory": 1}, "root": {"path": "/d"},
             "nics": [{"index": 0, "host_name": "a-0", "mac": "02:00:00:00:00:01", "ip": "x"}]}"#;
-        assert_eq!(parse(nic).unwrap_err(), "unknown field \"nics[0].ip\"");
-        let broken = parse("id = 'a'\nresources = \n").unwrap_err();
+        assert_eq!(parse::<VmSpecV1>(nic).unwrap_err(), "unknown field \"nics[0].ip\"");
+        let broken = parse::<VmSpecV1>("id = 'a'\nresources = \n").unwrap_err();
         assert!(broken.starts_with("line 2: "), "{broken}");
     }
 

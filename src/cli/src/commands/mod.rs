@@ -15,6 +15,7 @@ pub mod list;
 pub mod logs;
 pub mod man;
 pub mod reboot;
+pub mod reconfigure;
 pub mod reset;
 pub mod resize;
 pub mod shutdown;
