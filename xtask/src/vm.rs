@@ -31,13 +31,14 @@ use crate::packages::{FOR_TESTS, FOR_VM, TO_BUILD, ensure};
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// What runs if nothing is named: one test at least of each part that knows control groups or systemd.
-const SHORT: [(&str, &[&str]); 8] = [
+const SHORT: [(&str, &[&str]); 9] = [
     ("host", &["cgroup::"]),
     ("runtime", &["cgroup::"]),
     ("opennebula", &["a_recorded_vm_boots"]),
     ("isolation", &["the_guest_is_confined"]),
     ("crash", &["when_its_shim_is_killed"]),
     ("runc", &[]),
+    ("context", &["reaches_the_running_guest"]),
     ("systemd", &[]),
     ("labels", &["apparmor"]),
 ];
