@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use ocivisor_frame::session::{FromClient, FromSession};
+use ocivisor_frame::session::{Collected, FromClient, FromSession};
 use ocivisor_shim::message::Size;
 use rustix::fs::{Mode, OFlags, open};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,6 +52,15 @@ pub async fn connect(socket: &Path, token: &str) -> Result<UnixStream, Failure> 
     Ok(stream)
 }
 
+/// Where goes what the command says.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    /// To our own streams, as it comes.
+    Streams,
+    /// Here, up to a bound.
+    Kept(&'a mut Collected),
+}
+
 /// Moves bytes until the command ended; returns its exit code. Without `typed` its input is empty.
 ///
 /// # Errors
@@ -61,6 +70,7 @@ pub async fn run(
     mut signals: Signals,
     mut typed: Option<mpsc::Receiver<Vec<u8>>>,
     has: Terminal,
+    mut heard: Heard<'_>,
 ) -> Result<u8, Failure> {
     let broken = |e: io::Error| Failure::new(Exit::Failure, format!("session connection: {e}"));
     let (mut from, mut to) = stream.into_split();
@@ -79,7 +89,12 @@ pub async fn run(
             .map_err(|e| Failure::new(Exit::Failure, format!("session connection: {e}")))?
         {
             done += used;
+            if let Heard::Kept(kept) = &mut heard {
+                kept.hear(&said);
+            }
             match said {
+                FromSession::Output(_) | FromSession::Error(_)
+                    if matches!(heard, Heard::Kept(_)) => {}
                 FromSession::Output(bytes) if write_bytes(bytes)? == Reader::Gone => {
                     return Ok(NO_READER);
                 }

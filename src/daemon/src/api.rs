@@ -332,10 +332,12 @@ impl ApiServer for Daemon {
         user: Option<String>,
         workdir: Option<String>,
         tty: bool,
+        timeout_ms: Option<u64>,
+        detach: bool,
     ) -> Reply<ExecReply> {
         let record = self.vms.get(&vm.0)?;
         let facts = running(&record)?;
-        let request = ExecRequest { argv, env, user, workdir, tty };
+        let request = ExecRequest { argv, env, user, workdir, tty, timeout_ms, detach };
         self.work(move |vms| crate::exec::begin(&vms.host, &vm.0, &facts, &request)).await
     }
 

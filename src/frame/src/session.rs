@@ -105,6 +105,43 @@ impl<'a> FromSession<'a> {
     }
 }
 
+/// What a program said, up to a bound for each stream, for who wants it at once instead of as it comes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Collected {
+    /// Standard output: its first bytes.
+    pub output: Vec<u8>,
+    /// Standard error, also of the session itself: its first bytes.
+    pub error: Vec<u8>,
+    /// Bytes of both that were left out.
+    pub left_out: u64,
+    /// The exit code, once it ended.
+    pub code: Option<u8>,
+    most: usize,
+}
+
+impl Collected {
+    /// Nothing yet; at most `most` bytes of each stream will be kept.
+    #[must_use]
+    pub fn up_to(most: usize) -> Self {
+        Self { most, ..Self::default() }
+    }
+
+    /// Takes what the session said.
+    pub fn hear(&mut self, said: &FromSession<'_>) {
+        let (kept, bytes) = match *said {
+            FromSession::Exit(code) => {
+                self.code = Some(code);
+                return;
+            }
+            FromSession::Output(bytes) => (&mut self.output, bytes),
+            FromSession::Error(bytes) => (&mut self.error, bytes),
+        };
+        let room = bytes.len().min(self.most.saturating_sub(kept.len()));
+        kept.extend_from_slice(&bytes[..room]);
+        self.left_out += (bytes.len() - room) as u64;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +200,22 @@ mod tests {
         for bad in [&[2, 0, 0][..], &[9, 0, 0], &[0, 255, 255], &[4, 0, 0], &[4, 0, 2, 0, 0]] {
             assert_eq!(FromSession::decode(bad), Err(BadFrame), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_collected_has_a_bound() {
+        let mut all = Collected::up_to(4);
+        for said in [
+            FromSession::Output(b"abc"),
+            FromSession::Error(b"12"),
+            FromSession::Output(b"def"),
+            FromSession::Output(b"g"),
+            FromSession::Exit(3),
+        ] {
+            all.hear(&said);
+        }
+        assert_eq!((&all.output[..], &all.error[..]), (&b"abcd"[..], &b"12"[..]));
+        assert_eq!((all.left_out, all.code), (3, Some(3)));
     }
 
     #[test]

@@ -163,6 +163,8 @@ pub trait Api {
         user: Option<String>,
         workdir: Option<String>,
         tty: bool,
+        timeout_ms: Option<u64>,
+        detach: bool,
     ) -> Result<ExecReply, ApiError>;
 
     /// The last bytes of a VM's console log.

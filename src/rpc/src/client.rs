@@ -6,6 +6,8 @@
 //! Nothing is sent twice by itself: whoever repeats a changing call sends the same request id.
 //! [`Client::wait_op`] only looks, so it goes on across a restart of the daemon.
 
+#![expect(clippy::too_many_arguments, reason = "vm.exec has as many parameters on the wire")]
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -412,7 +414,7 @@ methods! {
     vm_console(vm: Text<VmId>) -> ConsoleReply;
     vm_exec(
         vm: Text<VmId>, argv: Vec<String>, env: Vec<String>, user: Option<String>,
-        workdir: Option<String>, tty: bool
+        workdir: Option<String>, tty: bool, timeout_ms: Option<u64>, detach: bool
     ) -> ExecReply;
     vm_log(vm: Text<VmId>, max_bytes: u64) -> LogReply;
     image_import(

@@ -226,6 +226,12 @@ pub const METHODS: &[Method] = &[
             param("user", "string?", "`user[:group]`; else root"),
             param("workdir", "string?", "absolute path inside; else `/`"),
             param("tty", "boolean", "with a terminal"),
+            param(
+                "timeout_ms",
+                "integer?",
+                "how long it may run; then it is killed, exit code 124",
+            ),
+            param("detach", "boolean", "answer once it runs, and leave it to itself"),
         ],
         "ExecReply",
     ),

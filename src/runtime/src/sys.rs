@@ -142,6 +142,23 @@ pub fn default_signals() {
     }
 }
 
+/// Writing to who does not read any more is an error of that write from now on, and no death.
+pub fn ignore_broken_pipes() {
+    // struct kernel_sigaction with SIG_IGN, no flags, empty mask.
+    let ignore = [1_u64, 0, 0, 0];
+    // SAFETY: the structure has the kernel's size or more, and outlives the call.
+    unsafe {
+        let old = std::ptr::null_mut::<u64>();
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGPIPE,
+            ignore.as_ptr(),
+            old,
+            size_of::<u64>(),
+        );
+    }
+}
+
 /// Lets /proc/self be opened by processes with the same ids, or not; prctl(2), `PR_SET_DUMPABLE`.
 ///
 /// # Errors

@@ -195,12 +195,69 @@ fn a_client_that_leaves_takes_its_program_along() {
 }
 
 #[test]
-fn a_program_takes_its_process_group_along_and_keeps_its_exit_code() {
+fn what_a_program_leaves_running_goes_on_and_may_speak() {
     let guest = running();
-    let done = run(&guest, "1", shell("echo begun; sleep 23456 & exit 3"));
-    assert_eq!((done.code, done.out.as_str()), (Some(3), "begun\n"));
-    let left = run(&guest, "2", shell("ps | grep -c '[s]leep 23456'"));
-    assert_eq!(left.out, "0\n");
+    // Nobody hears it: it neither waits for a reader nor is it killed for having none.
+    let script = "echo begun; (head -c 300000 /dev/zero; touch /tmp/spoke; sleep 23456) & exit 3";
+    let mut session = begin(&guest, "1", shell(script));
+    let mut client = session.connect();
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).unwrap();
+    assert!(said.starts_with(&frame(0, b"begun\n")) && said.ends_with(&frame(4, &[3])));
+    eventually("its word", || guest.root().join("tmp/spoke").exists().then_some(()));
+    let end = "ps | grep '[s]leep 23456$' | while read pid rest; do kill $pid; done";
+    assert_eq!(run(&guest, "2", shell(end)).code, Some(0));
+    // The session was there for it, and for nothing else.
+    assert!(session.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_program_has_its_time_and_its_session_with_it() {
+    let guest = running();
+    // A background job of a shell with job control has a process group of its own.
+    let script =
+        "sleep 34567 & setsid sleep 45678 </dev/null >/dev/null 2>&1 & echo on; sleep 34567";
+    for tty in [false, true] {
+        let mut request = shell(&format!("{}{script}", if tty { "set -m; " } else { "" }));
+        request["timeout_ms"] = 300.into();
+        request["tty"] = tty.into();
+        let done = run(&guest, if tty { "1" } else { "2" }, request);
+        assert_eq!(done.code, Some(124));
+        assert_eq!(done.err, "ocivisor: killed, its time of 300ms is over\n");
+        assert!(done.out.contains("on"), "{}", done.out);
+        let left = run(&guest, "3", shell("ps | grep -c '[s]leep 34567$'"));
+        assert_eq!(left.out, "0\n");
+    }
+    // Who left the session did so on purpose.
+    let left = run(&guest, "4", shell("ps | grep -c '[s]leep 45678$'"));
+    assert_eq!(left.out, "2\n");
+    let mut request = shell("exit 5");
+    request["timeout_ms"] = 60_000.into();
+    assert_eq!(run(&guest, "5", request).code, Some(5));
+}
+
+#[test]
+fn a_detached_program_needs_no_client() {
+    let guest = running();
+    let mut request = shell("head -c 300000 /dev/zero; echo $$ > /tmp/there; sleep 56789");
+    request["detach"] = true.into();
+    request["timeout_ms"] = 2_000.into();
+    let mut session = begin(&guest, "1", request);
+    let mut client = session.connect();
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).unwrap();
+    assert_eq!(said, frame(4, &[0]));
+    drop(client);
+    eventually("it works", || guest.root().join("tmp/there").exists().then_some(()));
+    // Its time is limited all the same.
+    assert!(session.child.wait().unwrap().success());
+    assert_eq!(run(&guest, "2", shell("ps | grep -c '[s]leep 56789$'")).out, "0\n");
+    // That it cannot run is told.
+    let done = run(&guest, "3", serde_json::json!({"argv": ["nope"], "detach": true}));
+    assert_eq!(
+        (done.code, done.err.as_str()),
+        (Some(127), "ocivisor: \"nope\" not found in $PATH\n")
+    );
 }
 
 #[test]

@@ -33,6 +33,11 @@ pub struct ExecRequest {
     pub workdir: Option<String>,
     /// Whether on a terminal of its own.
     pub tty: bool,
+    /// How long it may run, in milliseconds: then it and all of its session is killed, and its exit code
+    /// is 124. Without limit if none.
+    pub timeout_ms: Option<u64>,
+    /// Whether to leave it alone once it runs: the client hears of the beginning only.
+    pub detach: bool,
 }
 
 /// Where the session's client is awaited.

@@ -44,7 +44,8 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "vm.exec" => {
             let argv = vec!["/bin/sh".into(), "-l".into()];
             let env = vec!["TERM=xterm".into()];
-            value!(client.vm_exec(vm, argv, env, None, Some("/root".into()), true))
+            let dir = Some("/root".into());
+            value!(client.vm_exec(vm, argv, env, None, dir, true, Some(60_000), false))
         }
         "vm.log" => value!(client.vm_log(vm, 65_536)),
         "image.import" => {

@@ -198,6 +198,8 @@ impl ApiServer for Fake {
         _: Option<String>,
         _: Option<String>,
         _: bool,
+        _: Option<u64>,
+        _: bool,
     ) -> Answer<ExecReply> {
         Ok(sample!("exec"))
     }

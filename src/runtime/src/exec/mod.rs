@@ -4,8 +4,8 @@
 //! root inside the guest's files, and the guest's programs as the host's root.
 //!
 //! The session listens on a Unix socket until the right client came: one that knows the token. Only
-//! then does the program run; it and the session end together. The socket is removed as soon as its
-//! client is there.
+//! then does the program run. The socket is removed as soon as its client is there. What ends when, and
+//! what goes on, is told in [`relay`]; a detached program has no client any more once it runs.
 //!
 //! ```text
 //! exec --vm-dir D --init PID --start-ticks T --socket S [--group GID] [--cgroup-procs F]…
@@ -16,6 +16,7 @@
 //! On the status descriptor comes `ready` or `error KIND MESSAGE`.
 
 mod enter;
+mod kill;
 mod relay;
 pub mod request;
 #[path = "../../../host/src/guests/bundle/user.rs"]
@@ -226,8 +227,23 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
     let (mut client, early) = door.admit(&request.token)?;
     // Nobody else needs the socket; the card stays, because this process does.
     fs::remove_file(&door.socket)?;
-    match begin(request, guest, &client)? {
-        Ok((program, streams)) => Session::new(client, streams, early)?.run(program),
+    let begun = begin(request, guest, &client)?;
+    // The program has the default; this process writes to it and to the client.
+    sys::ignore_broken_pipes();
+    match begun {
+        Ok((program, streams)) if request.detach => {
+            let mut last = Vec::new();
+            FromSession::Exit(0).encode(&mut last);
+            // A client that left has no say any more.
+            let _ = relay::send_all(&mut client, &last, Instant::now() + TOKEN);
+            drop(client);
+            let mut outputs = streams.into_outputs();
+            relay::attend(program, &mut outputs, request.limit())?;
+            relay::hear_out(outputs)
+        }
+        Ok((program, streams)) => {
+            Session::new(client, streams, early)?.run(program, request.limit())
+        }
         Err(refusal) => {
             let mut last = Vec::new();
             let line = format!("ocivisor: {}\n", refusal.message);
@@ -238,8 +254,7 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
     }
 }
 
-/// Runs a program to its end, with nothing to read and nobody who listens; what it says is lost beyond
-/// what a pipe holds.
+/// Runs a program to its end, with nothing to read and nobody who listens.
 ///
 /// # Errors
 /// It could not be run, or not in time; then it was killed.
@@ -247,16 +262,10 @@ pub fn run_unheard(request: &Request, guest: &Guest, patience: Duration) -> io::
     let (client, _nobody) = UnixStream::pair()?;
     let (program, streams) =
         begin(request, guest, &client)?.map_err(|refusal| io::Error::other(refusal.message))?;
-    let ended = rustix::process::pidfd_open(program, rustix::process::PidfdFlags::empty())
-        .map_err(io::Error::from)
-        .and_then(|fd| ready(fd.as_fd(), Instant::now() + patience));
-    if !ended.as_ref().is_ok_and(|ended| *ended) {
-        // ESRCH: it ended just now.
-        let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
+    match relay::attend(program, &mut streams.into_outputs(), Some(patience))? {
+        Some(_) => Ok(()),
+        None => Err(io::ErrorKind::TimedOut.into()),
     }
-    waitpid(Some(program), WaitOptions::empty())?;
-    drop(streams);
-    if ended? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 type Begun = std::result::Result<(Pid, Streams), Refusal>;

@@ -1,9 +1,13 @@
 //! Moves bytes between a session's program and its client, with bounded buffers both ways.
 //!
 //! A client that does not read stops the program's output, a program that does not read stops the
-//! client's input; neither costs more memory than the buffers. A client that goes away takes the
-//! program with it. When the program ends, what it has written by then is delivered; what its
-//! background children may write later is not waited for.
+//! client's input; neither costs more memory than the buffers.
+//!
+//! When the program ends, what it has written by then is delivered, and the client is told. Whatever the
+//! program left running goes on: what it says from then on is read and thrown away, so that no daemon
+//! dies of a closed pipe. A client that goes away, and a time limit, take the program with them, and all
+//! that it left in its session; but who merely lost a terminal ([`Reach::Group`]) expects what he put into
+//! the background there to go on.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,11 +17,11 @@ use std::time::{Duration, Instant};
 use ocivisor_frame::BadFrame;
 use ocivisor_frame::session::{FromClient, FromSession};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, ioctl_fionbio, read, write};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, waitpid,
-};
+use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread, read, write};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::kill::{Reach, kill};
 
 /// Which stream of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,10 @@ enum Stream {
 const MAX_WAITING: usize = 64 * 1024;
 /// How long a client may take to read the rest once the program ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Most that is delivered of what a terminal showed until its program ended.
+const MAX_LAST: usize = 1 << 20;
+/// The exit code of a program whose time was over, as of timeout(1).
+const TIME_OVER: u8 = 124;
 /// End of file on a terminal.
 const CONTROL_D: u8 = 4;
 
@@ -65,11 +73,23 @@ pub struct Session {
 }
 
 /// What ended the relay.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// It waits to be reaped.
     Program,
     ClientGone,
+    TimeOver,
+}
+
+impl Streams {
+    /// What the program says; its input ends.
+    #[must_use]
+    pub fn into_outputs(self) -> Vec<OwnedFd> {
+        match self {
+            Self::Terminal(master) => vec![master],
+            Self::Pipes { stdin: _, stdout, stderr } => vec![stdout, stderr],
+        }
+    }
 }
 
 impl Session {
@@ -103,31 +123,39 @@ impl Session {
         })
     }
 
-    /// Relays until the program, a child of this process, ended or the client went away.
+    /// Relays until the program, a child of this process, ended, or had its time, or the client went
+    /// away; and reads on as long as anything the program left behind may write.
     ///
     /// # Errors
     /// The kernel refuses to wait. The program is killed in any case.
-    pub fn run(mut self, program: Pid) -> io::Result<()> {
-        let end = self.relay(program);
-        // All of its process group. Before it is reaped: until then nobody else can have its number.
-        // ESRCH: none is left.
-        let _ = kill_process_group(program, Signal::KILL);
-        let code = reap(program);
-        match end? {
-            End::ClientGone => Ok(()),
-            End::Program => {
-                let code = code?;
-                // What is in the pipes now was written before the end.
-                while self.take_output()? {
-                    self.flush(Instant::now() + LAST_WORDS)?;
-                }
-                FromSession::Exit(code).encode(&mut self.to_client);
-                self.flush(Instant::now() + LAST_WORDS)
-            }
+    pub fn run(mut self, program: Pid, limit: Option<Duration>) -> io::Result<()> {
+        let end = self.relay(program, limit.map(|limit| Instant::now() + limit));
+        // Before it is reaped: until then nobody else can have its number.
+        match end {
+            Ok(End::Program) => {}
+            Ok(End::ClientGone) if self.terminal => kill(program, Reach::Group),
+            Ok(End::ClientGone | End::TimeOver) | Err(_) => kill(program, Reach::Session),
         }
+        let code = reap(program);
+        let end = end?;
+        let code = match end {
+            End::ClientGone => return Ok(()),
+            End::Program => code?,
+            End::TimeOver => TIME_OVER,
+        };
+        self.deliver_rest()?;
+        if let (End::TimeOver, Some(limit)) = (end, limit) {
+            let line = format!("ocivisor: killed, its time of {limit:?} is over\n");
+            FromSession::Error(line.as_bytes()).encode(&mut self.to_client);
+        }
+        FromSession::Exit(code).encode(&mut self.to_client);
+        self.flush(Instant::now() + LAST_WORDS)?;
+        // The client knows all that there is to know.
+        drop((self.client, self.input));
+        hear_out(self.outputs.into_iter().map(|(_, fd)| fd).collect())
     }
 
-    fn relay(&mut self, program: Pid) -> io::Result<End> {
+    fn relay(&mut self, program: Pid, deadline: Option<Instant>) -> io::Result<End> {
         let pidfd = pidfd_open(program, PidfdFlags::empty())?;
         loop {
             if self.take_frames().is_err() {
@@ -152,7 +180,7 @@ impl Session {
                     outputs.map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
                 );
             }
-            match poll(&mut fds, None) {
+            match poll(&mut fds, until(deadline).as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -171,6 +199,9 @@ impl Session {
             }
             if ended {
                 return Ok(End::Program);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(End::TimeOver);
             }
         }
     }
@@ -242,9 +273,28 @@ impl Session {
         Ok(())
     }
 
-    /// One read of each output; whether anything came.
-    fn take_output(&mut self) -> io::Result<bool> {
-        let mut came = false;
+    /// What is there now: it was written before the end. No more, for what the program left behind may
+    /// write without end.
+    fn deliver_rest(&mut self) -> io::Result<()> {
+        // A terminal passes on with delay what was written to it, and says when it is all.
+        let mut left = if self.terminal { MAX_LAST } else { 0 };
+        for (_, fd) in self.outputs.iter().filter(|_| !self.terminal) {
+            left += usize::try_from(ioctl_fionread(fd)?).unwrap_or(usize::MAX);
+        }
+        while left > 0 {
+            let came = self.take_output()?;
+            if came == 0 {
+                break;
+            }
+            left = left.saturating_sub(came);
+            self.flush(Instant::now() + LAST_WORDS)?;
+        }
+        Ok(())
+    }
+
+    /// One read of each output; how much came.
+    fn take_output(&mut self) -> io::Result<usize> {
+        let mut came = 0;
         let mut chunk = [0_u8; 16 * 1024];
         let mut open = Vec::new();
         for (stream, fd) in self.outputs.drain(..) {
@@ -252,7 +302,7 @@ impl Session {
                 // EIO: nobody has the terminal open.
                 Ok(0) | Err(Errno::IO) => {}
                 Ok(n) => {
-                    came = true;
+                    came += n;
                     let frame = match stream {
                         Stream::Out => FromSession::Output(&chunk[..n]),
                         Stream::Error => FromSession::Error(&chunk[..n]),
@@ -289,6 +339,78 @@ impl Session {
         self.to_client.clear();
         Ok(())
     }
+}
+
+/// Waits for a child whose output nobody wants to know: its exit code. None if its time was over; then
+/// it was killed with all its session.
+///
+/// # Errors
+/// The kernel refuses to wait. The program is killed in any case.
+pub fn attend(
+    program: Pid,
+    outputs: &mut Vec<OwnedFd>,
+    limit: Option<Duration>,
+) -> io::Result<Option<u8>> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut wait = || -> io::Result<bool> {
+        let pidfd = pidfd_open(program, PidfdFlags::empty())?;
+        loop {
+            if throw_away(outputs, Some(&pidfd), until(deadline).as_ref())? {
+                return Ok(true);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(false);
+            }
+        }
+    };
+    let ended = wait();
+    if !matches!(ended, Ok(true)) {
+        kill(program, Reach::Session);
+    }
+    let code = reap(program);
+    if ended? { code.map(Some) } else { Ok(None) }
+}
+
+/// Reads what nobody wants to know until nobody can write any more.
+///
+/// # Errors
+/// The kernel refuses to wait.
+pub fn hear_out(mut outputs: Vec<OwnedFd>) -> io::Result<()> {
+    while !outputs.is_empty() {
+        throw_away(&mut outputs, None, None)?;
+    }
+    Ok(())
+}
+
+/// One wait, and a read of each output that has something; those that ended are left out from then on.
+/// Whether `other` can be read.
+fn throw_away(
+    outputs: &mut Vec<OwnedFd>,
+    other: Option<&OwnedFd>,
+    wait: Option<&Timespec>,
+) -> io::Result<bool> {
+    let watched = outputs.iter().chain(other);
+    let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    match poll(&mut fds, wait) {
+        Err(Errno::INTR) => return Ok(false),
+        Err(e) => return Err(e.into()),
+        Ok(_) => {}
+    }
+    let mut spoke: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    let others = spoke.split_off(outputs.len()).pop().unwrap_or_default();
+    let mut chunk = [0_u8; 16 * 1024];
+    let mut spoke = spoke.into_iter();
+    outputs.retain(|fd| {
+        // EIO: nobody has the terminal open, nor will.
+        !spoke.next().unwrap_or_default() || !matches!(read(fd, &mut chunk), Ok(0) | Err(Errno::IO))
+    });
+    Ok(others)
+}
+
+/// How long to wait for a deadline.
+fn until(deadline: Option<Instant>) -> Option<Timespec> {
+    let left = deadline?.saturating_duration_since(Instant::now());
+    Timespec::try_from(left).ok()
 }
 
 /// Waits for a child and gives its exit code as shells do.

@@ -2,7 +2,8 @@
 //! is on a command line, which everybody on the host can read.
 //!
 //! ```json
-//! {"token": "…", "argv": ["ls"], "env": ["A=b"], "user": "web", "workdir": "/", "tty": true}
+//! {"token": "…", "argv": ["ls"], "env": ["A=b"], "user": "web", "workdir": "/", "tty": true,
+//!  "timeout_ms": 5000, "detach": false}
 //! ```
 //!
 //! Only `token` and `argv` must be there.
@@ -10,6 +11,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -18,6 +20,9 @@ use serde::Deserialize;
 const MAX_REQUEST: u64 = 4 << 20;
 /// Fewest and most characters of a token.
 const TOKEN: std::ops::RangeInclusive<usize> = 16..=128;
+
+/// Shortest and longest time limit: a sum of it and now has to fit into the clock's type.
+const LIMIT_MS: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 3_600_000;
 
 /// A session.
 #[derive(Debug, Deserialize)]
@@ -39,14 +44,27 @@ pub struct Request {
     /// Whether to run on a terminal of its own.
     #[serde(default)]
     pub tty: bool,
+    /// How long it may run, in milliseconds; without limit if absent.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Whether to leave it alone once it runs.
+    #[serde(default)]
+    pub detach: bool,
 }
 
 impl Request {
+    /// How long it may run.
+    #[must_use]
+    pub fn limit(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
+
     /// A program of the guest's root, with nothing but its arguments, in the guest's root directory.
     #[must_use]
     pub fn of(argv: Vec<String>) -> Self {
         let (token, env, workdir) = (String::new(), Vec::new(), Some("/".to_owned()));
-        Self { token, argv, env, user: None, workdir, tty: false }
+        let (user, timeout_ms) = (None, None);
+        Self { token, argv, env, user, workdir, tty: false, timeout_ms, detach: false }
     }
 }
 
@@ -82,6 +100,9 @@ fn parse(bytes: &[u8]) -> Result<Request> {
     if request.workdir.as_ref().is_some_and(|dir| !dir.starts_with('/')) {
         return Err(bad("working directory is not absolute".into()));
     }
+    if request.timeout_ms.is_some_and(|limit| !LIMIT_MS.contains(&limit)) {
+        return Err(bad("the time limit is not between a millisecond and a year".into()));
+    }
     Ok(request)
 }
 
@@ -104,6 +125,8 @@ mod tests {
             format!(r#"{{"token":"{token}","argv":["a"],"env":["A"]}}"#),
             format!(r#"{{"token":"{token}","argv":["a"],"env":["=b"]}}"#),
             format!(r#"{{"token":"{token}","argv":["a"],"workdir":"x"}}"#),
+            format!(r#"{{"token":"{token}","argv":["a"],"timeout_ms":0}}"#),
+            format!(r#"{{"token":"{token}","argv":["a"],"timeout_ms":99999999999}}"#),
             format!(r#"{{"token":"{token}","argv":["a"],"more":1}}"#),
         ] {
             assert_eq!(parse(bad.as_bytes()).unwrap_err().kind, ErrorKind::Invalid, "{bad}");

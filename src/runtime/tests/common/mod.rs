@@ -129,7 +129,7 @@ impl Guest {
         for tool in [
             "sh", "cat", "ls", "id", "hostname", "sleep", "readlink", "mount", "stty", "tty",
             "grep", "unshare", "mknod", "head", "wc", "env", "kill", "ps", "echo", "pwd", "touch",
-            "find", "true",
+            "find", "true", "setsid",
         ] {
             symlink("busybox", root.join("bin").join(tool)).unwrap();
         }
