@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use ocivisor_core::ids::RequestId;
 
 use crate::commands::{
-    completions, console, define, destroy, disk, doctor, events, exec, host, image, info, list,
+    completions, console, cp, define, destroy, disk, doctor, events, exec, host, image, info, list,
     logs, man, reboot, reconfigure, reset, resize, shutdown, start, stats, undefine, version,
 };
 use crate::one;
@@ -115,6 +115,8 @@ pub enum Command {
     Console(console::Options),
     /// Run a command in a guest
     Exec(exec::Options),
+    /// Copy files between a guest and here
+    Cp(cp::Options),
     /// Show what a guest wrote to its console
     Logs(logs::Options),
     /// Show what happened

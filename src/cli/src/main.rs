@@ -16,6 +16,7 @@ mod args;
 mod attach;
 mod commands;
 mod connect;
+mod copy;
 mod doctor;
 mod failure;
 mod nic;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::One(options) => return one::main(&options, &context),
         Command::Exec(options) => commands::exec::main(&options, &context),
+        Command::Cp(options) => commands::cp::main(&options, &context),
         command => run(&command, &context).map(|()| 0),
     };
     match result {
@@ -65,7 +67,7 @@ fn run(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Doctor(options) => commands::doctor::run(options, context),
         Command::Completions(options) => commands::completions::run(options),
         Command::Man(options) => commands::man::run(options, context),
-        Command::Exec(_) | Command::One(_) => Ok(()),
+        Command::Exec(_) | Command::Cp(_) | Command::One(_) => Ok(()),
         command => block_on(ask_daemon(command, context)),
     }
 }
@@ -92,6 +94,7 @@ async fn ask_daemon(command: &Command, context: &Context) -> Result<(), Failure>
         Command::Host(options) => commands::host::run(options, context).await,
         Command::Version(options) => commands::version::run(options, context).await,
         Command::Exec(_)
+        | Command::Cp(_)
         | Command::Doctor(_)
         | Command::Completions(_)
         | Command::Man(_)

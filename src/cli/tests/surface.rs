@@ -46,6 +46,7 @@ fn every_command_has_help() {
         "undefine",
         "console",
         "exec",
+        "cp",
         "logs",
         "events",
         "image",

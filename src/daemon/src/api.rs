@@ -9,7 +9,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::spec::{Context, VmSpec};
 use ocivisor_core::state::{Record, Request};
-use ocivisor_host::guests::ExecRequest;
+use ocivisor_host::guests::{CopyRequest, ExecRequest};
 use ocivisor_rpc::{
     API_VERSION, ApiError, ApiServer, Extensions, MAX_EVENTS, MAX_WAIT_MS, async_trait,
 };
@@ -26,6 +26,7 @@ use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1};
 
 use crate::asking::Asking;
 use crate::caller::Caller;
+use crate::exec::{self, running};
 use crate::host::Host;
 use crate::images;
 use crate::jobs::{Jobs, Order, Teller};
@@ -338,14 +339,31 @@ impl ApiServer for Daemon {
         let record = self.vms.get(&vm.0)?;
         let facts = running(&record)?;
         let request = ExecRequest { argv, env, user, workdir, tty, timeout_ms, detach };
-        self.work(move |vms| crate::exec::begin(&vms.host, &vm.0, &facts, &request)).await
+        self.work(move |vms| exec::begin(&vms.host, &vm.0, &facts, &request)).await
+    }
+
+    async fn vm_copy(
+        &self,
+        _: &Extensions,
+        vm: Text<VmId>,
+        direction: String,
+        path: String,
+        follow: bool,
+        owners: bool,
+        archive: bool,
+    ) -> Reply<ExecReply> {
+        let record = self.vms.get(&vm.0)?;
+        let facts = running(&record)?;
+        let direction = exec::direction(&direction)?;
+        let request = CopyRequest { direction, path, follow, owners, archive };
+        self.work(move |vms| exec::copy(&vms.host, &vm.0, &facts, &request)).await
     }
 
     async fn vm_log(&self, _: &Extensions, vm: Text<VmId>, max_bytes: u64) -> Reply<LogReply> {
         self.vms.get(&vm.0)?;
         let max = max_bytes.min(4 << 20);
         let (bytes, truncated) =
-            self.work(move |vms| crate::exec::console_tail(&vms.host.layout, &vm.0, max)).await?;
+            self.work(move |vms| exec::console_tail(&vms.host.layout, &vm.0, max)).await?;
         let text_base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
         Ok(LogReply { text_base64, truncated })
     }
@@ -578,12 +596,4 @@ impl ApiServer for Daemon {
     async fn daemon_version(&self, _: &Extensions) -> Reply<VersionReply> {
         Ok(VersionReply { version: VERSION.into(), api: API_VERSION })
     }
-}
-
-/// The guest of a VM that runs.
-fn running(record: &ocivisor_core::state::Record) -> Result<ocivisor_core::state::GuestFacts> {
-    record.guest.clone().filter(|_| record.state.is_live()).ok_or_else(|| {
-        let what = format!("vm {} is {}: it has no guest", record.id(), record.state.name());
-        Error::new(ErrorKind::Conflict, what).hint("start it")
-    })
 }

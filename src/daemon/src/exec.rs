@@ -3,13 +3,13 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::state::GuestFacts;
+use ocivisor_core::state::{GuestFacts, Record};
 use ocivisor_core::units::Bytes;
 use ocivisor_host::cgroup::HostCgroups;
 use ocivisor_host::fs::io_error;
-use ocivisor_host::guests::{Engine, ExecRequest, HostGuests, Settings};
+use ocivisor_host::guests::{CopyRequest, Direction, Engine, ExecRequest, HostGuests, Settings};
 use ocivisor_host::layout::Layout;
 use ocivisor_schema::reply::ExecReply;
 
@@ -35,6 +35,23 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
     })
 }
 
+/// The guest of a VM that runs.
+pub fn running(record: &Record) -> Result<GuestFacts> {
+    record.guest.clone().filter(|_| record.state.is_live()).ok_or_else(|| {
+        let what = format!("vm {} is {}: it has no guest", record.id(), record.state.name());
+        Error::new(ErrorKind::Conflict, what).hint("start it")
+    })
+}
+
+/// Reads a direction of the wire.
+pub fn direction(text: &str) -> Result<Direction> {
+    match text {
+        "in" => Ok(Direction::In),
+        "out" => Ok(Direction::Out),
+        _ => Err(Error::new(ErrorKind::Invalid, "direction is neither \"in\" nor \"out\"")),
+    }
+}
+
 /// Begins a session; its client finds it at the socket, with the token.
 pub fn begin(
     host: &Host,
@@ -43,6 +60,17 @@ pub fn begin(
     request: &ExecRequest,
 ) -> Result<ExecReply> {
     let session = host.guests.begin_exec(id, facts, request)?;
+    Ok(ExecReply { socket: session.socket.display().to_string(), token: session.token })
+}
+
+/// Begins a session that copies, as [`begin`].
+pub fn copy(
+    host: &Host,
+    id: &VmId,
+    facts: &GuestFacts,
+    request: &CopyRequest,
+) -> Result<ExecReply> {
+    let session = host.guests.begin_copy(id, facts, request)?;
     Ok(ExecReply { socket: session.socket.display().to_string(), token: session.token })
 }
 

@@ -167,6 +167,18 @@ pub trait Api {
         detach: bool,
     ) -> Result<ExecReply, ApiError>;
 
+    /// Begin to copy files from or to a running guest.
+    #[method(name = "vm.copy", param_kind = map, with_extensions)]
+    async fn vm_copy(
+        &self,
+        vm: Text<VmId>,
+        direction: String,
+        path: String,
+        follow: bool,
+        owners: bool,
+        archive: bool,
+    ) -> Result<ExecReply, ApiError>;
+
     /// The last bytes of a VM's console log.
     #[method(name = "vm.log", param_kind = map, with_extensions)]
     async fn vm_log(&self, vm: Text<VmId>, max_bytes: u64) -> Result<LogReply, ApiError>;

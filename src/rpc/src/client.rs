@@ -416,6 +416,9 @@ methods! {
         vm: Text<VmId>, argv: Vec<String>, env: Vec<String>, user: Option<String>,
         workdir: Option<String>, tty: bool, timeout_ms: Option<u64>, detach: bool
     ) -> ExecReply;
+    vm_copy(
+        vm: Text<VmId>, direction: String, path: String, follow: bool, owners: bool, archive: bool
+    ) -> ExecReply;
     vm_log(vm: Text<VmId>, max_bytes: u64) -> LogReply;
     image_import(
         request_id: Text<RequestId>, source: String, name: Option<String>,

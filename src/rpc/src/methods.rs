@@ -236,6 +236,25 @@ pub const METHODS: &[Method] = &[
         "ExecReply",
     ),
     method(
+        "vm.copy",
+        Role::Operate,
+        Patience::Quick,
+        "Begins to copy files from or to a running guest, as a tar stream.",
+        &[
+            VM,
+            param("direction", "string", "`in` or `out`"),
+            param("path", "string", "absolute path inside"),
+            param("follow", "boolean", "out: a link at the end of the path is followed"),
+            param("owners", "boolean", "in: owners and set-id bits are kept; else all is root's"),
+            param(
+                "archive",
+                "boolean",
+                "in: names as they are, below a directory that is there; else all below the first one, which may be renamed",
+            ),
+        ],
+        "ExecReply",
+    ),
+    method(
         "vm.log",
         Role::Operate,
         Patience::Quick,

@@ -1,17 +1,20 @@
 //! A guest that is there, created or running, as those who enter it need it.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::sched::CloneFlags;
 use oci_spec::runtime::Spec;
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal,
+};
 
 use crate::cgroup::{self, Groups};
 use crate::create::{load_config, start_ticks};
-use crate::embedded;
 use crate::label::Label;
+use crate::{embedded, sys};
 
 /// A guest.
 #[derive(Debug)]
@@ -43,6 +46,33 @@ impl Guest {
         let label = Label::of(&config)
             .map_err(|e| Error::new(ErrorKind::Host, format!("labels of the guest: {e}")))?;
         Ok(Self { init: open_init(init, start_ticks)?, config, groups, beside, label })
+    }
+
+    /// In a child of `parent`, for good: into the guest's control groups, user and mount namespace, as its
+    /// root, with these capabilities (a bit each) and no others. Not into its process namespace: nothing in
+    /// there sees this process. It dies with its parent.
+    ///
+    /// # Errors
+    /// The guest ends just now, or the kernel refuses.
+    pub fn enter_for_files(&self, parent: Pid, capabilities: u64) -> Result<()> {
+        let failed = |what: &str, e: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Host, format!("{what}: {e}"))
+        };
+        self.groups.join_all(&self.beside)?;
+        let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+        nix::sched::setns(self.init.as_fd(), namespaces)
+            .map_err(|e| failed("enter the guest", &e))?;
+        sys::become_user(0, 0, &[]).map_err(|e| failed("become root of the guest", &e))?;
+        // Changing ids sets and clears these two.
+        sys::set_dumpable(false).map_err(|e| failed("hide from the guest", &e))?;
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|e| failed("set the death signal", &e))?;
+        if getppid() != Some(parent) {
+            return Err(failed("enter the guest", &"nobody waits for it"));
+        }
+        sys::clear_ambient().map_err(|e| failed("drop ambient capabilities", &e))?;
+        sys::set_capabilities(capabilities).map_err(|e| failed("drop capabilities", &e))?;
+        rustix::thread::set_no_new_privs(true).map_err(|e| failed("set no_new_privs", &e))
     }
 }
 

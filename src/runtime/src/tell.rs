@@ -17,19 +17,18 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::sched::CloneFlags;
 use ocivisor_context::{Root, Telling, Told, tell};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, Signal, WaitOptions, getppid, kill_process, set_parent_process_death_signal, waitpid,
+    Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid,
 };
 use serde::Serialize;
 
@@ -177,28 +176,14 @@ fn work(place: &Place) -> Result<(Guest, Told)> {
     Ok((guest, understand(&said?)?))
 }
 
-/// In the child: into the guest, as its root, with what files need.
+/// In the child: into the guest.
 fn enter(guest: &Guest, parent: Pid) -> Result<Root> {
-    let failed =
-        |what: &str, e: &dyn std::fmt::Display| Error::new(ErrorKind::Host, format!("{what}: {e}"));
-    guest.groups.join_all(&guest.beside)?;
-    let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    nix::sched::setns(guest.init.as_fd(), namespaces).map_err(|e| failed("enter the guest", &e))?;
-    sys::become_user(0, 0, &[]).map_err(|e| failed("become root of the guest", &e))?;
-    // Changing ids sets and clears these two.
-    sys::set_dumpable(false).map_err(|e| failed("hide from the guest", &e))?;
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| failed("set the death signal", &e))?;
-    if getppid() != Some(parent) {
-        return Err(failed("enter the guest", &"nobody waits for it"));
-    }
-    sys::clear_ambient().map_err(|e| failed("drop ambient capabilities", &e))?;
-    sys::set_capabilities(CAPABILITIES).map_err(|e| failed("drop capabilities", &e))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| failed("set no_new_privs", &e))?;
+    guest.enter_for_files(parent, CAPABILITIES)?;
     // setns(2) made the guest's root directory ours.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, "/", flags, Mode::empty());
-    root.map(Root::new).map_err(|e| failed("open the guest's root", &e))
+    root.map(Root::new)
+        .map_err(|e| Error::new(ErrorKind::Host, format!("open the guest's root: {e}")))
 }
 
 /// All that the child says, until it ends or the time is over.

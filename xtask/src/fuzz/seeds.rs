@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use crate::cmd::{program, run};
 
 /// The targets of `fuzz/`.
-pub const TARGETS: [&str; 10] = [
+pub const TARGETS: [&str; 11] = [
     "tar",
+    "copy",
     "stream",
     "manifest",
     "config",
@@ -96,6 +97,8 @@ fn tars(work: &Path, dir: &Path) -> Result<()> {
         let mut tar = program("tar");
         tar.args(["--create", "--sort=name", "--mtime=@1", "--format", format, "--file", &file]);
         run(tar.args(words).args(["etc", "sbin"]).current_dir(work.join("root")))?;
+        let bytes = fs::read(&file).context("read a tar")?;
+        put(&dir.join("copy").join(format), &bytes)?;
     }
     let plain = fs::read(dir.join("tar/ustar")).context("read a tar")?;
     put(&work.join("plain"), &plain)?;

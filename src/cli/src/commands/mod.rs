@@ -2,6 +2,7 @@
 
 pub mod completions;
 pub mod console;
+pub mod cp;
 pub mod define;
 pub mod destroy;
 pub mod disk;

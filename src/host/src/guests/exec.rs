@@ -49,12 +49,43 @@ pub struct ExecSession {
     pub token: String,
 }
 
+/// Files to copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CopyRequest {
+    /// Which way.
+    pub direction: Direction,
+    /// Absolute, in the guest.
+    pub path: String,
+    /// Out: whether a link at its end is followed.
+    pub follow: bool,
+    /// In: whether owners and set-id bits are kept.
+    pub owners: bool,
+    /// In: whether names are as they are, below a directory that is there.
+    pub archive: bool,
+}
+
+/// Which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Into the guest.
+    In,
+    /// Out of the guest.
+    Out,
+}
+
+/// As the runtime has it.
+#[derive(Serialize)]
+struct Copying<'a> {
+    copy: &'a CopyRequest,
+}
+
 /// The request as the runtime reads it: on a descriptor, for command lines are public.
 #[derive(Serialize)]
-struct Wire<'a> {
+struct Wire<'a, R> {
     token: &'a str,
     #[serde(flatten)]
-    request: &'a ExecRequest,
+    request: &'a R,
 }
 
 impl HostGuests {
@@ -67,6 +98,28 @@ impl HostGuests {
         id: &VmId,
         facts: &GuestFacts,
         request: &ExecRequest,
+    ) -> Result<ExecSession> {
+        self.begin_session(id, facts, request)
+    }
+
+    /// Begins a session that copies files of a guest that runs.
+    ///
+    /// # Errors
+    /// As [`HostGuests::begin_exec`].
+    pub fn begin_copy(
+        &self,
+        id: &VmId,
+        facts: &GuestFacts,
+        request: &CopyRequest,
+    ) -> Result<ExecSession> {
+        self.begin_session(id, facts, &Copying { copy: request })
+    }
+
+    fn begin_session(
+        &self,
+        id: &VmId,
+        facts: &GuestFacts,
+        request: &impl Serialize,
     ) -> Result<ExecSession> {
         self.reap();
         let run = self.settings.layout.run_vm(id);

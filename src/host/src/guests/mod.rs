@@ -38,7 +38,7 @@ mod tell;
 #[cfg(test)]
 mod tests;
 
-pub use exec::{ExecRequest, ExecSession};
+pub use exec::{CopyRequest, Direction, ExecRequest, ExecSession};
 pub use lxcfs::{Lxcfs, Shown};
 
 use std::collections::BTreeMap;

@@ -47,6 +47,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
             let dir = Some("/root".into());
             value!(client.vm_exec(vm, argv, env, None, dir, true, Some(60_000), false))
         }
+        "vm.copy" => value!(client.vm_copy(vm, "out".into(), "/etc".into(), false, true, false)),
         "vm.log" => value!(client.vm_log(vm, 65_536)),
         "image.import" => {
             let options = ImportOptionsV1 { partition: Some(1), ..ImportOptionsV1::default() };

@@ -204,6 +204,19 @@ impl ApiServer for Fake {
         Ok(sample!("exec"))
     }
 
+    async fn vm_copy(
+        &self,
+        _: &Extensions,
+        _: Text<VmId>,
+        _: String,
+        _: String,
+        _: bool,
+        _: bool,
+        _: bool,
+    ) -> Answer<ExecReply> {
+        Ok(sample!("exec"))
+    }
+
     async fn vm_log(&self, _: &Extensions, _: Text<VmId>, _: u64) -> Answer<LogReply> {
         Ok(sample!("log"))
     }

@@ -15,6 +15,7 @@
 //! `S` gets a neighbour `S` with `.json` for its ending, which names this process while it lives.
 //! On the status descriptor comes `ready` or `error KIND MESSAGE`.
 
+mod copy;
 mod enter;
 mod kill;
 mod relay;
@@ -227,7 +228,10 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
     let (mut client, early) = door.admit(&request.token)?;
     // Nobody else needs the socket; the card stays, because this process does.
     fs::remove_file(&door.socket)?;
-    let begun = begin(request, guest, &client)?;
+    let begun = match &request.copy {
+        Some(wish) => Ok(copy::begin(wish, guest)?),
+        None => begin(request, guest, &client)?,
+    };
     // The program has the default; this process writes to it and to the client.
     sys::ignore_broken_pipes();
     match begun {

@@ -6,7 +6,12 @@
 //!  "timeout_ms": 5000, "detach": false}
 //! ```
 //!
-//! Only `token` and `argv` must be there.
+//! Only `token` and `argv` must be there. Instead of running a program files can be copied:
+//!
+//! ```json
+//! {"token": "…", "copy": {"direction": "out", "path": "/etc", "follow": false, "owners": false,
+//!  "archive": false}}
+//! ```
 
 use std::fs::File;
 use std::io::Read;
@@ -31,6 +36,7 @@ pub struct Request {
     /// What the client has to send first: printable ASCII.
     pub token: String,
     /// Program and arguments.
+    #[serde(default)]
     pub argv: Vec<String>,
     /// `NAME=value`, on top of the guest's own.
     #[serde(default)]
@@ -50,6 +56,35 @@ pub struct Request {
     /// Whether to leave it alone once it runs.
     #[serde(default)]
     pub detach: bool,
+    /// Files to copy, instead of all but the token.
+    #[serde(default)]
+    pub copy: Option<CopyRequest>,
+}
+
+/// What is copied.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRequest {
+    /// Which way.
+    pub direction: Direction,
+    /// Absolute, in the guest.
+    pub path: String,
+    /// Out: whether a link at its end is followed.
+    pub follow: bool,
+    /// In: whether owners and set-id bits are kept.
+    pub owners: bool,
+    /// In: whether names are as they are, below a directory that is there.
+    pub archive: bool,
+}
+
+/// Which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Into the guest.
+    In,
+    /// Out of the guest.
+    Out,
 }
 
 impl Request {
@@ -64,7 +99,7 @@ impl Request {
     pub fn of(argv: Vec<String>) -> Self {
         let (token, env, workdir) = (String::new(), Vec::new(), Some("/".to_owned()));
         let (user, timeout_ms) = (None, None);
-        Self { token, argv, env, user, workdir, tty: false, timeout_ms, detach: false }
+        Self { token, argv, env, user, workdir, tty: false, timeout_ms, detach: false, copy: None }
     }
 }
 
@@ -85,6 +120,16 @@ fn parse(bytes: &[u8]) -> Result<Request> {
     let token = &request.token;
     if !TOKEN.contains(&token.len()) || !token.bytes().all(|c| c.is_ascii_graphic()) {
         return Err(bad("token must be 16 to 128 printable characters".into()));
+    }
+    if let Some(copy) = &request.copy {
+        if !copy.path.starts_with('/') || copy.path.contains('\0') {
+            return Err(bad("the path to copy is not absolute".into()));
+        }
+        return if request.argv.is_empty() && !request.detach {
+            Ok(request)
+        } else {
+            Err(bad("there is a command beside what to copy".into()))
+        };
     }
     if request.argv.first().is_none_or(String::is_empty) {
         return Err(bad("there is no command".into()));
