@@ -153,7 +153,11 @@ fn commands_end_when_they_must_and_daemons_go_on() {
         exec(&host, &[], "(echo late; sleep 22222) & echo begun").ok().lines().next(),
         Some("begun")
     );
-    assert_eq!(running(&host, "sleep 22222"), 1);
+    // It may still be about to begin.
+    wait_for("the background", || match running(&host, "sleep 22222") {
+        1 => Ok(()),
+        n => Err(n),
+    });
 
     // Left to itself.
     assert_eq!(exec(&host, &["-d"], "echo unheard; echo done > /srv/d; sleep 33333").ok(), "");

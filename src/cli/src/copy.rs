@@ -284,10 +284,18 @@ struct Outgoing<'s> {
 }
 
 impl Outgoing<'_> {
+    fn send(&mut self, frames: &[u8]) -> io::Result<()> {
+        let sent = self.stream.write_all(frames);
+        // Reset: it did so with something of ours unread, unix(7). What it said before is there all the same.
+        let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        self.hung_up |= sent.as_ref().is_err_and(|e| gone.contains(&e.kind()));
+        sent
+    }
+
     fn end(&mut self) -> Result<(), Failure> {
         let mut frame = Vec::new();
         FromClient::End.encode(&mut frame);
-        let sent = self.stream.write_all(&frame);
+        let sent = self.send(&frame);
         sent.map_err(|e| Failure::new(Exit::Failure, format!("session connection: {e}")))
     }
 }
@@ -296,9 +304,7 @@ impl Write for Outgoing<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut frames = Vec::with_capacity(bytes.len() + 64);
         FromClient::Data(bytes).encode(&mut frames);
-        let sent = self.stream.write_all(&frames);
-        self.hung_up |= sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
-        sent.map(|()| bytes.len())
+        self.send(&frames).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
