@@ -25,7 +25,6 @@ use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 use serde::Deserialize;
 
 use crate::args::DEFAULT_SOCKET;
-use crate::commands::shutdown::DEFAULT_GRACE;
 use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, Output, complain, print};
@@ -61,8 +60,9 @@ enum Driver {
 struct Config {
     /// The daemon's socket.
     socket: Option<PathBuf>,
-    /// Seconds that a guest may take to end on `shutdown` and `reboot`.
-    shutdown_timeout: u64,
+    /// Seconds that every guest may take to end on `shutdown` and `reboot`; else what its template
+    /// says, else what the daemon gives.
+    shutdown_timeout: Option<u64>,
     /// Whether `shutdown` then ends it by force; else the action fails and the guest runs on.
     force_shutdown: bool,
     /// Seconds that a call waits for a daemon that is away, as during an upgrade.
@@ -71,12 +71,7 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            socket: None,
-            shutdown_timeout: DEFAULT_GRACE.as_secs(),
-            force_shutdown: true,
-            daemon_timeout: 20,
-        }
+        Self { socket: None, shutdown_timeout: None, force_shutdown: true, daemon_timeout: 20 }
     }
 }
 
@@ -200,7 +195,7 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
     let away = Duration::from_secs(config.daemon_timeout);
     let client = reach(call, context, away).await?;
     let vm = || Text(call.vm_id());
-    let grace = millis(Duration::from_secs(config.shutdown_timeout));
+    let grace = config.shutdown_timeout.map(|seconds| millis(Duration::from_secs(seconds)));
     match call {
         VmmCall::Deploy { spec, .. } => {
             // What an earlier try left is cleared within the operation, unless it is this very guest.
@@ -269,6 +264,8 @@ async fn reach(call: &VmmCall, context: &Context, away: Duration) -> Result<Clie
 
 #[cfg(test)]
 mod tests {
+    use ocivisor_core::spec::Boot;
+
     use super::*;
 
     #[test]
@@ -276,7 +273,7 @@ mod tests {
         assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
         let config: Config =
             toml::from_str("shutdown_timeout = 5\nforce_shutdown = false").unwrap();
-        assert_eq!((config.shutdown_timeout, config.force_shutdown), (5, false));
+        assert_eq!((config.shutdown_timeout, config.force_shutdown), (Some(5), false));
         assert!(toml::from_str::<Config>("shutdown_timout = 5").is_err());
     }
 
@@ -286,6 +283,7 @@ mod tests {
         let (_, block) = document.split_once("all keys are optional:\n").unwrap();
         let config: Config = toml::from_str(&block.replace("\n    ", "\n")).unwrap();
         let socket = Some(DEFAULT_SOCKET.into());
-        assert_eq!(config, Config { socket, ..Config::default() });
+        let shutdown_timeout = Some(Boot::STOP_TIMEOUT.as_secs());
+        assert_eq!(config, Config { socket, shutdown_timeout, ..Config::default() });
     }
 }

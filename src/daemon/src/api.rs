@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
-use ocivisor_core::spec::{Context, VmSpec};
+use ocivisor_core::spec::{Boot, Context, VmSpec};
 use ocivisor_core::state::{Record, Request};
 use ocivisor_host::guests::{CopyRequest, ExecRequest};
 use ocivisor_rpc::{
@@ -109,6 +109,16 @@ impl Daemon {
         Ok(Box::new(spec))
     }
 
+    /// Milliseconds that a guest may take to end: as asked, else as its spec says.
+    fn grace(&self, vm: &VmId, asked: Option<u64>) -> u64 {
+        asked.unwrap_or_else(|| {
+            // Where it is not known, the answer is the engine's and no guest is waited for.
+            let record = self.vms.get(vm).ok();
+            let patience = record.map_or(Boot::STOP_TIMEOUT, |record| record.spec.boot.patience());
+            u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
+        })
+    }
+
     async fn resolve(&self, caller: &Extensions, path: PathBuf) -> Result<PathBuf> {
         let (caller, paths) = (Caller::of(caller), self.paths.clone());
         blocking(move || paths.resolve(caller, &path)).await?
@@ -201,10 +211,11 @@ impl ApiServer for Daemon {
         _: &Extensions,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
-        timeout_ms: u64,
+        timeout_ms: Option<u64>,
         force: bool,
         forget: bool,
     ) -> Reply<OperationReply> {
+        let timeout_ms = self.grace(&vm.0, timeout_ms);
         let request = Request::Shutdown { timeout_ms, force, forget };
         self.submit(vm.0, request, request_id.0).await
     }
@@ -224,8 +235,9 @@ impl ApiServer for Daemon {
         _: &Extensions,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
-        timeout_ms: u64,
+        timeout_ms: Option<u64>,
     ) -> Reply<OperationReply> {
+        let timeout_ms = self.grace(&vm.0, timeout_ms);
         self.submit(vm.0, Request::Reboot { timeout_ms }, request_id.0).await
     }
 

@@ -40,7 +40,6 @@ pub fn check(spec: &VmSpec) -> Result<()> {
         &[
             (spec.graphics.is_some(), "graphics"),
             (spec.upkeep != Upkeep::default(), "upkeep"),
-            (spec.boot.stop_timeout.is_some(), "boot.stop_timeout_ms"),
         ],
     )
 }

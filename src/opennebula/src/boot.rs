@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! OCI = [ ENTRYPOINT = "/bin/sh -c", CMD = "[\"sleep\", \"1000\"]", ENV = "A=1,B=2",
-//!         USER = "app:app", WORKDIR = "/srv", STOP_SIGNAL = "SIGQUIT", INIT = "application" ]
+//!         USER = "app:app", WORKDIR = "/srv", STOP_SIGNAL = "SIGQUIT",
+//!         STOP_TIMEOUT = "60", INIT = "application" ]
 //! ```
 //!
 //! * `ENTRYPOINT`, `CMD`: a JSON array of strings if the first character is `[`, else words split
@@ -12,11 +13,14 @@
 //! * `ENV`: a JSON object of strings if the first character is `{`, else `NAME=value` joined by
 //!   commas; values with commas need the object.
 //! * `STOP_SIGNAL`: name with or without `SIG`, or number.
+//! * `STOP_TIMEOUT`: seconds that the guest may take to end, 1 to 600.
 //! * `INIT`: `auto`, `system` or `application`.
 //! * `ISOLATION`: a profile that the host must grant; see `spec`.
 //!
 //! The tenant can edit all of it at any time. It is data for the inside of the guest: nothing here
 //! may widen what the guest is allowed to do, and an unknown key has no effect but a note.
+
+use std::time::Duration;
 
 use ocivisor_core::error::Error;
 use ocivisor_core::ids::IdRange;
@@ -40,6 +44,7 @@ pub(crate) fn boot(oci: Option<&Vector>, notes: &mut Notes) -> Result<Boot, Erro
             "USER" => boot.user = Some(user(value)?),
             "WORKDIR" => boot.workdir = Some(workdir(value)?),
             "STOP_SIGNAL" => boot.stop_signal = Some(stop_signal(value)?),
+            "STOP_TIMEOUT" => boot.stop_timeout = Some(stop_timeout(value)?),
             "INIT" => boot.init = init(value)?,
             // Of the whole spec.
             "ISOLATION" => {}
@@ -120,6 +125,17 @@ fn stop_signal(value: &str) -> Result<u8, Error> {
     signal::number(value).ok_or_else(|| bad("STOP_SIGNAL", value, "there is no such signal"))
 }
 
+/// A shutdown holds one of the driver's threads, of which oned has few for all hosts: a tenant's wish
+/// is bounded.
+const MAX_STOP_SECONDS: u32 = 600;
+
+fn stop_timeout(value: &str) -> Result<Duration, Error> {
+    match decimal(value) {
+        Some(seconds @ 1..=MAX_STOP_SECONDS) => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(bad("STOP_TIMEOUT", value, "it is no number of seconds, 1 to 600")),
+    }
+}
+
 fn init(value: &str) -> Result<InitKind, Error> {
     match value.to_ascii_lowercase().as_str() {
         "auto" => Ok(InitKind::Auto),
@@ -157,6 +173,7 @@ mod tests {
             ("USER", "app:100"),
             ("WORKDIR", "/srv"),
             ("STOP_SIGNAL", "SIGRTMIN+3"),
+            ("STOP_TIMEOUT", "60"),
             ("INIT", "System"),
         ])
         .unwrap();
@@ -169,7 +186,7 @@ mod tests {
             user: Some("app:100".into()),
             workdir: Some("/srv".into()),
             stop_signal: Some(37),
-            stop_timeout: None,
+            stop_timeout: Some(Duration::from_secs(60)),
         };
         assert_eq!((made, notes), (want, vec![]));
     }
@@ -217,6 +234,9 @@ mod tests {
             ("WORKDIR", "srv"),
             ("WORKDIR", "/a\0b"),
             ("STOP_SIGNAL", "SIGNOPE"),
+            ("STOP_TIMEOUT", "0"),
+            ("STOP_TIMEOUT", "601"),
+            ("STOP_TIMEOUT", "1m"),
             ("INIT", "/bin/sh"),
         ] {
             assert!(of(&[(key, value)]).is_err(), "{key}={value:?}");

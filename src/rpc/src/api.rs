@@ -68,7 +68,7 @@ pub trait Api {
         &self,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
-        timeout_ms: u64,
+        timeout_ms: Option<u64>,
         force: bool,
         forget: bool,
     ) -> Result<OperationReply, ApiError>;
@@ -88,7 +88,7 @@ pub trait Api {
         &self,
         request_id: Text<RequestId>,
         vm: Text<VmId>,
-        timeout_ms: u64,
+        timeout_ms: Option<u64>,
     ) -> Result<OperationReply, ApiError>;
 
     /// End the guest at once, then boot it anew.

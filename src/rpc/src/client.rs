@@ -395,10 +395,10 @@ methods! {
     vm_start(request_id: Text<RequestId>, vm: Text<VmId>) -> OperationReply;
     vm_deploy(request_id: Text<RequestId>, spec: VmSpecV1) -> OperationReply;
     vm_shutdown(
-        request_id: Text<RequestId>, vm: Text<VmId>, timeout_ms: u64, force: bool, forget: bool
+        request_id: Text<RequestId>, vm: Text<VmId>, timeout_ms: Option<u64>, force: bool, forget: bool
     ) -> OperationReply;
     vm_destroy(request_id: Text<RequestId>, vm: Text<VmId>, forget: bool) -> OperationReply;
-    vm_reboot(request_id: Text<RequestId>, vm: Text<VmId>, timeout_ms: u64) -> OperationReply;
+    vm_reboot(request_id: Text<RequestId>, vm: Text<VmId>, timeout_ms: Option<u64>) -> OperationReply;
     vm_reset(request_id: Text<RequestId>, vm: Text<VmId>) -> OperationReply;
     vm_change(
         request_id: Text<RequestId>, vm: Text<VmId>, change: ChangeV1

@@ -97,6 +97,12 @@ const IMAGE: Param = param("image", "string", "name or digest of an image here")
 const PATH: Param = param("path", "string", "absolute path on the host, of a file to be made");
 const FORGET: Param = param("forget", "boolean", "forget the VM afterwards");
 
+const GRACE: Param = param(
+    "timeout_ms",
+    "integer?",
+    "milliseconds that the guest may take to end; else as its spec says (`boot.stop_timeout_ms`), else 120000",
+);
+
 /// All methods, in the order of the documentation.
 pub const METHODS: &[Method] = &[
     method(
@@ -131,7 +137,7 @@ pub const METHODS: &[Method] = &[
         &[
             REQUEST,
             VM,
-            param("timeout_ms", "integer", "milliseconds that the guest may take"),
+            GRACE,
             param(
                 "force",
                 "boolean",
@@ -153,16 +159,8 @@ pub const METHODS: &[Method] = &[
         "vm.reboot",
         Role::Operate,
         Patience::Quick,
-        "Asks the guest to end, then boots it anew; its network interfaces stay.",
-        &[
-            REQUEST,
-            VM,
-            param(
-                "timeout_ms",
-                "integer",
-                "milliseconds that the guest may take to end before it is ended by force",
-            ),
-        ],
+        "Asks the guest to end, ends it by force after that, then boots it anew; its network interfaces stay.",
+        &[REQUEST, VM, GRACE],
         "OperationReply",
     ),
     method(

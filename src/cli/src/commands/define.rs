@@ -6,6 +6,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use ocivisor_core::ids::{DisplayName, Hostname, VmId};
@@ -21,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::absolute;
-use crate::connect::Context;
+use crate::connect::{Context, millis};
 use crate::failure::{Exit, Failure};
 use crate::nic::NicOption;
 use crate::telling::TellingOptions;
@@ -101,6 +102,9 @@ pub struct Options {
     /// Working directory of the first process, instead of the image's
     #[arg(short, long, value_name = "DIR", conflicts_with = "file")]
     workdir: Option<String>,
+    /// How long it may take to end when it is shut down and nobody says how long; 120 s without it
+    #[arg(long, value_name = "TIME", value_parser = units::duration, conflicts_with = "file")]
+    stop_timeout: Option<Duration>,
     /// Replace the image's entrypoint; its arguments go after --
     #[arg(long, value_name = "PROGRAM", conflicts_with = "file")]
     entrypoint: Option<String>,
@@ -290,7 +294,7 @@ fn boot(options: &Options) -> BootV1 {
         user: options.user.clone(),
         workdir: options.workdir.clone(),
         stop_signal: None,
-        stop_timeout_ms: None,
+        stop_timeout_ms: options.stop_timeout.map(millis),
     }
 }
 

@@ -4,7 +4,6 @@ use clap::Args;
 use ocivisor_rpc::Client;
 
 use super::Vm;
-use super::shutdown::DEFAULT_GRACE;
 use crate::connect::{Context, millis};
 use crate::failure::Failure;
 
@@ -20,7 +19,7 @@ pub struct Options {
 /// # Errors
 /// See [`Context::operate`].
 pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
-    let grace = millis(context.timeout.unwrap_or(DEFAULT_GRACE));
+    let grace = context.timeout.map(millis);
     let send = async |client: &Client, id| client.vm_reboot(id, options.vm.text(), grace).await;
     context.patient().operate("rebooted", send).await
 }

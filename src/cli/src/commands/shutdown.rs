@@ -1,16 +1,11 @@
 //! Asks a guest to end; ends it by force when its time is up, unless told not to.
 
-use std::time::Duration;
-
 use clap::Args;
 use ocivisor_rpc::Client;
 
 use super::Vm;
 use crate::connect::{Context, millis};
 use crate::failure::Failure;
-
-/// What a guest gets if nothing is said; OpenNebula's default too.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(120);
 
 /// Options of `shutdown`.
 #[derive(Debug, Args)]
@@ -30,7 +25,7 @@ pub struct Options {
 /// # Errors
 /// See [`Context::operate`].
 pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
-    let grace = millis(context.timeout.unwrap_or(DEFAULT_GRACE));
+    let grace = context.timeout.map(millis);
     let send = async |client: &Client, id| {
         let vm = options.vm.text();
         client.vm_shutdown(id, vm, grace, !options.no_force, options.forget).await

@@ -270,7 +270,7 @@ mod one {
         let fake = Fake::start(|method, _| done(method));
         call(&fake, "0083-vmm-shutdown");
         let sent = &fake.calls()[0].1;
-        assert_eq!((&sent["timeout_ms"], &sent["force"]), (&json!(120_000), &json!(true)));
+        assert_eq!((&sent["timeout_ms"], &sent["force"]), (&json!(null), &json!(true)));
     }
 
     #[test]

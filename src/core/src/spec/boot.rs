@@ -50,6 +50,15 @@ impl Default for Boot {
 }
 
 impl Boot {
+    /// What a guest may take to end if neither its spec nor the request says; OpenNebula's default for KVM.
+    pub const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
+    /// How long the guest may take to end when a request does not say.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.stop_timeout.unwrap_or(Self::STOP_TIMEOUT)
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         const MAX_STRINGS: usize = 4096;
         const MAX_BYTES: usize = 128 * 1024;

@@ -24,9 +24,9 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "vm.define" => value!(client.vm_define(id, spec)),
         "vm.start" => value!(client.vm_start(id, vm)),
         "vm.deploy" => value!(client.vm_deploy(id, spec)),
-        "vm.shutdown" => value!(client.vm_shutdown(id, vm, 120_000, true, false)),
+        "vm.shutdown" => value!(client.vm_shutdown(id, vm, Some(120_000), true, false)),
         "vm.destroy" => value!(client.vm_destroy(id, vm, true)),
-        "vm.reboot" => value!(client.vm_reboot(id, vm, 30_000)),
+        "vm.reboot" => value!(client.vm_reboot(id, vm, Some(30_000))),
         "vm.reset" => value!(client.vm_reset(id, vm)),
         "vm.change" => {
             let change = ChangeV1 { resources: Some(spec.resources), context: None };

@@ -87,7 +87,7 @@ impl ApiServer for Fake {
         _: &Extensions,
         _: Text<RequestId>,
         _: Text<VmId>,
-        _: u64,
+        _: Option<u64>,
         _: bool,
         _: bool,
     ) -> Answer<OperationReply> {
@@ -109,7 +109,7 @@ impl ApiServer for Fake {
         _: &Extensions,
         _: Text<RequestId>,
         _: Text<VmId>,
-        _: u64,
+        _: Option<u64>,
     ) -> Answer<OperationReply> {
         Ok(sample!("operation"))
     }
