@@ -47,6 +47,7 @@ const EDGES: [(&str, &[&str]); 16] = [
         &[
             "ocivisor-core",
             "ocivisor-datastore",
+            "ocivisor-frame",
             "ocivisor-host",
             "ocivisor-rpc",
             "ocivisor-schema",

@@ -29,6 +29,7 @@ mod telling;
 mod terminal;
 mod typed;
 mod units;
+mod upkeep;
 
 use std::process::ExitCode;
 

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::Plan;
 use crate::state::{Finished, OpKind, Operation, Record, Request, VmState};
+use crate::upkeep::is_kept;
 
 /// The decision on a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +70,8 @@ fn admit_unknown(id: &VmId, request: &Request) -> Admission {
         Request::Destroy { forget: true }
         | Request::Shutdown { forget: true, .. }
         | Request::Undefine
-        | Request::Collect => Admission::AlreadyTrue,
+        | Request::Collect
+        | Request::Restart { .. } => Admission::AlreadyTrue,
         Request::Start
         | Request::Shutdown { forget: false, .. }
         | Request::Destroy { forget: false }
@@ -159,13 +161,17 @@ fn admit_settled(record: &Record, request: &Request) -> Admission {
         }
         (Request::Deploy(_), _) => run(),
 
-        (Request::Shutdown { forget: false, .. }, VmState::Stopped) => Admission::AlreadyTrue,
+        (Request::Shutdown { forget: false, .. }, VmState::Stopped) if !is_kept(record) => {
+            Admission::AlreadyTrue
+        }
         (Request::Shutdown { .. }, VmState::Paused | VmState::Suspended) => {
             deny("it cannot be asked to shut down", "resume it, or destroy it")
         }
         (Request::Shutdown { .. }, _) => run(),
 
-        (Request::Destroy { forget: false }, VmState::Stopped) => Admission::AlreadyTrue,
+        (Request::Destroy { forget: false }, VmState::Stopped) if !is_kept(record) => {
+            Admission::AlreadyTrue
+        }
         (Request::Destroy { .. }, _) => run(),
 
         (Request::Reboot { .. } | Request::Reset, VmState::Running) => run(),
@@ -192,6 +198,10 @@ fn admit_settled(record: &Record, request: &Request) -> Admission {
         (Request::Undefine, _) => {
             deny("it cannot be undefined", "shut it down or destroy it first")
         }
+
+        // Whatever happened since it was decided upon: it is decided anew.
+        (Request::Restart { of }, VmState::Stopped) if *of == record.generation => run(),
+        (Request::Restart { .. }, _) => Admission::AlreadyTrue,
 
         (Request::Collect, VmState::Running | VmState::Paused) => run(),
         (Request::Collect, _) => Admission::AlreadyTrue,

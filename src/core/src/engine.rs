@@ -16,8 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::{Failure, Plan, Step, Target};
 use crate::ports::{GuestView, Ports};
-use crate::spec::{NicSpec, VmSpec};
+use crate::spec::{NicSpec, Upkeep, VmSpec};
 use crate::state::{Finished, GuestExit, Operation, Phase, Record, Request, Timestamp, VmState};
+use crate::upkeep;
 
 /// What the engine tells while it works, and asks.
 pub trait Hooks {
@@ -106,7 +107,12 @@ impl Engine<'_> {
             // one must not be taken for it. It is released by the VM's id.
             record.guest = None;
         }
-        if matches!(request, Request::Start | Request::Deploy(_)) {
+        let defined = match &request {
+            Request::Define(spec) | Request::Deploy(spec) => Some(&spec.upkeep),
+            _ => None,
+        };
+        upkeep::begun(&mut record, request.kind(), defined, &self.ports.clock.host_boot());
+        if matches!(request, Request::Start | Request::Deploy(_) | Request::Restart { .. }) {
             record.ids = Some(self.ports.ids.take_ids(id)?);
         }
         record.op =
@@ -241,6 +247,10 @@ impl Engine<'_> {
                         }
                         Ok(GuestView::Absent) | Err(_) => Some(GuestExit::Unknown),
                     };
+                    if record.spec.upkeep != Upkeep::default() {
+                        // Whether it is started again hangs on it, and it cannot be learnt twice.
+                        self.save(record)?;
+                    }
                 }
                 guests.drop_guest(&id)?;
                 record.guest = None;
@@ -425,6 +435,7 @@ pub(crate) fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
 
 pub(crate) fn finish(record: &mut Record, op: &Operation, at: Timestamp, result: Result<()>) {
     record.op = None;
+    upkeep::ended(record, op.request.kind(), result.is_ok(), at);
     record.finished.push(Finished {
         id: op.id,
         request_id: op.request_id.clone(),

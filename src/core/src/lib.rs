@@ -15,6 +15,7 @@ pub mod admission;
 mod back;
 pub mod engine;
 pub mod error;
+pub mod health;
 pub mod ids;
 pub mod plan;
 pub mod ports;
@@ -25,3 +26,4 @@ pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod units;
+pub mod upkeep;

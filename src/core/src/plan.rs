@@ -174,6 +174,10 @@ impl Plan {
         match request {
             Request::Define(_) => Self { steps: Vec::new(), target: Target::Stopped },
             Request::Start => Self { steps: BOOT.to_vec(), target: Target::Running },
+            // What an interrupted one left is cleared first.
+            Request::Restart { .. } => {
+                Self { steps: [&RELEASE[..], &BOOT].concat(), target: Target::Running }
+            }
             Request::Deploy(_) => {
                 // A platform deploys what it believes not to run: leftovers are cleared first.
                 let clear: &[Step] = if fresh { &[] } else { &RELEASE };

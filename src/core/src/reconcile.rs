@@ -41,8 +41,8 @@ impl Observed {
     /// Whether the guest on record ended to be booted anew.
     fn rebooted_itself(self, record: &Record) -> bool {
         let system = record.guest.as_ref().is_some_and(|g| g.kind == GuestKind::System);
-        let boot =
-            |kind| matches!(kind, OpKind::Start | OpKind::Deploy | OpKind::Reboot | OpKind::Reset);
+        use OpKind::{Deploy, Reboot, Reset, Restart, Start};
+        let boot = |kind| matches!(kind, Start | Deploy | Reboot | Reset | Restart);
         let booted = record.finished.iter().rev().find(|op| boot(op.kind)).map(|op| op.at);
         let ran = booted.is_none_or(|booted| self.at.0 >= booted.0.saturating_add(LEAST_RUN));
         let exited = self.guest == GuestView::Exited(REBOOTED_ITSELF);
@@ -110,9 +110,20 @@ fn decide_interrupted(record: &Record, op: &Operation, observed: Observed) -> De
         | Request::Destroy { .. }
         | Request::Undefine
         | Request::Collect => Decision::Resume,
-        Request::Start | Request::Deploy(_) if record.guest.is_some() && observed.runs() => {
+        Request::Start | Request::Deploy(_) | Request::Restart { .. }
+            if record.guest.is_some() && observed.runs() =>
+        {
             Decision::FinishBoot
         }
+        // A run like any other, only that nobody saw it begin: it counts.
+        Request::Restart { .. }
+            if record.guest.is_some() && matches!(observed.guest, GuestView::Exited(_)) =>
+        {
+            let what = format!("restart vm {}: the guest ended at once", record.id());
+            Decision::Undo(Error::new(ErrorKind::GuestExited, what))
+        }
+        // Nobody is told of a failure, and none must be counted: on with it.
+        Request::Restart { .. } if !observed.rebooted => Decision::Resume,
         // Each step may run twice; of a VM that does not run only the record is changed.
         Request::Change(_) if !record.state.is_live() || observed.runs() => Decision::Resume,
         // Whether the guest seen is the old or the new one cannot be told: once more, from the
@@ -122,6 +133,7 @@ fn decide_interrupted(record: &Record, op: &Operation, observed: Observed) -> De
         }
         Request::Start
         | Request::Deploy(_)
+        | Request::Restart { .. }
         | Request::Reboot { .. }
         | Request::Reset
         | Request::Change(_) => {

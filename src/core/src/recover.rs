@@ -41,10 +41,16 @@ impl Engine<'_> {
         let facts = record.guest.as_ref();
         let guest = self.ports.guests.observe_guest(record.id(), facts)?;
         let boot = self.ports.clock.host_boot();
+        let restart = record.op.as_ref().is_some_and(|op| op.request.kind() == OpKind::Restart);
+        let made_in = match facts {
+            Some(facts) => Some(&facts.host_boot),
+            // Of an earlier boot of the host it has had no turn in this one.
+            None => restart.then_some(&record.tally.host_boot),
+        };
         Ok(Observed {
             guest,
             remains: remains || guest != GuestView::Absent,
-            rebooted: facts.is_some_and(|facts| facts.host_boot != boot),
+            rebooted: made_in.is_some_and(|made_in| *made_in != boot),
             at: self.ports.clock.now(),
         })
     }

@@ -65,11 +65,13 @@ pub enum OpKind {
     Change,
     /// The guest ended by itself: clear what it held.
     Collect,
+    /// Boot a VM that nobody asked for just now: see [`crate::upkeep`].
+    Restart,
 }
 
 impl OpKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Define,
         Self::Start,
         Self::Deploy,
@@ -80,6 +82,7 @@ impl OpKind {
         Self::Undefine,
         Self::Change,
         Self::Collect,
+        Self::Restart,
     ];
 
     /// Name on the wire, on disk and in logs.
@@ -96,6 +99,7 @@ impl OpKind {
             Self::Undefine => "undefine",
             Self::Change => "change",
             Self::Collect => "collect",
+            Self::Restart => "restart",
         }
     }
 
@@ -110,7 +114,7 @@ impl OpKind {
     pub fn progress(self) -> &'static str {
         match self {
             Self::Define => "defining",
-            Self::Start | Self::Deploy => "starting",
+            Self::Start | Self::Deploy | Self::Restart => "starting",
             Self::Shutdown => "shutting down",
             Self::Destroy => "being destroyed",
             Self::Reboot => "rebooting",
@@ -164,6 +168,11 @@ pub enum Request {
     Change(Box<Change>),
     /// See [`OpKind::Collect`]; of the daemon itself.
     Collect,
+    /// See [`OpKind::Restart`]; of the daemon itself.
+    Restart {
+        /// The record that this was decided upon; if there is a later one, it is void.
+        of: Generation,
+    },
 }
 
 impl Request {
@@ -181,6 +190,7 @@ impl Request {
             Self::Undefine => OpKind::Undefine,
             Self::Change(_) => OpKind::Change,
             Self::Collect => OpKind::Collect,
+            Self::Restart { .. } => OpKind::Restart,
         }
     }
 }
@@ -283,6 +293,21 @@ impl fmt::Display for GuestExit {
     }
 }
 
+/// What is remembered for a VM's upkeep; nothing if it has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Whether it is to run: it was started, and nobody has asked for its end since.
+    pub wanted: bool,
+    /// Restarts in a row, none of which lasted.
+    pub restarts: u32,
+    /// Whether its last end, or the last try to start it again, was a failure.
+    pub failed: bool,
+    /// When its guest last began or ended.
+    pub since: Timestamp,
+    /// Boot of the host in which it was last begun, ended or defined.
+    pub host_boot: String,
+}
+
 /// Everything that is kept of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -300,6 +325,8 @@ pub struct Record {
     pub guest: Option<GuestFacts>,
     /// How the last guest ended.
     pub last_exit: Option<GuestExit>,
+    /// What upkeep must know.
+    pub tally: Tally,
     /// What could not be kept whole, in words (a console lost with its shim), oldest first.
     pub losses: Vec<String>,
     /// The last operations, oldest first, at most [`Record::KEPT_OPS`].
@@ -327,6 +354,7 @@ impl Record {
             ids: None,
             guest: None,
             last_exit: None,
+            tally: Tally::default(),
             losses: Vec::new(),
             finished: Vec::new(),
             created: now,

@@ -95,6 +95,7 @@ fn after(belief: Belief, request: &Request) -> Belief {
         Request::Change(_) => belief,
         Request::Undefine => Belief::Unknown,
         Request::Collect => Belief::Stopped,
+        Request::Restart { .. } => Belief::Running,
     }
 }
 

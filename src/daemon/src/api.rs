@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
-use ocivisor_core::spec::{Boot, Context, VmSpec};
+use ocivisor_core::spec::{Context, VmSpec};
 use ocivisor_core::state::{Record, Request};
 use ocivisor_host::guests::{CopyRequest, ExecRequest};
 use ocivisor_rpc::{
@@ -27,6 +27,7 @@ use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1};
 use crate::asking::Asking;
 use crate::caller::Caller;
 use crate::exec::{self, running};
+use crate::health::Healths;
 use crate::host::Host;
 use crate::images;
 use crate::jobs::{Jobs, Order, Teller};
@@ -43,6 +44,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug)]
 pub struct Daemon {
     vms: Arc<Vms>,
+    healths: Arc<Healths>,
     jobs: Arc<Jobs>,
     asking: Asking,
     paths: PathPolicy,
@@ -53,10 +55,10 @@ type Reply<T> = std::result::Result<T, ApiError>;
 
 impl Daemon {
     /// Serves these VMs.
-    pub fn new(vms: Arc<Vms>, paths: PathPolicy, policy: Policy) -> Self {
+    pub fn new(vms: Arc<Vms>, healths: Arc<Healths>, paths: PathPolicy, policy: Policy) -> Self {
         let (operations, events) = (Arc::clone(&vms.operations), Arc::clone(&vms.events));
         let jobs = Arc::new(Jobs::new(operations, events, crate::host::now));
-        Self { vms, jobs, asking: Asking::default(), paths, policy }
+        Self { vms, healths, jobs, asking: Asking::default(), paths, policy }
     }
 
     /// The long work on images.
@@ -107,16 +109,6 @@ impl Daemon {
         policy::check(&spec)?;
         self.policy.grant(&spec)?;
         Ok(Box::new(spec))
-    }
-
-    /// Milliseconds that a guest may take to end: as asked, else as its spec says.
-    fn grace(&self, vm: &VmId, asked: Option<u64>) -> u64 {
-        asked.unwrap_or_else(|| {
-            // Where it is not known, the answer is the engine's and no guest is waited for.
-            let record = self.vms.get(vm).ok();
-            let patience = record.map_or(Boot::STOP_TIMEOUT, |record| record.spec.boot.patience());
-            u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
-        })
     }
 
     async fn resolve(&self, caller: &Extensions, path: PathBuf) -> Result<PathBuf> {
@@ -215,7 +207,7 @@ impl ApiServer for Daemon {
         force: bool,
         forget: bool,
     ) -> Reply<OperationReply> {
-        let timeout_ms = self.grace(&vm.0, timeout_ms);
+        let timeout_ms = policy::grace(self.vms.get(&vm.0).ok().as_ref(), timeout_ms);
         let request = Request::Shutdown { timeout_ms, force, forget };
         self.submit(vm.0, request, request_id.0).await
     }
@@ -237,7 +229,7 @@ impl ApiServer for Daemon {
         vm: Text<VmId>,
         timeout_ms: Option<u64>,
     ) -> Reply<OperationReply> {
-        let timeout_ms = self.grace(&vm.0, timeout_ms);
+        let timeout_ms = policy::grace(self.vms.get(&vm.0).ok().as_ref(), timeout_ms);
         self.submit(vm.0, Request::Reboot { timeout_ms }, request_id.0).await
     }
 
@@ -294,11 +286,11 @@ impl ApiServer for Daemon {
     }
 
     async fn vm_list(&self, _: &Extensions) -> Reply<Vec<VmSummary>> {
-        Ok(self.vms.list().iter().map(VmSummary::from).collect())
+        Ok(self.vms.list().iter().map(|record| self.healths.summary(record)).collect())
     }
 
     async fn vm_get(&self, _: &Extensions, vm: Text<VmId>) -> Reply<VmInfo> {
-        Ok(VmInfo::from(&self.vms.get(&vm.0)?))
+        Ok(self.healths.info(&self.vms.get(&vm.0)?))
     }
 
     async fn vm_stats(&self, _: &Extensions, vm: Option<Text<VmId>>) -> Reply<StatsReply> {

@@ -73,6 +73,8 @@ pub struct Guests {
     pub id_ranges: u32,
     /// How long a new guest must run before its start counts, in milliseconds.
     pub settle_ms: u64,
+    /// Between the turns of guests that are started with the host, in milliseconds.
+    pub autostart_pause_ms: u64,
     /// Size at which a console log is rotated; one older one is kept.
     pub console_log_bytes: u64,
     /// `embedded` (libcontainer) or `runc`.
@@ -189,6 +191,7 @@ impl Default for Guests {
             first_id: 0x7000_0000,
             id_ranges: 4093,
             settle_ms: 50,
+            autostart_pause_ms: 1000,
             console_log_bytes: 1 << 20,
             runtime: RuntimeName::Embedded,
             isolation: vec![IsolationV1::Strict, IsolationV1::Default],
@@ -292,6 +295,9 @@ impl Config {
         }
         if self.reconcile_seconds == 0 || guests.settle_ms > 60_000 {
             return bad("reconcile_seconds must be above 0, guests.settle_ms at most 60000".into());
+        }
+        if guests.autostart_pause_ms > 3_600_000 {
+            return bad("guests.autostart_pause_ms must be at most 3600000".into());
         }
         if !(4096..=1 << 40).contains(&guests.console_log_bytes) {
             return bad("guests.console_log_bytes must be 4096 to 2^40".into());

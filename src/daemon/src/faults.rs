@@ -29,6 +29,18 @@ pub fn hit(operation: &str, point: Point) {
     }
 }
 
+/// The boot of the host that `OCIVISOR_FAULT_BOOT` pretends: a test cannot boot its host.
+#[cfg(feature = "faults")]
+pub fn boot(boot: String) -> String {
+    std::env::var("OCIVISOR_FAULT_BOOT").unwrap_or(boot)
+}
+
+/// As it is: the feature is off.
+#[cfg(not(feature = "faults"))]
+pub fn boot(boot: String) -> String {
+    boot
+}
+
 /// Nothing: the feature is off.
 #[cfg(not(feature = "faults"))]
 pub fn hit(_operation: &str, _point: Point) {}

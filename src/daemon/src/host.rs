@@ -77,7 +77,7 @@ impl Host {
             network: HostNetwork::new(layout.clone()),
             sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),
-            clock: HostClock { boot: boot.trim().to_owned() },
+            clock: HostClock { boot: crate::faults::boot(boot.trim().to_owned()) },
             settle: Duration::from_millis(config.guests.settle_ms),
             watched: Mutex::default(),
             layout,

@@ -5,7 +5,8 @@
 //!                                    │
 //!   api (jsonrpsee) ─► vms: admission, one operation per VM at a time ─► engine on a blocking thread
 //!                        ▲                                                     │
-//!   watch (pidfds) ──────┘            events, operations ◄─────────────────────┘
+//!   watch (pidfds) ──────┤            events, operations ◄─────────────────────┘
+//!   upkeep, health ──────┘
 //! ```
 //!
 //! The daemon may be killed at any instant: the disk is the truth, guests belong to their shims.
@@ -18,6 +19,7 @@ mod config;
 mod events;
 mod exec;
 mod faults;
+mod health;
 mod host;
 mod ids;
 mod images;
@@ -32,6 +34,7 @@ mod records;
 mod serve;
 mod state_dir;
 mod stats;
+mod upkeep;
 mod vms;
 mod watch;
 

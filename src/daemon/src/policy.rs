@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{Isolation, Upkeep, VmSpec};
+use ocivisor_core::spec::{Boot, Isolation, VmSpec};
+use ocivisor_core::state::Record;
 
 /// What `[guests]` of the configuration says.
 #[derive(Debug, Clone)]
@@ -35,13 +36,16 @@ impl Policy {
 /// # Errors
 /// `Invalid`, naming the field.
 pub fn check(spec: &VmSpec) -> Result<()> {
-    refuse(
-        &spec.id,
-        &[
-            (spec.graphics.is_some(), "graphics"),
-            (spec.upkeep != Upkeep::default(), "upkeep"),
-        ],
-    )
+    refuse(&spec.id, &[(spec.graphics.is_some(), "graphics")])
+}
+
+/// Milliseconds that a guest may take to end: as asked, else as its spec says. Where the VM is not known, the
+/// answer is the engine's and no guest is waited for.
+pub fn grace(record: Option<&Record>, asked: Option<u64>) -> u64 {
+    asked.unwrap_or_else(|| {
+        let patience = record.map_or(Boot::STOP_TIMEOUT, |record| record.spec.boot.patience());
+        u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 fn refuse(id: &VmId, absent: &[(bool, &str)]) -> Result<()> {

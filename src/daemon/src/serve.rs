@@ -14,11 +14,13 @@ use tokio::time::Instant;
 use crate::api::Daemon;
 use crate::config::Config;
 use crate::events::Events;
+use crate::health::Healths;
 use crate::host::Host;
 use crate::operations::Operations;
 use crate::paths::PathPolicy;
 use crate::policy::Policy;
 use crate::state_dir::StateDir;
+use crate::upkeep::Upkeep;
 use crate::vms::Vms;
 
 /// How long operations under way may take when the daemon is told to stop. What is not done by
@@ -94,10 +96,16 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
     let paths = PathPolicy::new(&config.access.operate_dirs);
     let granted = config.guests.isolation.iter().map(|profile| Isolation::from(*profile));
     let policy = Policy { isolation: granted.collect() };
-    let daemon = Daemon::new(Arc::clone(&vms), paths, policy);
+    let healths = Healths::new();
+    let between = Duration::from_millis(config.guests.autostart_pause_ms);
+    let upkeep = Upkeep::new(Arc::clone(&vms), Arc::clone(&healths), policy.clone(), between);
+    let upkeep = tokio::spawn(upkeep.run());
+    let daemon = Daemon::new(Arc::clone(&vms), Arc::clone(&healths), paths, policy);
     let jobs = daemon.jobs();
     server.serve(daemon, told_to_stop()).await;
     periodic.abort();
+    upkeep.abort();
+    healths.stop();
     tracing::info!("stopping; guests run on");
     jobs.cancel_all();
     // systemd not being there is fine.

@@ -15,11 +15,12 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::reconcile::{self, Decision, Observed};
 use ocivisor_core::state::{OpKind, Record, Request};
+use ocivisor_core::upkeep::gave_up;
 use ocivisor_datastore::Cancel;
 use ocivisor_schema::Text;
 use ocivisor_schema::event::EventDataV1;
 use ocivisor_schema::reply::{OperationReply, StateNameV1};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::spawn_blocking;
 
 use crate::events::Events;
@@ -36,6 +37,8 @@ pub struct Vms {
     pub events: Arc<Events>,
     /// What is happening.
     pub operations: Arc<Operations>,
+    /// Called when an operation was concluded; for the one who does upkeep.
+    pub concluded: Notify,
     slots: Mutex<BTreeMap<VmId, Arc<Slot>>>,
 }
 
@@ -71,7 +74,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Vms {
     /// No VMs yet.
     pub fn new(host: Arc<Host>, events: Arc<Events>, operations: Arc<Operations>) -> Arc<Self> {
-        Arc::new(Self { host, events, operations, slots: Mutex::default() })
+        let concluded = Notify::new();
+        Arc::new(Self { host, events, operations, concluded, slots: Mutex::default() })
     }
 
     /// Takes in a record that was found on disk, with its operations.
@@ -168,6 +172,10 @@ impl Vms {
                 // The daemon itself is at work (an adoption, a clearing): short, not to be preempted,
                 // and what it leads to is not on record yet.
                 (Admission::Run(_) | Admission::AlreadyTrue, Some(running)) => {
+                    (running.done.clone(), false)
+                }
+                // Nobody asked for what is under way: who asks now need not know of it, and waits.
+                (Admission::Deny(_), Some(running)) if is_own(state.record.as_ref()) => {
                     (running.done.clone(), false)
                 }
                 _ => {
@@ -313,6 +321,7 @@ impl Vms {
                 },
             );
         }
+        self.concluded.notify_one();
         match record {
             Some(record) if record.state.is_live() => crate::watch::new_guest(self, &record),
             Some(_) => {}
@@ -344,6 +353,11 @@ impl Vms {
         }
         if let (Some(exit), None) = (after.last_exit, before.last_exit) {
             self.publish(id, EventDataV1::GuestExited { exit: exit.into() });
+        }
+        if gave_up(after) && !gave_up(before) {
+            let restarts = after.tally.restarts;
+            tracing::warn!(vm = %id, restarts, "vm {id}: failed again, not restarted any more");
+            self.publish(id, EventDataV1::RestartsExhausted { restarts });
         }
         let shim = |record: &Record| record.guest.as_ref().map(|guest| guest.shim);
         let same_guest =
@@ -492,6 +506,12 @@ fn damaged(id: &VmId, why: &str) -> Error {
     let what = format!("the record of vm {id} is damaged: {why}");
     let hint = "stop ocivisord and run `ocivisor --offline recover`";
     Error::new(ErrorKind::Integrity, what).hint(hint)
+}
+
+/// Whether the operation under way is of the daemon itself.
+fn is_own(record: Option<&Record>) -> bool {
+    let op = record.and_then(|record| record.op.as_ref());
+    op.is_some_and(|op| matches!(op.request.kind(), OpKind::Collect | OpKind::Restart))
 }
 
 async fn ended(mut done: watch::Receiver<bool>) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::OutcomeV1;
 use crate::record::GuestExitV1;
-use crate::reply::{ProgressV1, StateNameV1};
+use crate::reply::{HealthNameV1, ProgressV1, StateNameV1};
 use crate::text::{Text, TimeV1};
 
 /// One event: `{"seq": 12, "at": "…", "vm": "one-7", "kind": "state_changed", …}`.
@@ -80,6 +80,18 @@ pub enum EventDataV1 {
         count: u64,
         /// How many since the guest booted.
         total: u64,
+    },
+    /// What the checks of the guest say has changed.
+    HealthChanged {
+        /// Before.
+        from: HealthNameV1,
+        /// After.
+        to: HealthNameV1,
+    },
+    /// The guest failed again, and its policy has no more restarts for it.
+    RestartsExhausted {
+        /// How many there were in a row.
+        restarts: u32,
     },
     /// The record is gone.
     VmForgotten,

@@ -4,7 +4,7 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, OpId, RequestId};
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
-    Request, VmState,
+    Request, Tally, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,9 @@ pub struct RecordV1 {
     /// How the last guest ended.
     #[serde(default)]
     pub last_exit: Option<GuestExitV1>,
+    /// What upkeep must know.
+    #[serde(default, skip_serializing_if = "TallyV1::is_none")]
+    pub tally: TallyV1,
     /// What could not be kept whole.
     #[serde(default)]
     pub losses: Vec<String>,
@@ -148,6 +151,11 @@ pub enum RequestV1 {
     },
     /// `collect`
     Collect,
+    /// `restart`
+    Restart {
+        /// Generation of the record that it was decided upon.
+        of: u64,
+    },
 }
 
 /// See [`Phase`].
@@ -222,6 +230,51 @@ pub enum GuestExitV1 {
     Unknown,
 }
 
+/// See [`Tally`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TallyV1 {
+    /// Whether it is to run.
+    pub wanted: bool,
+    /// Restarts in a row, none of which lasted.
+    pub restarts: u32,
+    /// Whether its last end, or the last try to start it again, was a failure.
+    pub failed: bool,
+    /// When its guest last began or ended.
+    pub since: TimeV1,
+    /// Boot id of the host in which it was last begun, ended or defined.
+    pub host_boot: String,
+}
+
+impl TallyV1 {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<&Tally> for TallyV1 {
+    fn from(tally: &Tally) -> Self {
+        Self {
+            wanted: tally.wanted,
+            restarts: tally.restarts,
+            failed: tally.failed,
+            since: tally.since.into(),
+            host_boot: tally.host_boot.clone(),
+        }
+    }
+}
+
+impl From<TallyV1> for Tally {
+    fn from(tally: TallyV1) -> Self {
+        Self {
+            wanted: tally.wanted,
+            restarts: tally.restarts,
+            failed: tally.failed,
+            since: tally.since.0,
+            host_boot: tally.host_boot,
+        }
+    }
+}
+
 /// See [`Finished`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinishedV1 {
@@ -277,6 +330,7 @@ impl From<&Request> for RequestV1 {
             Request::Undefine => Self::Undefine,
             Request::Change(change) => Self::Change { change: Box::new((&**change).into()) },
             Request::Collect => Self::Collect,
+            &Request::Restart { of } => Self::Restart { of: of.0 },
         }
     }
 }
@@ -298,6 +352,7 @@ impl TryFrom<RequestV1> for Request {
             RequestV1::Undefine => Self::Undefine,
             RequestV1::Change { change } => Self::Change(Box::new(change.for_vm("on record")?)),
             RequestV1::Collect => Self::Collect,
+            RequestV1::Restart { of } => Self::Restart { of: Generation(of) },
         })
     }
 }
@@ -483,6 +538,7 @@ impl From<&Record> for RecordV1 {
             ids: record.ids.map(Into::into),
             guest: record.guest.as_ref().map(Into::into),
             last_exit: record.last_exit.map(Into::into),
+            tally: (&record.tally).into(),
             losses: record.losses.clone(),
             finished: record.finished.iter().map(Into::into).collect(),
             created: record.created.into(),
@@ -513,6 +569,7 @@ impl TryFrom<RecordV1> for Record {
             ids: record.ids.map(TryInto::try_into).transpose()?,
             guest: record.guest.map(TryInto::try_into).transpose()?,
             last_exit: record.last_exit.map(Into::into),
+            tally: record.tally.into(),
             losses: record.losses,
             finished: record.finished.into_iter().map(Into::into).collect(),
             created: record.created.0,

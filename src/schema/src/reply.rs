@@ -1,5 +1,6 @@
 //! Replies of the API; parameters are the arguments of the methods themselves.
 
+use ocivisor_core::health::Health;
 use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::state::{Record, VmState};
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,9 @@ pub struct VmSummary {
     pub changed: TimeV1,
     /// Operation under way.
     pub op: Option<Text<OpId>>,
+    /// Whether its guest works, if it runs and is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthNameV1>,
 }
 
 impl From<&Record> for VmSummary {
@@ -192,6 +196,7 @@ impl From<&Record> for VmSummary {
             created: record.created.into(),
             changed: record.changed.into(),
             op: record.op.as_ref().map(|op| Text(op.id)),
+            health: None,
         }
     }
 }
@@ -201,6 +206,9 @@ impl From<&Record> for VmSummary {
 pub struct VmInfo {
     /// Operation under way in words, else the settled state.
     pub display_state: String,
+    /// Whether its guest works, if it runs and is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthV1>,
     /// The record, secrets hidden.
     #[serde(flatten)]
     pub record: RecordV1,
@@ -209,8 +217,55 @@ pub struct VmInfo {
 impl From<&Record> for VmInfo {
     fn from(record: &Record) -> Self {
         let shown = RecordV1::from(record).without_secrets();
-        Self { display_state: record.display_state().to_owned(), record: shown }
+        let display_state = record.display_state().to_owned();
+        Self { display_state, health: None, record: shown }
     }
+}
+
+/// See [`Health`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthNameV1 {
+    /// `starting`
+    Starting,
+    /// `healthy`
+    Healthy,
+    /// `unhealthy`
+    Unhealthy,
+}
+
+impl HealthNameV1 {
+    /// The name, as on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+impl From<Health> for HealthNameV1 {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Starting => Self::Starting,
+            Health::Healthy => Self::Healthy,
+            Health::Unhealthy => Self::Unhealthy,
+        }
+    }
+}
+
+/// What checks of a guest said, since this daemon asks it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthV1 {
+    /// In a word.
+    pub status: HealthNameV1,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The beginning of what the last check wrote, if it wrote anything; bytes that are not UTF-8 replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }
 
 /// Events after a number.

@@ -16,9 +16,9 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::record::{GuestExitV1, RequestV1};
 use ocivisor_schema::reply::{
-    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
-    ImageOperationReply, LogReply, OpStatusReply, OperationReply, ProgressV1, RemovedReply,
-    StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
+    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HealthNameV1, HealthV1,
+    HostInfo, ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, ProgressV1,
+    RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::{
     CpuStats, DiskStats, MemoryStats, NicStats, PidStats, PressureStats, StallStats, StallTime,
@@ -134,6 +134,8 @@ fn all_kinds_of_event() {
         EventDataV1::ShimAdopted { losses: vec!["console output from 12:00 to 12:01".into()] },
         EventDataV1::VmOom { count: 2, total: 5 },
         EventDataV1::VmForgotten,
+        EventDataV1::HealthChanged { from: HealthNameV1::Healthy, to: HealthNameV1::Unhealthy },
+        EventDataV1::RestartsExhausted { restarts: 5 },
     ];
     let mut events: Vec<EventV1> = (41..)
         .zip(kinds)
@@ -172,8 +174,11 @@ fn replies() {
             result: Some(OutcomeV1::Error((&error()).into())),
         },
     );
-    pin("vm_summary.json", &VmSummary::from(&record));
-    pin("vm_info.json", &VmInfo::from(&record));
+    let (status, output) = (HealthNameV1::Unhealthy, Some("no answer".to_owned()));
+    let summary = VmSummary { health: Some(status), ..VmSummary::from(&record) };
+    pin("vm_summary.json", &summary);
+    let health = Some(HealthV1 { status, failures: 3, output });
+    pin("vm_info.json", &VmInfo { health, ..VmInfo::from(&record) });
     pin("stats.json", &stats());
     pin("console.json", &ConsoleReply { socket: "/run/ocivisor/sock/one-42/shim.sock".into() });
     pin(

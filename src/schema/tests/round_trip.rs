@@ -14,7 +14,7 @@ use ocivisor_core::spec::{
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
-    Request, Timestamp, VmState,
+    Request, Tally, Timestamp, VmState,
 };
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_schema::{RecordV1, decode, encode};
@@ -164,18 +164,20 @@ fn context() -> impl Strategy<Value = Context> {
 
 fn upkeep() -> impl Strategy<Value = Upkeep> {
     let times = (100..=86_400_000_u64, 100..=86_400_000_u64, 0..=86_400_000_u64);
-    let health = (vec("[!-~]{1,9}", 1..3), times, 1..=1000_u32).prop_map(
-        |(command, (interval, timeout, start), retries)| HealthCheck {
+    let health = (vec("[!-~]{1,9}", 1..3), times, (1..=1000_u32, any::<bool>())).prop_map(
+        |(command, (interval, timeout, start), (retries, end))| HealthCheck {
             command,
             interval: Duration::from_millis(interval),
             timeout: Duration::from_millis(timeout),
             retries,
             start_period: Duration::from_millis(start),
+            end,
         },
     );
     let restart = prop_oneof![
         Just(Restart::No),
         Just(Restart::Always),
+        Just(Restart::UnlessStopped),
         option::of(any::<u32>()).prop_map(|most| Restart::OnFailure { most }),
     ];
     (restart, option::of(health), option::of(any::<u16>()))
@@ -262,6 +264,7 @@ fn request_of(id: VmId) -> impl Strategy<Value = Request> {
         }),
         Just(Request::Undefine),
         Just(Request::Collect),
+        any::<u64>().prop_map(|of| Request::Restart { of: Generation(of) }),
     ]
 }
 
@@ -326,6 +329,18 @@ fn state() -> impl Strategy<Value = VmState> {
     ]
 }
 
+fn tally() -> impl Strategy<Value = Tally> {
+    (any::<bool>(), any::<u32>(), any::<bool>(), time(), any::<String>()).prop_map(
+        |(wanted, restarts, failed, since, host_boot)| Tally {
+            wanted,
+            restarts,
+            failed,
+            since,
+            host_boot,
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = Record> {
     "[a-z0-9][a-z0-9._-]{0,62}".prop_flat_map(|id| {
         let id: VmId = id.parse().unwrap();
@@ -333,6 +348,7 @@ fn record() -> impl Strategy<Value = Record> {
             option::of(1..4_294_901_760_u32),
             option::of(guest()),
             option::of(exit()),
+            tally(),
             vec(any::<String>(), 0..4),
         );
         (
@@ -350,7 +366,7 @@ fn record() -> impl Strategy<Value = Record> {
                     spec,
                     state,
                     op,
-                    (ids, guest, last_exit, losses),
+                    (ids, guest, last_exit, tally, losses),
                     finished,
                     times,
                 )| {
@@ -362,6 +378,7 @@ fn record() -> impl Strategy<Value = Record> {
                         ids: ids.map(|base| IdRange { base }),
                         guest,
                         last_exit,
+                        tally,
                         losses,
                         finished,
                         created: times.0,

@@ -14,9 +14,7 @@ use ocivisor_core::spec::VmSpec;
 use ocivisor_core::units::{Bytes, CentiCores, NumberSet};
 use ocivisor_rpc::Client;
 use ocivisor_schema::VmSpecV1;
-use ocivisor_schema::spec::{
-    BootV1, InitKindV1, IoLimitsV1, IsolationV1, ResourcesV1, RootDiskV1, UpkeepV1,
-};
+use ocivisor_schema::spec::{BootV1, InitKindV1, IoLimitsV1, IsolationV1, ResourcesV1, RootDiskV1};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -27,6 +25,7 @@ use crate::failure::{Exit, Failure};
 use crate::nic::NicOption;
 use crate::telling::TellingOptions;
 use crate::units;
+use crate::upkeep::UpkeepOptions;
 
 /// Most bytes of a file.
 const MAX_FILE: u64 = 1 << 20;
@@ -105,6 +104,8 @@ pub struct Options {
     /// How long it may take to end when it is shut down and nobody says how long; 120 s without it
     #[arg(long, value_name = "TIME", value_parser = units::duration, conflicts_with = "file")]
     stop_timeout: Option<Duration>,
+    #[command(flatten)]
+    upkeep: UpkeepOptions,
     /// Replace the image's entrypoint; its arguments go after --
     #[arg(long, value_name = "PROGRAM", conflicts_with = "file")]
     entrypoint: Option<String>,
@@ -277,7 +278,7 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
         isolation: options.isolation.map_or(IsolationV1::Default, Into::into),
         context: options.telling.context()?,
         graphics: None,
-        upkeep: UpkeepV1::default(),
+        upkeep: options.upkeep.to_spec().map_err(|why| Failure::new(Exit::Usage, why))?,
     })
 }
 

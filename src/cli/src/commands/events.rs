@@ -111,6 +111,10 @@ fn words(data: &EventDataV1) -> String {
         EventDataV1::VmOom { count, total } => {
             format!("memory full, processes killed: {count} ({total} since boot)")
         }
+        EventDataV1::HealthChanged { from, to } => format!("{} -> {}", from.name(), to.name()),
+        EventDataV1::RestartsExhausted { restarts } => {
+            format!("failed again, not restarted any more ({restarts} times in a row)")
+        }
         EventDataV1::VmForgotten => "forgotten".to_owned(),
         EventDataV1::Unknown => "something that this version does not know".to_owned(),
     }

@@ -5,13 +5,14 @@ use ocivisor_core::ids::IdRange;
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_schema::OutcomeV1;
 use ocivisor_schema::record::{GuestExitV1, GuestKindV1, RecordV1, VmStateV1};
-use ocivisor_schema::reply::VmInfo;
+use ocivisor_schema::reply::{HealthV1, VmInfo};
 use ocivisor_schema::spec::{BridgeV1, NicV1, VmSpecV1};
 
 use super::Vm;
 use crate::connect::Context;
 use crate::failure::Failure;
 use crate::output::fields;
+use crate::upkeep;
 
 /// Options of `info`.
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
 
 /// Values first, then network interfaces, then what happened.
 fn text(info: &VmInfo) -> String {
-    let VmInfo { display_state, record } = info;
+    let VmInfo { display_state, health, record } = info;
     let spec = &record.spec;
     let mut pairs = vec![
         ("id", spec.id.clone()),
@@ -42,8 +43,12 @@ fn text(info: &VmInfo) -> String {
     if let VmStateV1::Failed { reason } = &record.state {
         pairs.push(("failure", reason.clone()));
     }
+    if let Some(health) = health {
+        pairs.push(("health", health_text(health)));
+    }
     pairs.extend(guest(record));
     pairs.extend(wishes(spec));
+    pairs.extend(upkeep::describe(&spec.upkeep, record.tally.restarts));
     if let Some(exit) = record.last_exit {
         pairs.push(("last exit", exit_text(exit)));
     }
@@ -139,6 +144,17 @@ fn nic_fields(nic: &NicV1) -> Vec<(&'static str, String)> {
     pairs
 }
 
+fn health_text(health: &HealthV1) -> String {
+    let mut text = health.status.name().to_owned();
+    if health.failures > 0 {
+        text.push_str(&format!(", failures in a row: {}", health.failures));
+        if let Some(output) = &health.output {
+            text.push_str(&format!(" ({output})"));
+        }
+    }
+    text
+}
+
 /// Losses and the last operations, newest last.
 fn history(record: &RecordV1) -> String {
     let mut text = String::new();
@@ -183,6 +199,7 @@ mod tests {
                 "id": "one-7", "name": "web\u{1b}[2J", "hostname": "web",
                 "resources": {"memory": 536_870_912, "vcpus": 2, "cpu_quota": 150},
                 "root": {"path": "/srv/7/disk.0"},
+                "upkeep": {"restart": {"when": "on_failure", "most": 5}, "autostart": 3},
                 "nics": [{
                     "index": 0, "host_name": "one-7-0", "mac": "02:00:c0:a8:00:01", "mtu": 1450,
                     "bridge": {"kind": "linux", "name": "br0"},
@@ -194,6 +211,11 @@ mod tests {
             "guest": {
                 "init": {"pid": 11, "start_ticks": 1}, "shim": {"pid": 10, "start_ticks": 1},
                 "kind": "system", "stop_signal": 37, "host_boot": "x",
+            },
+            "health": {"status": "unhealthy", "failures": 3, "output": "no \u{1b}[2Janswer\n"},
+            "tally": {
+                "wanted": true, "restarts": 2, "failed": false,
+                "since": "2026-11-20T10:00:00.000Z", "host_boot": "x",
             },
             "last_exit": {"kind": "signal", "signal": 9},
             "losses": ["console lost with its shim"],

@@ -68,7 +68,10 @@ fn table(vms: &[VmSummary]) -> String {
         table.row([
             vm.id.to_string(),
             vm.name.clone(),
-            vm.display_state.clone(),
+            match vm.health {
+                Some(health) => format!("{} ({})", vm.display_state, health.name()),
+                None => vm.display_state.clone(),
+            },
             vm.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             vm.vcpus.to_string(),
             Bytes(vm.memory).to_string(),
@@ -93,7 +96,7 @@ mod tests {
             "failure": null, "display_state": "rebooting", "pid": 4711,
             "addresses": ["10.0.0.5/24"], "memory": 1_073_741_824_u64, "cpu_share": 100, "vcpus": 2,
             "uid_base": 1_000_000, "created": "2026-11-20T10:00:00.000Z",
-            "changed": "2026-11-20T10:00:00.000Z", "op": "op-3",
+            "changed": "2026-11-20T10:00:00.000Z", "op": "op-3", "health": "healthy",
         }));
         let stopped = vm(serde_json::json!({
             "id": "b", "name": "b", "platform": "local", "state": "stopped", "failure": null,
@@ -104,9 +107,9 @@ mod tests {
         }));
         assert!(State::Running.is(running.state) && !State::Running.is(stopped.state));
         insta::assert_snapshot!(table(&[stopped, running]), @r"
-        ID     NAME  STATE      PID   VCPUS  MEMORY  UIDS             ADDRESS
-        b      b     stopped    -     1      64 MiB  -                -
-        one-7  web   rebooting  4711  2      1 GiB   1000000-1065535  10.0.0.5/24
+        ID     NAME  STATE                PID   VCPUS  MEMORY  UIDS             ADDRESS
+        b      b     stopped              -     1      64 MiB  -                -
+        one-7  web   rebooting (healthy)  4711  2      1 GiB   1000000-1065535  10.0.0.5/24
         ");
     }
 }

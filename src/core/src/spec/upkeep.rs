@@ -27,6 +27,8 @@ pub enum Restart {
         most: Option<u32>,
     },
     /// Whatever its end, unless somebody asked for it.
+    UnlessStopped,
+    /// The same, and when the host is booted, also if somebody asked for its end before.
     Always,
 }
 
@@ -43,6 +45,8 @@ pub struct HealthCheck {
     pub retries: u32,
     /// After its start, for so long failures do not count.
     pub start_period: Duration,
+    /// Whether a guest that becomes unhealthy is ended, as failed; its policy may start it again.
+    pub end: bool,
 }
 
 impl Upkeep {

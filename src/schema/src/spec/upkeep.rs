@@ -34,6 +34,8 @@ pub enum RestartV1 {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         most: Option<u32>,
     },
+    /// `{"when": "unless_stopped"}`
+    UnlessStopped,
     /// `{"when": "always"}`
     Always,
 }
@@ -55,6 +57,9 @@ pub struct HealthCheckV1 {
     /// Milliseconds after its start that failures do not count; else 0.
     #[serde(default)]
     pub start_period_ms: u64,
+    /// Whether a guest that becomes unhealthy is ended, as failed; else not.
+    #[serde(default)]
+    pub end: bool,
 }
 
 fn half_a_minute() -> u64 {
@@ -77,6 +82,7 @@ impl From<UpkeepV1> for Upkeep {
             restart: match upkeep.restart {
                 RestartV1::No => Restart::No,
                 RestartV1::OnFailure { most } => Restart::OnFailure { most },
+                RestartV1::UnlessStopped => Restart::UnlessStopped,
                 RestartV1::Always => Restart::Always,
             },
             health: upkeep.health.map(|health| HealthCheck {
@@ -85,6 +91,7 @@ impl From<UpkeepV1> for Upkeep {
                 timeout: Duration::from_millis(health.timeout_ms),
                 retries: health.retries,
                 start_period: Duration::from_millis(health.start_period_ms),
+                end: health.end,
             }),
             autostart: upkeep.autostart,
         }
@@ -97,6 +104,7 @@ impl From<&Upkeep> for UpkeepV1 {
             restart: match upkeep.restart {
                 Restart::No => RestartV1::No,
                 Restart::OnFailure { most } => RestartV1::OnFailure { most },
+                Restart::UnlessStopped => RestartV1::UnlessStopped,
                 Restart::Always => RestartV1::Always,
             },
             health: upkeep.health.as_ref().map(|health| HealthCheckV1 {
@@ -105,6 +113,7 @@ impl From<&Upkeep> for UpkeepV1 {
                 timeout_ms: millis(health.timeout),
                 retries: health.retries,
                 start_period_ms: millis(health.start_period),
+                end: health.end,
             }),
             autostart: upkeep.autostart,
         }

@@ -12,7 +12,7 @@ use ocivisor_core::spec::{
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
-    Request, Timestamp, VmState,
+    Request, Tally, Timestamp, VmState,
 };
 use ocivisor_core::units::{Bytes, CentiCores};
 
@@ -56,6 +56,7 @@ pub fn local_spec() -> VmSpec {
                 timeout: Duration::from_millis(1500),
                 retries: 2,
                 start_period: Duration::ZERO,
+                end: true,
             }),
             autostart: Some(10),
         },
@@ -216,6 +217,13 @@ pub fn full_record() -> Record {
             host_boot: "5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11".into(),
         }),
         last_exit: Some(GuestExit::Signal(9)),
+        tally: Tally {
+            wanted: true,
+            restarts: 2,
+            failed: true,
+            since: Timestamp(1_500),
+            host_boot: "5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11".into(),
+        },
         losses: vec!["console output from 12:00 to 12:01".into()],
         finished: vec![
             finished(7, OpKind::Define, Ok(())),
@@ -242,6 +250,7 @@ pub fn requests() -> Vec<Request> {
             context: Some(full_spec().context),
         })),
         Request::Collect,
+        Request::Restart { of: Generation(41) },
     ]
 }
 
