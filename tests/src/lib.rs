@@ -249,6 +249,19 @@ impl Host {
         self.start_daemon();
     }
 
+    /// What a boot of the machine is to a host: nothing runs or is mounted, the run directory is empty,
+    /// the state directory is as it was. Then a daemon is started.
+    pub fn reboot(&mut self) {
+        static BOOTS: AtomicU32 = AtomicU32::new(0);
+        self.kill_daemon();
+        count::clear(self);
+        std::fs::remove_dir_all(self.run_dir()).unwrap();
+        std::fs::create_dir(self.run_dir()).unwrap();
+        let boot = format!("boot-{}", BOOTS.fetch_add(1, Ordering::Relaxed));
+        self.set_env("OCIVISOR_FAULT_BOOT", &boot);
+        self.start_daemon();
+    }
+
     /// Tells the daemon to stop and waits for it.
     pub fn stop_daemon(&mut self) -> i32 {
         let mut daemon = self.daemon.take().expect("a daemon");
@@ -397,4 +410,9 @@ impl Drop for Host {
 pub fn tool(arguments: &[&str]) -> String {
     let output = Command::new(arguments[0]).args(&arguments[1..]).output().unwrap();
     Answer::of(&output).ok()
+}
+
+/// Writes a file for a program under test.
+pub fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
 }
