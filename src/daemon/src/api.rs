@@ -17,13 +17,14 @@ use ocivisor_schema::image::{
     CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, MadeV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
-    CgroupLayoutV1, ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo,
-    ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply,
-    VersionReply, VmCounts, VmInfo, VmSummary,
+    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
+    VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1};
 
+use crate::about;
 use crate::asking::Asking;
 use crate::caller::Caller;
 use crate::exec::{self, running};
@@ -36,9 +37,6 @@ use crate::paths::PathPolicy;
 use crate::policy::{self, Policy};
 use crate::stats;
 use crate::vms::{Vms, blocking};
-
-/// Version of this build.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The API on all VMs.
 #[derive(Debug)]
@@ -342,7 +340,8 @@ impl ApiServer for Daemon {
     ) -> Reply<ExecReply> {
         let record = self.vms.get(&vm.0)?;
         let facts = running(&record)?;
-        let request = ExecRequest { argv, env, user, workdir, tty, timeout_ms, detach };
+        let request =
+            ExecRequest { argv, env, user, workdir, tty, timeout_ms, detach, whole: false };
         self.work(move |vms| exec::begin(&vms.host, &vm.0, &facts, &request)).await
     }
 
@@ -570,34 +569,10 @@ impl ApiServer for Daemon {
     }
 
     async fn host_info(&self, _: &Extensions) -> Reply<HostInfo> {
-        let mut vms = VmCounts::default();
-        for record in self.vms.list() {
-            vms.add((&record.state).into());
-        }
-        let uname = rustix::system::uname();
-        let info = rustix::system::sysinfo();
-        let unit = u64::from(info.mem_unit).max(1);
-        let host = &self.vms.host;
-        Ok(HostInfo {
-            version: VERSION.into(),
-            hostname: uname.nodename().to_string_lossy().into_owned(),
-            kernel: uname.release().to_string_lossy().into_owned(),
-            boot_id: host.boot().to_owned(),
-            cgroup_layout: match host.cgroups.hierarchies().kind() {
-                ocivisor_host::cgroup::Kind::V2 => CgroupLayoutV1::V2,
-                ocivisor_host::cgroup::Kind::Hybrid => CgroupLayoutV1::Hybrid,
-                ocivisor_host::cgroup::Kind::V1 => CgroupLayoutV1::V1,
-            },
-            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-            memory: info.totalram * unit,
-            memory_available: info.freeram * unit,
-            vms,
-            state_dir: host.layout.state.display().to_string(),
-            run_dir: host.layout.run.display().to_string(),
-        })
+        Ok(about::host(&self.vms.host, &self.vms.list()))
     }
 
     async fn daemon_version(&self, _: &Extensions) -> Reply<VersionReply> {
-        Ok(VersionReply { version: VERSION.into(), api: API_VERSION })
+        Ok(VersionReply { version: about::VERSION.into(), api: API_VERSION })
     }
 }

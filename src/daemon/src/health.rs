@@ -172,6 +172,8 @@ impl Healths {
             tty: false,
             timeout_ms: None,
             detach: false,
+            // One check after the other would fill the guest with what they leave.
+            whole: true,
         };
         let (host, vm, guest) = (Arc::clone(&vms.host), id.clone(), facts.clone());
         let session = {

@@ -12,6 +12,7 @@
 //! The daemon may be killed at any instant: the disk is the truth, guests belong to their shims.
 //! Async is here and in the RPC alone; [`vms`] is the one crossing to the synchronous engine.
 
+mod about;
 mod api;
 mod asking;
 mod caller;

@@ -38,6 +38,8 @@ pub struct ExecRequest {
     pub timeout_ms: Option<u64>,
     /// Whether to leave it alone once it runs: the client hears of the beginning only.
     pub detach: bool,
+    /// Whether what it left in its session ends with it; else that goes on, and counts as a session.
+    pub whole: bool,
 }
 
 /// Where the session's client is awaited.

@@ -246,7 +246,7 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
             relay::hear_out(outputs)
         }
         Ok((program, streams)) => {
-            Session::new(client, streams, early)?.run(program, request.limit())
+            Session::new(client, streams, early)?.run(program, request.limit(), request.whole)
         }
         Err(refusal) => {
             let mut last = Vec::new();

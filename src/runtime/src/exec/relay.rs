@@ -124,14 +124,16 @@ impl Session {
     }
 
     /// Relays until the program, a child of this process, ended, or had its time, or the client went
-    /// away; and reads on as long as anything the program left behind may write.
+    /// away; and reads on as long as anything the program left behind may write, which ends with it
+    /// if it is to be `whole`.
     ///
     /// # Errors
     /// The kernel refuses to wait. The program is killed in any case.
-    pub fn run(mut self, program: Pid, limit: Option<Duration>) -> io::Result<()> {
+    pub fn run(mut self, program: Pid, limit: Option<Duration>, whole: bool) -> io::Result<()> {
         let end = self.relay(program, limit.map(|limit| Instant::now() + limit));
         // Before it is reaped: until then nobody else can have its number.
         match end {
+            Ok(End::Program) if whole => kill(program, Reach::Session),
             Ok(End::Program) => {}
             Ok(End::ClientGone) if self.terminal => kill(program, Reach::Group),
             Ok(End::ClientGone | End::TimeOver) | Err(_) => kill(program, Reach::Session),

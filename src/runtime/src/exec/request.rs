@@ -3,7 +3,7 @@
 //!
 //! ```json
 //! {"token": "…", "argv": ["ls"], "env": ["A=b"], "user": "web", "workdir": "/", "tty": true,
-//!  "timeout_ms": 5000, "detach": false}
+//!  "timeout_ms": 5000, "detach": false, "whole": false}
 //! ```
 //!
 //! Only `token` and `argv` must be there. Instead of running a program files can be copied:
@@ -56,6 +56,9 @@ pub struct Request {
     /// Whether to leave it alone once it runs.
     #[serde(default)]
     pub detach: bool,
+    /// Whether what it left in its session ends with it.
+    #[serde(default)]
+    pub whole: bool,
     /// Files to copy, instead of all but the token.
     #[serde(default)]
     pub copy: Option<CopyRequest>,
@@ -99,7 +102,8 @@ impl Request {
     pub fn of(argv: Vec<String>) -> Self {
         let (token, env, workdir) = (String::new(), Vec::new(), Some("/".to_owned()));
         let (user, timeout_ms) = (None, None);
-        Self { token, argv, env, user, workdir, tty: false, timeout_ms, detach: false, copy: None }
+        let (tty, detach, whole) = (false, false, false);
+        Self { token, argv, env, user, workdir, tty, timeout_ms, detach, whole, copy: None }
     }
 }
 
