@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::common::Bench;
 use crate::confined::*;
+use ocivisor_datastore::Store;
 
 /// Bits of capabilities(7).
 const CHOWN: u64 = 1 << 0;
@@ -128,6 +130,42 @@ fn a_worker_is_limited() {
         ] {
             assert_eq!(soft_and_hard(name), [most.to_string(), most.to_string()], "{name}");
         }
+    })
+    .unwrap();
+}
+
+/// A directory that is a mount which others would share, as all are where systemd is process 1.
+struct Shared(PathBuf);
+
+impl Shared {
+    fn new(dir: &Path) -> Self {
+        use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+        fs::create_dir(dir).unwrap();
+        mount_bind(dir, dir).unwrap();
+        let made = Self(dir.to_owned());
+        mount_change(dir, MountPropagationFlags::SHARED).unwrap();
+        made
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_store_on_a_shared_mount_shares_no_mount_with_a_worker() {
+    let mut shared = None;
+    let bench = Bench::opened(|root| {
+        shared = Some(Shared::new(root));
+        Store::open(root).unwrap().with_worker(worker())
+    });
+    // Dropped before the bench removes its directory.
+    let _shared = shared;
+    import_looking(&bench, |Pair { confined, .. }| {
+        let mounts = proc(confined, "mountinfo");
+        assert!(!mounts.contains(" shared:"), "{mounts}");
     })
     .unwrap();
 }

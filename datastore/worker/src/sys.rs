@@ -60,6 +60,9 @@ struct MountAttr {
 }
 
 /// Shows the ids on a detached mount through the maps of a user namespace, and takes from it what no layer needs.
+///
+/// A clone of a shared mount, as all are where systemd is process 1, is its peer: what is mounted on one appears on the
+/// other, and pivot_root(2) refuses it. So it is made private, too.
 pub fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let set = libc::MOUNT_ATTR_IDMAP | NO_SPECIAL | libc::MOUNT_ATTR_NOEXEC;
     let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
