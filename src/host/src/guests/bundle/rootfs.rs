@@ -23,6 +23,10 @@ use crate::fs::io_error;
 /// Kernel filesystems that are mounted over these later; what the image has there does not count.
 const OVERMOUNTED: [&str; 3] = ["proc", "sys", "dev"];
 
+/// How often a walk is tried. A rename or a mount anywhere on the host while `..` of a link is followed ends it with
+/// `EAGAIN`, since then the kernel cannot tell whether it led out; openat2(2) says to try again.
+const TRIES: u32 = 1024;
+
 /// A mounted root filesystem.
 #[derive(Debug)]
 pub struct GuestRoot {
@@ -162,12 +166,16 @@ impl GuestRoot {
     fn look(&self, path: &Path, more: OFlags) -> Result<Option<OwnedFd>> {
         let flags = OFlags::PATH | OFlags::CLOEXEC | more;
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match openat2(&self.dir, path, flags, Mode::empty(), within) {
-            Ok(fd) => Ok(Some(fd)),
-            // A loop of links leads nowhere, too.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(e) => Err(io_error("look at guest's", path, &e.into())),
+        for _ in 0..TRIES {
+            match openat2(&self.dir, path, flags, Mode::empty(), within) {
+                Ok(fd) => return Ok(Some(fd)),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                // A loop of links leads nowhere, too.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(e) => return Err(io_error("look at guest's", path, &e.into())),
+            }
         }
+        Err(io_error("look at guest's", path, &Errno::AGAIN.into()))
     }
 
     fn describe(&self, path: &Path, fd: &OwnedFd) -> Result<Resolved> {
