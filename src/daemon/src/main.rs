@@ -26,6 +26,7 @@ mod ids;
 mod images;
 mod jobs;
 mod logging;
+mod manager;
 mod offline;
 mod oom;
 mod operations;

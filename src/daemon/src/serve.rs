@@ -1,5 +1,6 @@
 //! From a locked state directory to an answering socket, and back.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::health::Healths;
 use crate::host::Host;
+use crate::manager;
 use crate::operations::Operations;
 use crate::paths::PathPolicy;
 use crate::policy::Policy;
@@ -32,6 +34,7 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// It could not begin.
 pub fn run(config: &Config) -> Result<()> {
+    let socket = manager::socket()?;
     let layout = config.layout();
     let locked = StateDir::open(&layout)?;
     raise_open_files();
@@ -44,7 +47,7 @@ pub fn run(config: &Config) -> Result<()> {
         .map_err(|e| Error::new(ErrorKind::Host, format!("start threads: {e}")))?;
     let events = Arc::new(Events::new(host.now()));
     let vms = Vms::new(host, events, operations);
-    let result = runtime.block_on(serve(config, vms));
+    let result = runtime.block_on(serve(config, vms, socket));
     // Blocking threads may wait for guests; they end with the process.
     runtime.shutdown_background();
     drop(locked);
@@ -61,7 +64,7 @@ fn raise_open_files() {
     }
 }
 
-async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
+async fn serve(config: &Config, vms: Arc<Vms>, socket: Option<OwnedFd>) -> Result<()> {
     for loaded in vms.host.load()? {
         match loaded {
             Loaded::Record(record) => vms.load(*record).await,
@@ -83,11 +86,14 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
         operate_gids: config.access.operate_gid.into_iter().collect(),
         read_gids: config.access.read_gids.clone(),
     };
-    let server = Server::bind(server).map_err(Error::from)?;
+    let server = match socket {
+        Some(socket) => Server::adopt(server, socket),
+        None => Server::bind(server),
+    };
+    let server = server.map_err(Error::from)?;
     tracing::info!(socket = %server.path().display(), vms = vms.list().len(), "ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "systemd was not told that we are ready");
-    }
+    manager::ready();
+    let living = tokio::spawn(manager::live());
 
     let periodic = tokio::spawn(reconcile_often(
         Arc::clone(&vms),
@@ -108,11 +114,11 @@ async fn serve(config: &Config, vms: Arc<Vms>) -> Result<()> {
     healths.stop();
     tracing::info!("stopping; guests run on");
     jobs.cancel_all();
-    // systemd not being there is fine.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    manager::stopping();
     vms.settle(Instant::now() + STOP_GRACE).await;
     // Work that does not end in time ends with this process; no guest stands still for it any more.
     thaw_all(&vms);
+    living.abort();
     Ok(())
 }
 

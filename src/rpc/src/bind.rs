@@ -4,9 +4,14 @@
 //! then renamed: nobody can connect before the mode is right, and there is no moment without a
 //! socket while a daemon is replaced. Two daemons cannot race here, as each first takes the lock of
 //! its state directory; the check that nobody answers is for those with different ones.
+//!
+//! Or systemd made it (`systemd.socket(5)`): then it stays there when the daemon goes, so that callers wait for
+//! the next one instead of being refused. Mode and group are what the configuration says all the same.
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -31,6 +36,16 @@ pub enum BindError {
         /// Its path.
         path: PathBuf,
     },
+    /// What was handed over is something else.
+    #[error(
+        "the service manager handed over {got}, not a socket that listens at {path:?}; see ListenStream= of ocivisord.socket"
+    )]
+    NotOurs {
+        /// The path of the configuration.
+        path: PathBuf,
+        /// What it is.
+        got: String,
+    },
     /// A call failed.
     #[error("cannot {what} socket {path:?}")]
     Io {
@@ -49,6 +64,7 @@ impl From<BindError> for ocivisor_core::error::Error {
         use ocivisor_core::error::ErrorKind;
         let kind = match &error {
             BindError::InUse { .. } | BindError::NotASocket { .. } => ErrorKind::Conflict,
+            BindError::NotOurs { .. } => ErrorKind::Invalid,
             BindError::Io { .. } => ErrorKind::Host,
         };
         match std::error::Error::source(&error) {
@@ -90,12 +106,7 @@ pub fn bind(path: &Path, gid: Option<u32>) -> Result<(UnixListener, SocketFile),
     let listener = UnixListener::bind(&temporary).map_err(fail("bind"))?;
     // From here on a failure must not leave the temporary name.
     let finish = || {
-        if let Some(gid) = gid {
-            std::os::unix::fs::lchown(&temporary, None, Some(gid))
-                .map_err(fail("set the group of"))?;
-        }
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o660))
-            .map_err(fail("set the mode of"))?;
+        give(&temporary, gid)?;
         let meta = std::fs::symlink_metadata(&temporary).map_err(fail("look at"))?;
         #[expect(
             clippy::disallowed_methods,
@@ -113,6 +124,37 @@ pub fn bind(path: &Path, gid: Option<u32>) -> Result<(UnixListener, SocketFile),
             Err(error)
         }
     }
+}
+
+/// Takes a socket that somebody else made and keeps: it must listen at `path`.
+pub fn adopt(path: &Path, gid: Option<u32>, socket: OwnedFd) -> Result<UnixListener, BindError> {
+    let not_ours = |got: String| BindError::NotOurs { path: path.to_owned(), got };
+    let listens = net::sockopt::socket_acceptconn(&socket);
+    if !listens.map_err(|e| not_ours(format!("no socket ({e})")))? {
+        return Err(not_ours("a socket that does not listen".into()));
+    }
+    let address = net::getsockname(&socket).map_err(|e| not_ours(format!("a socket ({e})")))?;
+    let address = SocketAddrUnix::try_from(address)
+        .map_err(|_| not_ours("a socket of another family".into()))?;
+    if net::sockopt::socket_type(&socket).ok() != Some(net::SocketType::STREAM) {
+        return Err(not_ours("a socket of another type".into()));
+    }
+    if address.path_bytes() != Some(path.as_os_str().as_bytes()) {
+        let at = address.path_bytes().map(String::from_utf8_lossy).unwrap_or_default();
+        return Err(not_ours(format!("a socket at {at:?}")));
+    }
+    give(path, gid)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Gives a socket's file its group and mode.
+fn give(path: &Path, gid: Option<u32>) -> Result<(), BindError> {
+    let fail = |what| move |source| BindError::Io { what, path: path.to_owned(), source };
+    if let Some(gid) = gid {
+        std::os::unix::fs::lchown(path, None, Some(gid)).map_err(fail("set the group of"))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .map_err(fail("set the mode of"))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -204,6 +246,35 @@ mod tests {
         let error = bind(&path, None).unwrap_err();
         assert!(matches!(error, BindError::Io { what: "bind", .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_socket_that_is_handed_over_must_listen_where_it_is_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("s"), dir.path().join("o"));
+        let listener = UnixListener::bind(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let again = || OwnedFd::from(listener.try_clone().unwrap());
+        let adopted = adopt(&path, Some(12_345), again()).unwrap();
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o660, 12_345));
+        drop(adopted);
+        assert!(path.exists(), "it is not ours to remove");
+
+        let why = |socket: OwnedFd| adopt(&other, None, socket).unwrap_err().to_string();
+        let got = |what: &str| {
+            format!(
+                "the service manager handed over {what}, not a socket that listens at {other:?}; \
+                 see ListenStream= of ocivisord.socket"
+            )
+        };
+        assert_eq!(why(again()), got(&format!("a socket at {:?}", path.to_str().unwrap())));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(why(tcp.into()), got("a socket of another family"));
+        let (pair, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(why(pair.into()), got("a socket that does not listen"));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(why(file.into()).starts_with("the service manager handed over no socket ("));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Waiting methods hold nothing but their connection.
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +91,8 @@ impl ServerConfig {
 pub struct Server {
     config: ServerConfig,
     listener: UnixListener,
-    file: SocketFile,
+    /// Absent if the socket is somebody else's.
+    file: Option<SocketFile>,
 }
 
 type Builder = TowerServiceBuilder<Stack<GateLayer, Identity>, Identity>;
@@ -115,13 +117,31 @@ impl Server {
     /// # Errors
     /// Another daemon answers there, or a call failed.
     pub fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let fail = |what| {
-            let path = config.socket.clone();
-            move |source| BindError::Io { what, path, source }
-        };
         let (listener, file) = bind::bind(&config.socket, config.group)?;
-        listener.set_nonblocking(true).map_err(fail("set up"))?;
-        let listener = UnixListener::from_std(listener).map_err(fail("set up"))?;
+        Self::new(config, listener, Some(file))
+    }
+
+    /// Takes a socket that the service manager made, and leaves it there at the end. Needs a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// It does not listen at the path of the configuration, or a call failed.
+    pub fn adopt(config: ServerConfig, socket: OwnedFd) -> Result<Self, BindError> {
+        let listener = bind::adopt(&config.socket, config.group, socket)?;
+        Self::new(config, listener, None)
+    }
+
+    fn new(
+        config: ServerConfig,
+        listener: std::os::unix::net::UnixListener,
+        file: Option<SocketFile>,
+    ) -> Result<Self, BindError> {
+        let fail = |source| {
+            let path = config.socket.clone();
+            BindError::Io { what: "set up", path, source }
+        };
+        listener.set_nonblocking(true).map_err(fail)?;
+        let listener = UnixListener::from_std(listener).map_err(fail)?;
         Ok(Self { config, listener, file })
     }
 
@@ -163,7 +183,8 @@ impl Server {
                 },
             }
         }
-        // Clients that come now get "connection refused" at once, and know what it means.
+        // Clients that come now get "connection refused" at once, and know what it means; or they wait for the
+        // next daemon, if the socket is not ours.
         drop(listener);
         drop(file);
         if server_handle.stop().is_err() {
