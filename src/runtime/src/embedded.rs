@@ -5,6 +5,7 @@
 //! * it changes directory, dumpability and more of its caller: so it runs in a process of its own;
 //! * it never looks where the working directory leads once the root has changed: [`Payload`] does;
 //! * its check of the executable wants the bit for others: [`Payload`] asks the kernel instead;
+//! * it makes the console the controlling terminal of any first process: [`Payload`] undoes that for systems;
 //! * on failure it kills and removes the guest's groups in the controllers' hierarchies;
 //! * of a masked comparison in a seccomp rule it takes mask and value the other way round, and what
 //!   should match some arguments then matches all: [`with_swapped_masks`] swaps them beforehand, in
@@ -27,7 +28,10 @@ use serde_json::Value;
 
 use crate::label::Label;
 use crate::runtime::{Created, Creation, Runtime, Start, runtime_error};
+use crate::sys;
 
+/// Annotation with the kind of guest.
+const KIND: &str = "org.ocivisor.kind";
 /// Where bundles have the small init of applications, followed by `--` and the image's command.
 const INIT: &str = "/dev/.ocivisor-init";
 
@@ -180,13 +184,23 @@ impl Executor for Payload {
         }
         match (path, argv) {
             // The environment is this process's own by now: libcontainer has set it.
-            (Ok(path), Ok(argv)) => match nix::unistd::execv(&path, &argv) {
-                Ok(never) => match never {},
-                Err(e) => Err(failed(format!("{}: {e}", program.display()))),
+            (Ok(path), Ok(argv)) => match is_system(spec).then(sys::leave_terminal) {
+                Some(Err(e)) => Err(failed(format!("leave the console to logins: {e}"))),
+                _ => match nix::unistd::execv(&path, &argv) {
+                    Ok(never) => match never {},
+                    Err(e) => Err(failed(format!("{}: {e}", program.display()))),
+                },
             },
             _ => Err(ExecutorError::InvalidArg),
         }
     }
+}
+
+/// Whether an init of the image's runs. As on a machine, it has no controlling terminal: libcontainer made the console
+/// one, and getty(8) could not have it for whoever logs in, nor could job control.
+fn is_system(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    annotations.and_then(|all| all.get(KIND)).is_some_and(|kind| kind == "system")
 }
 
 fn argv(spec: &Spec) -> &[String] {

@@ -233,6 +233,22 @@ pub fn take_terminal(terminal: impl AsFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the controlling terminal back, which stays open: then it is free for another session.
+///
+/// # Errors
+/// There is none, or standard input is another one.
+pub fn leave_terminal() -> io::Result<()> {
+    // The kernel hangs up on the group in its foreground, which is this process (tty_ioctl(4), TIOCNOTTY).
+    // SAFETY: these dispositions run no code of ours.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    // SAFETY: the call takes no argument.
+    let done = unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCNOTTY) };
+    let error = io::Error::last_os_error();
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+    if done == -1 { Err(error) } else { Ok(()) }
+}
+
 /// Loads a program of type `BPF_PROG_TYPE_CGROUP_DEVICE` and attaches it to a cgroup v2 directory.
 ///
 /// # Errors

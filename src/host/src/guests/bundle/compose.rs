@@ -33,6 +33,9 @@ const NOFILE_HARD: u64 = 1_048_576;
 /// need none.
 const ISOLATION: &str = "org.ocivisor.isolation";
 
+/// Annotation with the kind of guest: the runtime makes the console nobody's where a system's own programs log in.
+const KIND: &str = "org.ocivisor.kind";
+
 /// All that a configuration is made of.
 #[derive(Debug)]
 pub struct Inputs<'a> {
@@ -103,9 +106,18 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
         .mounts(all_mounts(inputs).map_err(bad)?)
         .process(process(inputs)?)
         .linux(linux)
-        .annotations(HashMap::from([(ISOLATION.to_owned(), profile.isolation.name().to_owned())]))
+        .annotations(annotations(profile))
         .build()
         .map_err(bad)
+}
+
+fn annotations(profile: Profile) -> HashMap<String, String> {
+    let kind = match profile.kind {
+        GuestKind::System => "system",
+        GuestKind::Application => "application",
+    };
+    let all = [(ISOLATION, profile.isolation.name()), (KIND, kind)];
+    all.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
 fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecError> {

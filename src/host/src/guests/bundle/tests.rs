@@ -204,6 +204,8 @@ fn a_root_with_systemd_makes_a_system() {
     let process = spec.process().as_ref().unwrap();
     assert_eq!(process.args().as_ref().unwrap(), &["/sbin/init"]);
     assert!(process.env().as_ref().unwrap().contains(&"container=oci".to_owned()));
+    // By this the runtime leaves the console to logins.
+    assert_eq!(spec.annotations().as_ref().unwrap()["org.ocivisor.kind"], "system");
     // Again is fine, and the way is open to the guest's group alone.
     host.write().unwrap();
     let run = std::fs::metadata(host.layout.run_vm(&host.spec.id).dir()).unwrap();
