@@ -20,6 +20,11 @@ const PLACES: [&str; 5] = [
     "/etc/init",
 ];
 
+/// sysvinit's configuration; no other init but busybox has one of that name.
+const INITTAB: &str = "/etc/inittab";
+/// Most bytes of it.
+const INITTAB_MAX: u64 = 1 << 20;
+
 /// Commands that an image of a bare operating system has because it must have one.
 const SHELLS: [&str; 7] = ["sh", "bash", "ash", "dash", "zsh", "ksh", "fish"];
 
@@ -30,9 +35,22 @@ pub enum Flavour {
     Systemd,
     /// busybox init: `SIGUSR2` powers off; older ones ignore `SIGPWR`.
     Busybox,
-    /// sysvinit (`SIGPWR` runs the powerfail entries of inittab), openrc-init (`SIGPWR` shuts down)
-    /// and others.
+    /// sysvinit, by what its inittab says, see [`sysvinit`].
+    Sysvinit(Sysvinit),
+    /// openrc-init (`SIGPWR` shuts down), runit-init and others.
     Other,
+}
+
+/// What an inittab(5) has for us. All init does by itself on a signal is to run an entry of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sysvinit {
+    /// `SIGPWR` shuts down: somebody made it for containers.
+    PowerFail,
+    /// `SIGINT`, as Ctrl-Alt-Del on a keyboard. What distributions have there is an orderly way
+    /// down followed by a restart; that restart is where the first process ends, and whether another one
+    /// begins is ours to decide. (Their `powerfail` entries wait for a UPS to come back, or name a
+    /// script that is not there.)
+    CtrlAltDel,
 }
 
 impl Flavour {
@@ -42,7 +60,8 @@ impl Flavour {
         match self {
             Self::Systemd => 37,
             Self::Busybox => 12,
-            Self::Other => 30,
+            Self::Sysvinit(Sysvinit::CtrlAltDel) => 2,
+            Self::Sysvinit(Sysvinit::PowerFail) | Self::Other => 30,
         }
     }
 }
@@ -75,7 +94,10 @@ pub fn detect(root: &GuestRoot) -> Result<Option<Init>> {
         let flavour = match found.path.file_name().and_then(|name| name.to_str()) {
             Some("systemd") => Flavour::Systemd,
             Some(name) if name.starts_with("busybox") => Flavour::Busybox,
-            _ => Flavour::Other,
+            _ => match root.read(Path::new(INITTAB), INITTAB_MAX)? {
+                Some(text) => Flavour::Sysvinit(sysvinit(&String::from_utf8_lossy(&text))),
+                None => Flavour::Other,
+            },
         };
         if flavour == Flavour::Busybox && !has_boot_scripts(root)? {
             continue;
@@ -83,6 +105,23 @@ pub fn detect(root: &GuestRoot) -> Result<Option<Init>> {
         return Ok(Some(Init { path: path.to_owned(), flavour }));
     }
     Ok(None)
+}
+
+/// What to do with a sysvinit that has this inittab: lines of `id:runlevels:action:process`. Pure.
+#[must_use]
+pub fn sysvinit(inittab: &str) -> Sysvinit {
+    const FAIL: [&str; 3] = ["powerfail", "powerfailnow", "powerwait"];
+    const DOWN: [&str; 5] = ["init", "telinit", "shutdown", "halt", "poweroff"];
+    let goes_down = |line: &str| {
+        let mut fields = line.trim_start().splitn(4, ':');
+        let action = fields.nth(2).unwrap_or_default();
+        let process = fields.next().unwrap_or_default();
+        // "+" in front: no utmp record.
+        let program = process.trim_start_matches('+').split_whitespace().next().unwrap_or_default();
+        FAIL.contains(&action) && DOWN.contains(&base_name(program))
+    };
+    let entries = inittab.lines().filter(|line| !line.trim_start().starts_with('#'));
+    if entries.into_iter().any(goes_down) { Sysvinit::PowerFail } else { Sysvinit::CtrlAltDel }
 }
 
 fn has_boot_scripts(root: &GuestRoot) -> Result<bool> {
@@ -122,7 +161,7 @@ pub fn script_runner(
         Flavour::Other if inittab && real.is_some_and(|path| path.ends_with("init")) => {
             Runner::Sysvinit
         }
-        Flavour::Busybox | Flavour::Other => Runner::Ours,
+        Flavour::Busybox | Flavour::Sysvinit(_) | Flavour::Other => Runner::Ours,
     })
 }
 
@@ -212,5 +251,25 @@ mod tests {
         assert_eq!(decide_kind(&forced, &image(&["x"], &[]), None), S);
         let forced = Boot { init: InitKind::Application, ..Boot::default() };
         assert_eq!(decide_kind(&forced, &system, init), A);
+    }
+
+    #[test]
+    fn sysvinit_goes_down_by_what_its_inittab_says() {
+        use Sysvinit::{CtrlAltDel, PowerFail};
+        let debian = "id:2:initdefault:\nca:12345:ctrlaltdel:/sbin/shutdown -t1 -a -r now\n\
+                      pf::powerwait:/etc/init.d/powerfail start\n";
+        for (inittab, want) in [
+            ("", CtrlAltDel),
+            (debian, CtrlAltDel),
+            ("p6::ctrlaltdel:/sbin/init 6\np0::powerfail:/sbin/init 0\n", PowerFail),
+            (" pf::powerwait:+shutdown -h now", PowerFail),
+            ("# p0::powerfail:/sbin/init 0\n#", CtrlAltDel),
+            ("p0::powerfail\np0::powerfail:\n:::::\n", CtrlAltDel),
+            ("po::powerokwait:/sbin/shutdown -c", CtrlAltDel),
+        ] {
+            assert_eq!(sysvinit(inittab), want, "{inittab:?}");
+        }
+        let signals = [Flavour::Sysvinit(CtrlAltDel), Flavour::Sysvinit(PowerFail), Flavour::Other];
+        assert_eq!(signals.map(Flavour::stop_signal), [2, 30, 30]);
     }
 }

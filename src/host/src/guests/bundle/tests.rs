@@ -224,6 +224,18 @@ fn busybox_makes_a_system_only_with_boot_scripts() {
 }
 
 #[test]
+fn sysvinit_is_asked_as_its_inittab_says() {
+    let host = Host::new(r#"{"cmd":["bash"]}"#);
+    host.file("sbin/init", 0o755, "");
+    assert_eq!(host.write().unwrap().0.stop_signal, 30);
+    host.file("etc/inittab", 0o644, "ca:12345:ctrlaltdel:/sbin/shutdown -r now\n");
+    let (facts, _) = host.write().unwrap();
+    assert_eq!((facts.kind, facts.stop_signal), (GuestKind::System, 2));
+    host.file("etc/inittab", 0o644, "p0::powerfail:/sbin/init 0\n");
+    assert_eq!(host.write().unwrap().0.stop_signal, 30);
+}
+
+#[test]
 fn links_in_the_image_never_leave_the_root() {
     let host = Host::new(r#"{"cmd":["x"],"user":"root"}"#);
     // On the host these lead to real files; inside they lead nowhere.
