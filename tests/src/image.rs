@@ -6,6 +6,11 @@ use crate::tool;
 
 /// Writes a root filesystem tar with busybox, its applets as links, users and an init.
 pub fn busybox(tar: &Path) {
+    busybox_with(tar, &[]);
+}
+
+/// The same with more files, or others: path and content.
+pub fn busybox_with(tar: &Path, files: &[(&str, &str)]) {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);
     for dir in
@@ -27,6 +32,7 @@ pub fn busybox(tar: &Path) {
     write("etc/init.d/rcS", "#!/bin/sh\nmount -t proc proc /proc 2>/dev/null\n");
     tool(&["chmod", "755", &path("etc/init.d/rcS").display().to_string()]);
     tool(&["chmod", "1777", &path("tmp").display().to_string()]);
+    files.iter().for_each(|(name, text)| write(name, text));
     let (root, tar) = (root.path().display().to_string(), tar.display().to_string());
     tool(&["tar", "--numeric-owner", "--owner=0", "--group=0", "-C", &root, "-cf", &tar, "."]);
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::binaries::{What, build, fault_features};
 use crate::check;
 use crate::cmd::{self, cargo, say, step, succeeds};
-use crate::packages::{FOR_CHECKS, FOR_TESTS, TO_BUILD, ensure};
+use crate::packages::{FOR_CHECKS, FOR_TESTS, FOR_VM, TO_BUILD, ensure};
 use crate::vm::Module;
 
 /// Options of `test`.
@@ -35,13 +35,14 @@ fn everything(options: &Options) -> Result<()> {
     }
     ensure(&[&TO_BUILD, &FOR_TESTS, &FOR_CHECKS])?;
     if options.filter.is_empty() {
+        ensure(&[&FOR_VM])?;
         check::format()?;
         check::shell()?;
     }
     let programs = build(What::ProgramsAndTests)?;
     let cache = cmd::root().join(".cache/quickstart");
     std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
-    let debian = crate::quickstart::image::debian(&cache)?;
+    let systems = crate::quickstart::image::for_tests(&cache)?;
     let faults = fault_features()?;
     let features: Vec<&str> = faults.iter().flat_map(|f| ["--features", f.as_str()]).collect();
     step("tests");
@@ -53,7 +54,7 @@ fn everything(options: &Options) -> Result<()> {
         cargo(&["test", "--workspace", "--all-targets", "--no-fail-fast"])
     };
     tests.args(&features).env("OCIVISOR_BIN_DIR", &programs);
-    tests.env("OCIVISOR_TEST_SYSTEMD_TAR", &debian);
+    tests.envs(systems);
     // A snapshot that differs is a failure, not a question.
     tests.env("INSTA_UPDATE", "no");
     cmd::run(tests.args(&options.filter))?;
@@ -61,6 +62,7 @@ fn everything(options: &Options) -> Result<()> {
         step("examples in the documentation");
         let examples = ["test", "--workspace", "--doc", "--quiet"];
         cmd::run(cargo(&examples).args(&features))?;
+        crate::vm::run_shortest(&programs)?;
         check::lints()?;
         check::documentation()?;
     }

@@ -116,7 +116,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn story(options: &Options, places: &Places, undo: &mut Undo) -> Result<()> {
     let tarball = match &options.image {
         Some(source) => source.clone(),
-        None => image::debian(&places.cache)?.to_string_lossy().into_owned(),
+        None => image::tarball(&places.cache, &image::DEBIAN)?.to_string_lossy().into_owned(),
     };
     undo.check()?;
     step("starting ocivisord");

@@ -3,7 +3,9 @@
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C INSTA_UPDATE=no RUST_BACKTRACE=0
-export OCIVISOR_BIN_DIR=/task/programs OCIVISOR_TEST_SYSTEMD_TAR=/task/debian.tar
+export OCIVISOR_BIN_DIR=/task/programs
+# shellcheck source=/dev/null
+. /task/systems
 # Processors are emulated.
 export OCIVISOR_TEST_SETTLE_MS=1500
 
@@ -19,10 +21,12 @@ if [ -e /sys/kernel/security/apparmor/profiles ]; then
 fi
 echo "kernel $(uname -r), $(systemctl --version | head -n 1), $(stat -f -c %T /sys/fs/cgroup)"
 /task/programs/ocivisor doctor || bad=1
+seconds() { cut -d . -f 1 /proc/uptime; }
 while read -r suite parts; do
-    echo "== $suite $parts"
+    echo "== $suite $parts ($(seconds) s after the boot)"
     # shellcheck disable=SC2086 # words on purpose
     "/task/tests/$suite" --test-threads=1 --include-ignored $parts </dev/null || bad=1
 done </task/selection
+echo "== end ($(seconds) s after the boot)"
 echo "vm-result $bad"
 systemctl poweroff --force --force

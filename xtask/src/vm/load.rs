@@ -5,7 +5,8 @@
 //!        /selection        a line for each test binary: its name, then parts of names of tests
 //!        /repository.path  where the tests look for the next one
 //!        /repository/      driver scripts and fixtures
-//!        /programs/ /tests/ /debian.tar
+//!        /systems         variables that name root file systems, as a script
+//!        /programs/ /tests/ /*.tar
 //! ```
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ const READ_BY_TESTS: [&str; 3] = ["src/daemon/apparmor", "driver-scripts", "test
 pub fn make(
     cache: &Path,
     programs: &Path,
-    debian: &Path,
+    systems: &[(&str, PathBuf)],
     suites: &BTreeMap<String, PathBuf>,
     chosen: &[Chosen],
 ) -> Result<PathBuf> {
@@ -48,7 +49,13 @@ pub fn make(
         let from = suites.get(suite).with_context(|| format!("there is no suite {suite}"))?;
         bytes += place(from, &tree.join("tests").join(suite))?;
     }
-    bytes += place(debian, &tree.join("debian.tar"))?;
+    let mut variables = String::new();
+    for (variable, tar) in systems {
+        let name = tar.file_name().context("a tarball without a name")?;
+        bytes += place(tar, &tree.join(name))?;
+        variables += &format!("export {variable}=/task/{}\n", name.to_string_lossy());
+    }
+    write(&tree.join("systems"), &variables)?;
     for part in READ_BY_TESTS {
         let to = tree.join("repository").join(part);
         run(program("cp").args(["-r", "--"]).arg(root().join(part)).arg(to))?;

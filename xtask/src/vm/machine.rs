@@ -58,23 +58,48 @@ pub fn run(
             }
         }
     });
-    let console = console.display();
-    match listen(&lines, Instant::now() + patience)? {
-        Some(outcome) => Ok(outcome),
-        None => bail!("the VM ended without a result: its console is in {console}"),
+    match listen(&lines, Instant::now() + patience) {
+        Heard::Result(outcome) => Ok(outcome),
+        Heard::End => bail!("the VM ended without a result; its console:\n{}", tail(console)),
+        Heard::Silence(last) => {
+            let minutes = patience.as_secs() / 60;
+            let tail = tail(console);
+            bail!("the VM did not end within {minutes} min, after {last:?}; its console:\n{tail}")
+        }
     }
 }
 
+/// The last lines of the console: where CI runs, nobody can look into the file afterwards.
+fn tail(console: &Path) -> String {
+    let bytes = std::fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// With a result.
+    Result(Outcome),
+    /// Without.
+    End,
+    /// Not in time; what it said last.
+    Silence(String),
+}
+
 /// Shows what the VM says, until it ends.
-fn listen(lines: &Receiver<String>, deadline: Instant) -> Result<Option<Outcome>> {
+fn listen(lines: &Receiver<String>, deadline: Instant) -> Heard {
     let mut outcome = Outcome::default();
     let mut told = false;
+    let mut last = String::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = match lines.recv_timeout(left) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Disconnected) => return Ok(told.then_some(outcome)),
-            Err(RecvTimeoutError::Timeout) => bail!("the VM did not end in time"),
+            Err(RecvTimeoutError::Disconnected) if told => return Heard::Result(outcome),
+            Err(RecvTimeoutError::Disconnected) => return Heard::End,
+            Err(RecvTimeoutError::Timeout) => return Heard::Silence(last),
         };
         if let Some(result) = line.strip_prefix("vm-result ") {
             (told, outcome.good) = (true, result == "0");
@@ -85,6 +110,7 @@ fn listen(lines: &Receiver<String>, deadline: Instant) -> Result<Option<Outcome>
             outcome.failed += number_before(&line, " failed");
         }
         say(&line);
+        last = line;
     }
 }
 
@@ -122,11 +148,11 @@ fn qemu(image: &Image, module: Module, load: &Path, console: &Path) -> Command {
 mod tests {
     use super::*;
 
-    fn heard(lines: &[&str]) -> Option<Outcome> {
+    fn heard(lines: &[&str]) -> Heard {
         let (tell, told) = channel();
         lines.iter().for_each(|line| tell.send((*line).to_owned()).unwrap());
         drop(tell);
-        listen(&told, Instant::now() + Duration::from_mins(1)).unwrap()
+        listen(&told, Instant::now() + Duration::from_mins(1))
     }
 
     #[test]
@@ -134,19 +160,30 @@ mod tests {
         let one = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out";
         let two = "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
         let good = Outcome { good: true, passed: 24, failed: 0 };
-        assert_eq!(heard(&["x", one, one, "vm-result 0"]), Some(good));
+        assert_eq!(heard(&["x", one, one, "vm-result 0"]), Heard::Result(good));
         let bad = Outcome { good: false, passed: 13, failed: 2 };
-        assert_eq!(heard(&[one, two, "vm-result 1"]), Some(bad));
+        assert_eq!(heard(&[one, two, "vm-result 1"]), Heard::Result(bad));
     }
 
     #[test]
     fn a_vm_that_ends_early_has_no_result() {
-        assert_eq!(heard(&["test result: ok. 12 passed; 0 failed"]), None);
+        assert_eq!(heard(&["test result: ok. 12 passed; 0 failed"]), Heard::End);
     }
 
     #[test]
-    fn a_vm_that_does_not_end_is_a_failure() {
-        let (_tell, told) = channel();
-        assert!(listen(&told, Instant::now()).is_err());
+    fn a_vm_that_does_not_end_is_told_with_its_last_line() {
+        let (tell, told) = channel();
+        tell.send("test a ... ok".to_owned()).unwrap();
+        let ended = listen(&told, Instant::now() + Duration::from_millis(100));
+        assert_eq!(ended, Heard::Silence("test a ... ok".to_owned()));
+    }
+
+    #[test]
+    fn the_end_of_a_console_is_shown_without_carriage_returns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let lines: String = (0..100).map(|n| format!("{n}\r\n")).collect();
+        crate::cmd::write(&path, &lines).unwrap();
+        assert_eq!(tail(&path), (60..100).map(|n| n.to_string()).collect::<Vec<_>>().join("\n"));
     }
 }
