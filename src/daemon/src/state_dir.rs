@@ -2,15 +2,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_host::fs::{ensure_dir, io_error, read_bounded, replace};
 use ocivisor_host::layout::Layout;
+use rustix::event::{Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 /// The format this build reads and writes.
 const VERSION: u32 = 1;
+
+/// How long a daemon that was killed may seem to be there: a child that it was making just then has the lock as well,
+/// until it runs its program.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// meta.json.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,13 +52,27 @@ impl StateDir {
             .mode(0o600)
             .open(&path)
             .map_err(|e| io_error("open", &path, &e))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        if !locked_within(&lock, LEAVING) {
             let what = format!("{} is in use by another ocivisord", layout.state.display());
-            Error::new(ErrorKind::Conflict, what).hint("stop it, or give --state-dir another one")
-        })?;
+            let error = Error::new(ErrorKind::Conflict, what);
+            return Err(error.hint("stop it, or give --state-dir another one"));
+        }
         check_meta(layout)?;
         Ok(Self { _lock: lock })
     }
+}
+
+fn locked_within(lock: &File, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    let look = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    while flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        // A blocking flock(2) knows no deadline. Interrupted or not, it is tried again.
+        let _ = poll(&mut [], Some(&look));
+    }
+    true
 }
 
 fn check_meta(layout: &Layout) -> Result<()> {
@@ -93,8 +113,12 @@ mod tests {
         };
         let first = StateDir::open(&layout).unwrap();
         assert_eq!(StateDir::open(&layout).unwrap_err().kind, ErrorKind::Conflict);
-        drop(first);
-        drop(StateDir::open(&layout).unwrap());
+        // Whether it is let go before the second one looks or after.
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| StateDir::open(&layout).map(drop));
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
         replace(&layout.meta(), b"{\"version\":2}").unwrap();
         assert_eq!(StateDir::open(&layout).unwrap_err().kind, ErrorKind::Unsupported);
         replace(&layout.meta(), b"{").unwrap();
