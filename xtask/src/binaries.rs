@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use crate::cmd::{cargo, output, run, step, target};
 
 /// Programs of the workspace that are linked dynamically.
-const DYNAMIC: [&str; 4] = ["ocivisord", "ocivisor", "ocivisor-runtime", "ocivisor-unpack"];
+const DYNAMIC: [&str; 5] =
+    ["ocivisord", "ocivisor", "ocivisor-runtime", "ocivisor-unpack", "ocivisor-vnc"];
 /// The package of the static ones.
 const SHIM: &str = "ocivisor-shim";
 /// The static ones: one is resident once per guest, the other runs inside of guests.

@@ -44,7 +44,7 @@ pub const FOR_QUICKSTART: [Package; 4] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 25] = [
+pub const FOR_TESTS: [Package; 26] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -70,6 +70,7 @@ pub const FOR_TESTS: [Package; 25] = [
     tool("xorriso", "xorriso"),
     tool("genisoimage", "genisoimage"),
     tool("ssh", "openssh-client"),
+    Package { name: "libvncserver-dev", sign: Sign::File("/usr/include/rfb/rfbclient.h") },
 ];
 
 /// What a VM for tests needs besides.

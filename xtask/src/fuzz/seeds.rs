@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::cmd::{program, run};
 
 /// The targets of `fuzz/`.
-pub const TARGETS: [&str; 11] = [
+pub const TARGETS: [&str; 13] = [
     "tar",
     "copy",
     "stream",
@@ -22,6 +22,8 @@ pub const TARGETS: [&str; 11] = [
     "qcow2",
     "disk",
     "iso",
+    "vnc_client",
+    "vnc_guest",
 ];
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -138,7 +140,7 @@ fn texts(dir: &Path) -> Result<()> {
     let saved = format!(
         r#"[{{"Config":"{HEX}.json","RepoTags":["a/b:1"],"Layers":["{HEX}/layer.tar","{HEX}.tar"]}}]"#
     );
-    let samples: [(&str, &[String]); 5] = [
+    let samples: [(&str, &[String]); 7] = [
         (
             "manifest",
             &[
@@ -183,6 +185,25 @@ fn texts(dir: &Path) -> Result<()> {
                     .to_owned(),
                 "bytes 5-9/10".to_owned(),
                 "bytes 5-9/*".to_owned(),
+            ],
+        ),
+        (
+            "vnc_client",
+            &[
+                // In, with ZRLE, a whole picture, a key, a click, a clipboard (RFC 6143, 7.5).
+                "RFB 003.008\n\x01\x01\x02\0\0\x01\0\0\0\x10\x03\0\0\0\0\0\x02\0\x01\x10\
+                 \x04\x01\0\0\0\0\0a\x05\x01\0\x09\0\x09\x06\0\0\0\0\0\0\x02ab"
+                    .to_owned(),
+                "RFB 003.003\n\x01".to_owned(),
+            ],
+        ),
+        (
+            "vnc_guest",
+            &[
+                "\x1b[2J\x1b[H\x1b[1;32mDebian\x1b[0m\r\n\x1b(0lqk\x1b(B \x1b[38;5;208mx\x1b[48;2;1;2;3my\x1b[K"
+                    .to_owned(),
+                "\x1b[5;20r\x1b[3L\x1b[r\x1b[?1049h\x1b[?2004h\x1b[6n\x1b[c\x1b]52;c;YQ==\x07\x1bPq#0\x1b\\ü語"
+                    .to_owned(),
             ],
         ),
         (
