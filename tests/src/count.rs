@@ -38,8 +38,8 @@ impl Counts {
             cgroups: cgroups_of(host.name())
                 .iter()
                 .map(|group| group.display().to_string())
-                // That of the daemon's helpers stays with the daemon.
-                .filter(|group| !group.contains("/+"))
+                // Those of the daemon's helpers and of all displays stay with the daemon.
+                .filter(|group| !group.rsplit('/').next().is_some_and(|leaf| leaf.starts_with('+')))
                 .collect(),
             processes: processes_of(host).into_iter().map(|(_, line)| line).collect(),
             files: files_of(host),

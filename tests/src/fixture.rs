@@ -36,7 +36,8 @@ impl Call {
         }
     }
 
-    /// The same call for another VM: the number is replaced wherever it means the VM.
+    /// The same call for another VM: the number is replaced wherever it means the VM. Its VNC port is the one that oned
+    /// would give it, 5900 and its number.
     #[must_use]
     pub fn for_vm(mut self, from: u32, to: u32) -> Self {
         let text = String::from_utf8(self.stdin).unwrap();
@@ -45,6 +46,7 @@ impl Call {
             .replace(&format!("one-{from}"), &format!("one-{to}"))
             .replace(&format!("/101/{from}/"), &format!("/101/{to}/"))
             .replace("02:00:c0:a8:64:0a", &format!("02:00:c0:a8:{:02x}:{:02x}", to / 256, to % 256))
+            .replace("<PORT><![CDATA[5900]]>", &format!("<PORT><![CDATA[{}]]>", 5900 + to))
             .replace("192.168.100.10]", &format!("192.168.100.{}]", 10 + to % 240));
         self.stdin = text.into_bytes();
         for word in &mut self.arguments {

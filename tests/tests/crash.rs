@@ -33,13 +33,20 @@ const BOOT: [Step; 8] = [
     Step::Namespaces,
     Step::Nics,
     Step::Root,
+    Step::Display,
     Step::Create,
     Step::Tell,
     Step::Start,
     Step::Settle,
 ];
-const RELEASE: [Step; 5] =
-    [Step::DropGuest, Step::DropCgroup, Step::DropNics, Step::DropRoot, Step::DropNamespaces];
+const RELEASE: [Step; 6] = [
+    Step::DropGuest,
+    Step::DropDisplay,
+    Step::DropCgroup,
+    Step::DropNics,
+    Step::DropRoot,
+    Step::DropNamespaces,
+];
 
 /// Whether the kernel tells how a process ended to others than its parent: Linux 6.15.
 fn exits_are_told() -> bool {

@@ -208,6 +208,7 @@ impl Engine<'_> {
                 let device = storage.ensure_root(&record.spec, ids_of(record)?)?;
                 cgroups.limit_disk(&id, device, &record.spec.root.io)?;
             }
+            Step::Display => self.show(record)?,
             Step::Cgroup => {
                 // The first effect of a boot: from here on the spec is that of the operation.
                 if let Some(Operation { request: Request::Deploy(spec), .. }) = &record.op {
@@ -255,6 +256,7 @@ impl Engine<'_> {
                 guests.drop_guest(&id)?;
                 record.guest = None;
             }
+            Step::DropDisplay => self.ports.displays.drop_display(&id)?,
             Step::DropCgroup => cgroups.drop_cgroup(&id)?,
             Step::DropNics => {
                 for nic in nics_of(record) {
@@ -265,6 +267,17 @@ impl Engine<'_> {
             Step::DropNamespaces => network.drop_namespaces(&id)?,
         }
         Ok(true)
+    }
+
+    /// Sees that the display that is wished for is there.
+    pub(crate) fn show(&self, record: &Record) -> Result<()> {
+        match &record.spec.graphics {
+            Some(graphics) => {
+                let ids = ids_of(record)?;
+                self.ports.displays.ensure_display(record.id(), graphics, ids)
+            }
+            None => Ok(()),
+        }
     }
 
     fn settle(&self, record: &mut Record, hooks: &dyn Hooks) -> Result<bool> {

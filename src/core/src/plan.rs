@@ -14,6 +14,8 @@ pub enum Step {
     Nics,
     /// Root filesystem.
     Root,
+    /// What shows the console, if one is wished for.
+    Display,
     /// Control groups with limits.
     Cgroup,
     /// First process, waiting; then its facts are recorded.
@@ -35,6 +37,8 @@ pub enum Step {
     },
     /// Guest and shim are gone.
     DropGuest,
+    /// What showed the console is gone.
+    DropDisplay,
     /// Nothing is left in the control groups, nor they.
     DropCgroup,
     /// All NICs, of the old and of the new spec.
@@ -53,6 +57,7 @@ impl Step {
             Self::Namespaces => "namespaces",
             Self::Nics => "nics",
             Self::Root => "root",
+            Self::Display => "display",
             Self::Cgroup => "cgroup",
             Self::Create => "create",
             Self::Tell => "tell",
@@ -61,6 +66,7 @@ impl Step {
             Self::Settle => "settle",
             Self::AskToEnd { .. } => "ask-to-end",
             Self::DropGuest => "drop-guest",
+            Self::DropDisplay => "drop-display",
             Self::DropCgroup => "drop-cgroup",
             Self::DropNics => "drop-nics",
             Self::DropRoot => "drop-root",
@@ -77,12 +83,14 @@ impl Step {
             Self::Namespaces
             | Self::Nics
             | Self::Root
+            | Self::Display
             | Self::Cgroup
             | Self::Create
             | Self::Tell
             | Self::Start
             | Self::Settle => Failure::Release,
             Self::DropGuest
+            | Self::DropDisplay
             | Self::DropCgroup
             | Self::DropNics
             | Self::DropRoot
@@ -128,12 +136,14 @@ pub struct Plan {
 
 /// From nothing to a guest that runs. Its NICs are whole before its first instruction. Control
 /// groups come first: where moving a process into them must wait for the kernel, the adapter has
-/// the time of the other steps for that.
-const BOOT: [Step; 8] = [
+/// the time of the other steps for that. What others on the host may have taken (disk, port) is in hand
+/// before the guest is made.
+const BOOT: [Step; 9] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
+    Step::Display,
     Step::Create,
     Step::Tell,
     Step::Start,
@@ -141,10 +151,16 @@ const BOOT: [Step; 8] = [
 ];
 
 /// From anything to nothing: processes first, then what they held, namespaces last.
-const RELEASE: [Step; 5] =
-    [Step::DropGuest, Step::DropCgroup, Step::DropNics, Step::DropRoot, Step::DropNamespaces];
+const RELEASE: [Step; 6] = [
+    Step::DropGuest,
+    Step::DropDisplay,
+    Step::DropCgroup,
+    Step::DropNics,
+    Step::DropRoot,
+    Step::DropNamespaces,
+];
 
-/// A new first process on the same disk, NICs and namespaces.
+/// A new first process on the same disk, NICs and namespaces, and the same display.
 const REBOOT: [Step; 8] = [
     Step::DropGuest,
     Step::DropCgroup,

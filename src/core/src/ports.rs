@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::ids::{IdRange, VmId};
-use crate::spec::{IoLimits, NicSpec, Resources, VmSpec};
+use crate::spec::{Graphics, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, Record, Timestamp};
 
 /// Records on disk.
@@ -258,6 +258,36 @@ pub trait Guests: Send + Sync {
     fn forget_guest(&self, id: &VmId) -> Result<()>;
 }
 
+/// Displays: what shows a guest's console to clients of the network.
+///
+/// A display belongs to the VM, not to one boot of it: it is there before the guest and after a reboot the same, and it
+/// outlives the daemon. It needs nothing of the guest but its console, and the guest nothing of it.
+pub trait Displays: Send + Sync {
+    /// A display that listens as wished, as an id of the range; one that does already is left alone.
+    ///
+    /// # Errors
+    /// There is none. `Conflict`: the port is in use. `NotFound`: the host does not have the address.
+    fn ensure_display(&self, id: &VmId, graphics: &Graphics, ids: IdRange) -> Result<()>;
+
+    /// Ends it; clients are cut off.
+    ///
+    /// # Errors
+    /// It is still there.
+    fn drop_display(&self, id: &VmId) -> Result<()>;
+
+    /// Whether it is there and listens as wished.
+    ///
+    /// # Errors
+    /// Cannot tell.
+    fn observe_display(&self, id: &VmId, graphics: &Graphics) -> Result<bool>;
+
+    /// VMs of whose display anything is there.
+    ///
+    /// # Errors
+    /// Cannot tell.
+    fn observe_displays(&self) -> Result<BTreeSet<VmId>>;
+}
+
 /// Ranges of user and group ids, one per VM.
 pub trait IdRanges: Send + Sync {
     /// The VM's range: the one that it has, else a free one. Two VMs never share an id.
@@ -292,6 +322,8 @@ pub struct Ports<'a> {
     pub cgroups: &'a dyn Cgroups,
     /// See [`Guests`].
     pub guests: &'a dyn Guests,
+    /// See [`Displays`].
+    pub displays: &'a dyn Displays,
     /// See [`IdRanges`].
     pub ids: &'a dyn IdRanges,
     /// See [`Clock`].

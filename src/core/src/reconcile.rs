@@ -29,6 +29,8 @@ pub struct Observed {
     pub rebooted: bool,
     /// When this was seen.
     pub at: Timestamp,
+    /// Whether the display that it wishes for, if any, is there.
+    pub shown: bool,
 }
 
 impl Observed {
@@ -57,6 +59,8 @@ pub enum Decision {
     Nothing,
     /// The guest runs; see that its shim answers.
     Adopt,
+    /// The guest runs and its display is gone: make it again. The guest is not touched.
+    Show,
     /// The VM holds what it must not: release it, the record stays.
     Clear,
     /// The guest ended: run [`Request::Collect`].
@@ -83,7 +87,8 @@ pub fn decide(record: &Record, observed: Observed) -> Decision {
 fn decide_settled(record: &Record, observed: Observed) -> Decision {
     match &record.state {
         VmState::Running | VmState::Paused if observed.runs() => match observed.guest {
-            GuestView::Running { shim_alive: true } => Decision::Nothing,
+            GuestView::Running { shim_alive: true } if observed.shown => Decision::Nothing,
+            GuestView::Running { shim_alive: true } => Decision::Show,
             _ => Decision::Adopt,
         },
         // Committed as running, so it was started; its shim could not write that down (disk full).

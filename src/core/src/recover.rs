@@ -16,6 +16,7 @@ impl Engine<'_> {
     pub fn clear_orphan(&self, id: &VmId) -> Result<()> {
         let ports = &self.ports;
         let mut result = ports.guests.drop_guest(id);
+        result = result.and(ports.displays.drop_display(id));
         result = result.and(ports.cgroups.drop_cgroup(id));
         result = result.and(ports.storage.drop_root(id));
         result.and(ports.network.drop_namespaces(id))
@@ -36,7 +37,7 @@ impl Engine<'_> {
     /// seen by the ports' `observe_*`.
     ///
     /// # Errors
-    /// The guest cannot be observed.
+    /// The guest or its display cannot be observed.
     pub fn observe(&self, record: &Record, remains: bool) -> Result<Observed> {
         let facts = record.guest.as_ref();
         let guest = self.ports.guests.observe_guest(record.id(), facts)?;
@@ -47,11 +48,16 @@ impl Engine<'_> {
             // Of an earlier boot of the host it has had no turn in this one.
             None => restart.then_some(&record.tally.host_boot),
         };
+        let shown = match &record.spec.graphics {
+            Some(graphics) => self.ports.displays.observe_display(record.id(), graphics)?,
+            None => true,
+        };
         Ok(Observed {
             guest,
             remains: remains || guest != GuestView::Absent,
             rebooted: made_in.is_some_and(|made_in| *made_in != boot),
             at: self.ports.clock.now(),
+            shown,
         })
     }
 
@@ -70,7 +76,12 @@ impl Engine<'_> {
             Decision::Nothing => Outcome::Settled(Box::new(record), Ok(())),
             Decision::Adopt => {
                 let adopted = self.adopt(&mut record).and_then(|()| self.save(&mut record));
-                Outcome::Settled(Box::new(record), adopted)
+                let shown = self.show(&record);
+                Outcome::Settled(Box::new(record), adopted.and(shown))
+            }
+            Decision::Show => {
+                let shown = self.show(&record);
+                Outcome::Settled(Box::new(record), shown)
             }
             Decision::Clear => {
                 let cleared = self.clear(&record);
@@ -94,7 +105,7 @@ impl Engine<'_> {
                 let Some(op) = record.op.clone() else {
                     return Outcome::Settled(Box::new(record), Ok(()));
                 };
-                match self.adopt(&mut record) {
+                match self.adopt(&mut record).and_then(|()| self.show(&record)) {
                     Ok(()) => self.commit(record, &op, Target::Running, hooks),
                     Err(error) => self.undo(record, &op, error, hooks),
                 }

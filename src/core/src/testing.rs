@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{IdRange, VmId};
 use crate::ports::{
-    Adoption, BlockDevice, Cgroups, Clock, GuestView, Guests, IdRanges, Loaded, Network, Ports,
-    Records, Storage,
+    Adoption, BlockDevice, Cgroups, Clock, Displays, GuestView, Guests, IdRanges, Loaded, Network,
+    Ports, Records, Storage,
 };
-use crate::spec::{Context, InitKind, IoLimits, NicSpec, Resources, VmSpec};
+use crate::spec::{Context, Graphics, InitKind, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
 
 /// Payload of the panic that stands for `kill -9`.
@@ -50,6 +50,8 @@ pub enum Thing {
     Cgroup,
     /// Guest process and shim.
     Guest,
+    /// What shows its console.
+    Display,
 }
 
 /// How a guest behaves.
@@ -99,6 +101,7 @@ impl FakeHost {
             storage: self,
             cgroups: self,
             guests: self,
+            displays: self,
             ids: self,
             clock: self,
         }
@@ -142,6 +145,13 @@ impl FakeHost {
     /// The guest's shim dies; the guest runs on.
     pub fn kill_shim(&self, id: &VmId) {
         self.state().guests.insert(id.clone(), Guest::Running { shim: false });
+    }
+
+    /// What shows the guest's console dies; the guest runs on.
+    pub fn kill_display(&self, id: &VmId) {
+        if let Some(things) = self.state().things.get_mut(id) {
+            things.remove(&Thing::Display);
+        }
     }
 
     /// The host reboots: only records stay.
@@ -518,6 +528,24 @@ impl Guests for FakeHost {
 
     fn forget_guest(&self, _: &VmId) -> Result<()> {
         self.call("forget_guest", |_| {}, |_| Ok(()))
+    }
+}
+
+impl Displays for FakeHost {
+    fn ensure_display(&self, id: &VmId, _: &Graphics, _: IdRange) -> Result<()> {
+        self.ensure("ensure_display", id, &Thing::Display, &[])
+    }
+
+    fn drop_display(&self, id: &VmId) -> Result<()> {
+        self.drop_thing("drop_display", id, &Thing::Display, &[])
+    }
+
+    fn observe_display(&self, id: &VmId, _: &Graphics) -> Result<bool> {
+        Ok(self.state().things.get(id).and_then(|have| have.get(&Thing::Display)) == Some(&true))
+    }
+
+    fn observe_displays(&self) -> Result<BTreeSet<VmId>> {
+        Ok(self.anything_of())
     }
 }
 

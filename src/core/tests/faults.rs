@@ -315,6 +315,36 @@ fn a_guest_whose_shim_died_is_adopted_and_the_loss_is_kept() {
 }
 
 #[test]
+fn a_display_that_died_is_made_again_and_the_guest_is_left_alone() {
+    let daemon = prepared(&[deploy("one-1")]);
+    let vm = common::id("one-1");
+    let before = daemon.host.record(&vm).unwrap();
+    daemon.host.kill_display(&vm);
+    // It cannot be had (its port was taken meanwhile): that is told, and the guest runs on without.
+    daemon.host.inject(0, Fault::Fail);
+    assert_eq!(daemon.restart().len(), 1);
+    assert!(daemon.host.heal());
+    assert_eq!(daemon.host.record(&vm).unwrap(), before);
+    let calls = daemon.host.trace().len();
+    assert_eq!(daemon.restart(), []);
+    assert_eq!(daemon.host.trace()[calls..], ["ensure_display"]);
+    assert_eq!(daemon.host.record(&vm).unwrap(), before);
+    daemon.check();
+}
+
+#[test]
+fn a_display_is_the_same_after_a_reboot_of_its_guest() {
+    for request in [REBOOT, Request::Reset] {
+        let daemon = prepared(&[deploy("one-1")]);
+        let calls = daemon.host.trace().len();
+        assert_eq!(daemon.ask("one-1", request), Seen::Answer(Ok(())));
+        let displays = |call: &&String| call.ends_with("_display");
+        assert_eq!(daemon.host.trace()[calls..].iter().filter(displays).count(), 0);
+        daemon.check();
+    }
+}
+
+#[test]
 fn a_vm_without_a_record_is_cleared() {
     let daemon = prepared(&[deploy("one-1")]);
     daemon.host.ports().records.remove(&common::id("one-1")).unwrap();

@@ -20,6 +20,7 @@ enum Event {
     AskWithFault(usize, Request, usize, Fault),
     GuestEnds(usize),
     ShimDies(usize),
+    DisplayDies(usize),
     Restart,
     HostReboots,
 }
@@ -62,7 +63,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (vm.clone().prop_flat_map(|vm| (Just(vm), request(vm))), 0..20_usize, faults)
             .prop_map(|((v, r), n, f)| Event::AskWithFault(v, r, n, f)),
         1 => vm.clone().prop_map(Event::GuestEnds),
-        1 => vm.prop_map(Event::ShimDies),
+        1 => vm.clone().prop_map(Event::ShimDies),
+        1 => vm.prop_map(Event::DisplayDies),
         1 => Just(Event::Restart),
         1 => Just(Event::HostReboots),
     ]
@@ -152,6 +154,10 @@ proptest! {
                         daemon.host.kill_shim(&id(NAMES[vm]));
                         prop_assert_eq!(daemon.restart(), []);
                     }
+                }
+                Event::DisplayDies(vm) => {
+                    daemon.host.kill_display(&id(NAMES[vm]));
+                    prop_assert_eq!(daemon.restart(), []);
                 }
                 Event::Restart => {
                     prop_assert_eq!(daemon.restart(), []);

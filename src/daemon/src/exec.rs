@@ -24,6 +24,7 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
         cgroups: cgroups.clone(),
         runtime_bin: libexec.join("ocivisor-runtime"),
         shim_bin: libexec.join("ocivisor-shim"),
+        vnc_bin: libexec.join("ocivisor-vnc"),
         console_group: config.access.operate_gid,
         log_max: Bytes(config.guests.console_log_bytes),
         engine: match config.guests.runtime {

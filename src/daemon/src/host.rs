@@ -11,7 +11,7 @@ use ocivisor_core::engine::Engine;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{
-    Cgroups, Clock, Guests as _, IdRanges, Loaded, Network, Ports, Records, Storage,
+    Cgroups, Clock, Displays as _, Guests as _, IdRanges, Loaded, Network, Ports, Records, Storage,
 };
 use ocivisor_core::state::{GuestFacts, ProcessRef, Timestamp};
 use ocivisor_host::cgroup::HostCgroups;
@@ -36,7 +36,7 @@ pub struct Host {
     pub records: FileRecords,
     /// The image store.
     pub images: Images,
-    /// Guests and their shims.
+    /// Guests, their shims and displays.
     pub guests: HostGuests,
     /// Control groups.
     pub cgroups: HostCgroups,
@@ -94,6 +94,7 @@ impl Host {
             storage: &self.storage,
             cgroups: &self.cgroups,
             guests: &self.guests,
+            displays: &self.guests,
             ids: self,
             clock: &self.clock,
         };
@@ -125,6 +126,7 @@ impl Host {
     /// VMs of which anything is on the host.
     pub fn observe_all(&self) -> Result<BTreeSet<VmId>> {
         let mut seen = self.guests.observe_guests()?;
+        seen.extend(self.guests.observe_displays()?);
         seen.extend(self.cgroups.observe_cgroups()?);
         seen.extend(self.storage.observe_roots()?);
         seen.extend(self.network.observe_network()?);

@@ -31,14 +31,6 @@ impl Policy {
     }
 }
 
-/// Refuses what this version does not do: a wish is carried out whole or not at all.
-///
-/// # Errors
-/// `Invalid`, naming the field.
-pub fn check(spec: &VmSpec) -> Result<()> {
-    refuse(&spec.id, &[(spec.graphics.is_some(), "graphics")])
-}
-
 /// Milliseconds that a guest may take to end: as asked, else as its spec says. Where the VM is not known, the
 /// answer is the engine's and no guest is waited for.
 pub fn grace(record: Option<&Record>, asked: Option<u64>) -> u64 {
@@ -46,16 +38,6 @@ pub fn grace(record: Option<&Record>, asked: Option<u64>) -> u64 {
         let patience = record.map_or(Boot::STOP_TIMEOUT, |record| record.spec.boot.patience());
         u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
     })
-}
-
-fn refuse(id: &VmId, absent: &[(bool, &str)]) -> Result<()> {
-    match absent.iter().find(|(wanted, _)| *wanted) {
-        Some((_, field)) => {
-            let what = format!("vm {id}: {field} is not supported by this version");
-            Err(Error::new(ErrorKind::Invalid, what).hint("leave it out"))
-        }
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

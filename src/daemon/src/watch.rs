@@ -1,7 +1,8 @@
-//! Notices the end of a guest or of its shim at once, by pidfds.
+//! Notices the end of a guest, of its shim or of its display at once, by pidfds.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ocivisor_core::ids::VmId;
 use ocivisor_core::state::Record;
@@ -13,7 +14,10 @@ use tokio::io::unix::AsyncFd;
 use crate::oom::Oom;
 use crate::vms::{Vms, blocking};
 
-/// Watches a guest until it or its shim ends, then has the VM looked at. Watching twice is fine:
+/// A display that dies as soon as it is made is not made faster than this.
+const SHOW_AGAIN: Duration = Duration::from_secs(1);
+
+/// Watches a guest until it, its shim or its display ends, then has the VM looked at. Watching twice is fine:
 /// the second look finds all as recorded. False: one of them is dead already.
 pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
     let Some(facts) = record.guest.clone() else { return true };
@@ -29,10 +33,13 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
             tracing::warn!(vm = %id, "vm {id}: its shim alone holds the console: {error}");
         }
         let oom = Oom::new(&vms, &id);
+        // Without one there is none to be missed, or it could not be made: the periodic comparison tries again.
+        let display = vms.host.guests.display_fd(&id);
         tokio::select! {
             () = ended(init) => {}
             () = ended(shim) => {}
             () = oom.watch() => {}
+            () = dies(display) => tokio::time::sleep(SHOW_AGAIN).await,
         }
         // It may be why the guest ended.
         oom.look();
@@ -72,6 +79,13 @@ pub fn register(fd: OwnedFd, tells: Tells) -> Option<AsyncFd<OwnedFd>> {
     #[allow(unsafe_code, reason = "tokio leaves this promise about the descriptor to its caller")]
     let registered = unsafe { AsyncFd::<OwnedFd>::register_with_interest(fd, interest(tells)) };
     registered.ok()
+}
+
+async fn dies(display: Option<OwnedFd>) {
+    match display {
+        Some(fd) => ended(fd).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when the process is gone, or cannot be watched.

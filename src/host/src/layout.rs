@@ -173,6 +173,12 @@ impl VmRun {
         self.dir.join("shim.json")
     }
 
+    /// Who shows the guest's console, and where; written by `ocivisor-vnc`.
+    #[must_use]
+    pub fn display_record(&self) -> PathBuf {
+        self.dir.join("vnc.json")
+    }
+
     /// How the guest ended; written by the shim.
     #[must_use]
     pub fn exit_record(&self) -> PathBuf {

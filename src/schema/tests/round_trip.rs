@@ -203,7 +203,7 @@ fn spec_of(id: VmId) -> BoxedStrategy<VmSpec> {
         (
             isolation(),
             context().boxed(),
-            option::of((any::<IpAddr>(), 1..=u16::MAX)),
+            option::of((any::<IpAddr>(), 1024..=u16::MAX)),
             upkeep().boxed(),
         ),
     )

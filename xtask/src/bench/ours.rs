@@ -149,7 +149,9 @@ impl Ours {
             .replace("<![CDATA[/bin/sh -c]]>", "<![CDATA[/first]]>")
             // Made by OpenNebula's transfer driver, and nothing that this image could run.
             .replace("<CONTEXT><DISK_ID><![CDATA[2]]></DISK_ID>", "<CONTEXT>")
-            .replace("<START_SCRIPT><![CDATA[echo hello > /tmp/hello]]></START_SCRIPT>", "");
+            .replace("<START_SCRIPT><![CDATA[echo hello > /tmp/hello]]></START_SCRIPT>", "")
+            // Its VNC console is for nobody else on this network.
+            .replace("<LISTEN><![CDATA[0.0.0.0]]>", "<LISTEN><![CDATA[127.0.0.1]]>");
         let file = self.disks.join("0/deployment.0");
         let script = root().join("driver-scripts/opennebula/remotes/vmm/ocivisor/deploy");
         let began = Instant::now();

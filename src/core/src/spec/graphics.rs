@@ -9,7 +9,7 @@ use super::Secret;
 pub struct Graphics {
     /// Address of the host that it listens on.
     pub listen: IpAddr,
-    /// TCP port, not 0.
+    /// TCP port, not among the first 1024: those belong to the host's own services, and the wish is a tenant's.
     pub port: u16,
     /// At most 8 characters count (RFC 6143, 7.2.2); without one everybody is let in who reaches the port.
     pub password: Option<Secret>,
@@ -17,8 +17,8 @@ pub struct Graphics {
 
 impl Graphics {
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.port == 0 {
-            return Err("the port of graphics is 0".into());
+        if self.port < 1024 {
+            return Err(format!("the port of graphics is {}, must be 1024 to 65535", self.port));
         }
         match &self.password {
             Some(Secret(text))

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use ocivisor_core::error::{Error, Result};
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
-    Boot, Bridge, Change, Context, IoLimits, Isolation, NicSpec, Placement, Platform, Resources,
-    RootDisk, Upkeep, VmSpec,
+    Boot, Bridge, Change, Context, Graphics, IoLimits, Isolation, NicSpec, Placement, Platform,
+    Resources, RootDisk, Upkeep, VmSpec,
 };
 use ocivisor_core::state::{Record, Request, VmState};
 use ocivisor_core::testing::{Crash, FakeHost, Thing};
@@ -57,7 +58,11 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
         nics: (0..nics).map(nic).collect(),
         isolation: Isolation::Default,
         context: Context::default(),
-        graphics: None,
+        graphics: Some(Graphics {
+            listen: IpAddr::from([127, 0, 0, 1]),
+            port: 5900,
+            password: None,
+        }),
         upkeep: Upkeep::default(),
     }
 }
@@ -249,7 +254,8 @@ fn check_record(record: &Record, things: &[Thing]) {
         VmState::Running => {
             let nics = record.spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));
             let fixed = [Thing::Namespaces, Thing::Root, Thing::Cgroup, Thing::Guest];
-            let mut want: Vec<Thing> = nics.chain(fixed).collect();
+            let display = record.spec.graphics.as_ref().map(|_| Thing::Display);
+            let mut want: Vec<Thing> = nics.chain(fixed).chain(display).collect();
             want.sort();
             assert_eq!(things, want, "{}", record.id());
             assert!(record.guest.is_some());

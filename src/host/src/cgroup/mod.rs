@@ -3,6 +3,7 @@
 //! ```text
 //!   <hierarchy>/<base>/<vm>/shim    the shim and, before it, the runtime: tracked, not limited
 //!                          /guest   the guest: limited in every v1 controller's hierarchy, or v2's
+//!                       /+vnc/<vm>  what shows its console, over reboots: see [`display`]
 //! ```
 //!
 //! Every process of a VM is born inside `<vm>` of the *tracking* hierarchy (cgroup2 where it is
@@ -17,6 +18,7 @@
 //! daemon again in a unit whose groups hold guests.
 
 mod counters;
+mod display;
 mod file;
 mod freeze;
 mod hierarchy;
@@ -209,11 +211,14 @@ impl HostCgroups {
         limits::writes(&Ground { hierarchies, machine, policy, has: &has }, resources, cpus)
     }
 
-    /// The group and its parents, each able to have children with limits.
     fn make_group(&self, root: &Path, id: &VmId, leaf: &str) -> Result<()> {
+        self.make_path(root, [id.as_str(), leaf]).map(drop)
+    }
+
+    /// The group below the base and its parents, each able to have children with limits.
+    fn make_path(&self, root: &Path, below: [&str; 2]) -> Result<PathBuf> {
         let mut path = root.to_owned();
-        let parts = self.base.split('/').chain([id.as_str(), leaf]);
-        for part in parts {
+        for part in self.base.split('/').chain(below) {
             self.hierarchies.let_children_be_limited(&path)?;
             path.push(part);
             match fs::create_dir(&path) {
@@ -223,7 +228,7 @@ impl HostCgroups {
             }
             self.hierarchies.inherit_cpuset(&path)?;
         }
-        Ok(())
+        Ok(path)
     }
 }
 

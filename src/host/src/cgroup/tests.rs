@@ -359,3 +359,24 @@ fn a_change_that_fails_halfway_is_taken_back() {
     assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::from([id.clone()]), "it lives on");
     base.0.drop_cgroup(&id).unwrap();
 }
+
+#[test]
+fn a_display_stays_when_the_vm_s_groups_go_and_is_found_and_killed_by_id() {
+    let base = Base::new("display");
+    let id: VmId = "one-1".parse().unwrap();
+    base.0.ensure_cgroup(&id, &resources()).unwrap();
+    let mut display = sleeper();
+    for _ in 0..2 {
+        join(&[base.0.ensure_display_procs(&id).unwrap()], display.id());
+    }
+    base.0.drop_cgroup(&id).unwrap();
+    assert_eq!(base.0.observe_cgroups().unwrap(), BTreeSet::new());
+    assert_eq!(base.0.observe_displays().unwrap(), BTreeSet::from([id.clone()]));
+    assert!(display.try_wait().unwrap().is_none());
+    for _ in 0..2 {
+        base.0.drop_display(&id).unwrap();
+    }
+    let status = display.try_wait().unwrap().expect("killed before drop_display returned");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    assert_eq!(base.0.observe_displays().unwrap(), BTreeSet::new());
+}

@@ -28,7 +28,7 @@ use crate::process;
 /// How often `give_up` is asked.
 const TICK: Duration = Duration::from_millis(50);
 /// A killed process is gone at once, unless it is stuck in the kernel or frozen.
-const DEATH: Duration = Duration::from_secs(10);
+pub(super) const DEATH: Duration = Duration::from_secs(10);
 /// What a shim gets to write down the end of a guest that was killed.
 const SHIM_END: Duration = Duration::from_secs(1);
 /// What a shim gets to write down the end of a guest that ended by itself.
@@ -428,7 +428,7 @@ fn last_line(log: &Path) -> Option<String> {
     Some(one_line(&line.chars().take(200).collect::<String>()))
 }
 
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

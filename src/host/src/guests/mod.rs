@@ -19,6 +19,7 @@
 //!   starts another shim. The kernel tells that one how the guest ended (Linux 6.15), though it is
 //!   not its parent.
 //! * Both die: the terminal is hung up and lost, the next daemon adopts what runs.
+//! * A display dies: nobody sees the console until it is made again; see [`display`].
 //! * The runtime dies half-way: its status pipe ends without a word, everything in the VM's control
 //!   groups is killed.
 //!
@@ -30,6 +31,7 @@ pub mod bundle;
 mod adapter;
 mod adopt;
 mod client;
+mod display;
 mod exec;
 mod lxcfs;
 mod spawn;
@@ -85,6 +87,8 @@ pub struct Settings {
     pub runtime_bin: PathBuf,
     /// The program `ocivisor-shim`.
     pub shim_bin: PathBuf,
+    /// The program `ocivisor-vnc`.
+    pub vnc_bin: PathBuf,
     /// Group id that may use the consoles; root alone if none.
     pub console_group: Option<u32>,
     /// Most bytes of each of a guest's two console logs.

@@ -113,6 +113,7 @@ impl Host {
             cgroups,
             runtime_bin,
             shim_bin: shim_bin().to_owned(),
+            vnc_bin: "/nonexistent".into(),
             console_group: None,
             log_max: Bytes(100_000),
             engine: Engine::Embedded,
