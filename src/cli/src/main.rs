@@ -30,6 +30,7 @@ mod terminal;
 mod typed;
 mod units;
 mod upkeep;
+mod vnc;
 
 use std::process::ExitCode;
 

@@ -26,6 +26,7 @@ use crate::nic::NicOption;
 use crate::telling::TellingOptions;
 use crate::units;
 use crate::upkeep::UpkeepOptions;
+use crate::vnc::VncOption;
 
 /// Most bytes of a file.
 const MAX_FILE: u64 = 1 << 20;
@@ -84,6 +85,9 @@ pub struct Options {
     /// A network interface: KEY=VALUE,… with the keys bridge, ovs, mac, ip, gw, mtu, host
     #[arg(long, value_name = "NIC", conflicts_with = "file")]
     nic: Vec<NicOption>,
+    /// Show its console by VNC: PORT of 127.0.0.1, or ADDRESS:PORT, with ,password-file=FILE or ,open
+    #[arg(long, value_name = "VNC", conflicts_with = "file")]
+    vnc: Option<VncOption>,
     /// What its first process is: the image's init, or its entrypoint
     #[arg(long, value_enum, value_name = "KIND", conflicts_with = "file")]
     init: Option<InitOption>,
@@ -277,7 +281,7 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
         nics: nics.collect(),
         isolation: options.isolation.map_or(IsolationV1::Default, Into::into),
         context: options.telling.context()?,
-        graphics: None,
+        graphics: options.vnc.as_ref().map(VncOption::to_spec).transpose()?,
         upkeep: options.upkeep.to_spec().map_err(|why| Failure::new(Exit::Usage, why))?,
     })
 }
@@ -356,6 +360,8 @@ mod tests {
             "2",
             "--nic",
             "bridge=br0,ip=10.0.0.5/24,gw=10.0.0.1",
+            "--vnc",
+            "5901",
             "-e",
             "A=b",
             "--",
@@ -366,6 +372,7 @@ mod tests {
         assert_eq!(spec.resources.memory, 512 << 20);
         assert_eq!(spec.boot.cmd, Some(vec!["sleep".to_owned(), "9".to_owned()]));
         assert_eq!(spec.nics[0].host_name, "web-0");
+        assert_eq!(spec.graphics.as_ref().map(|vnc| vnc.port), Some(5901));
         VmSpec::try_from(spec).unwrap();
     }
 

@@ -120,6 +120,13 @@ fn wishes(spec: &VmSpecV1) -> Vec<(&'static str, String)> {
     if let Some(name) = &spec.hostname {
         pairs.push(("host name", name.clone()));
     }
+    if let Some(vnc) = &spec.graphics {
+        let host =
+            if vnc.listen.contains(':') { format!("[{}]", vnc.listen) } else { vnc.listen.clone() };
+        let password =
+            if vnc.password.is_some() { "with a password" } else { "without a password" };
+        pairs.push(("vnc", format!("{host}:{}, {password}", vnc.port)));
+    }
     pairs
 }
 
@@ -200,6 +207,7 @@ mod tests {
                 "resources": {"memory": 536_870_912, "vcpus": 2, "cpu_quota": 150},
                 "root": {"path": "/srv/7/disk.0"},
                 "upkeep": {"restart": {"when": "on_failure", "most": 5}, "autostart": 3},
+                "graphics": {"listen": "::", "port": 5907, "password": "(hidden)"},
                 "nics": [{
                     "index": 0, "host_name": "one-7-0", "mac": "02:00:c0:a8:00:01", "mtu": 1450,
                     "bridge": {"kind": "linux", "name": "br0"},

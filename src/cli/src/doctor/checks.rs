@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::facts::{Facts, LXCFS, LxcfsFacts, ModuleFacts, Probed, SocketFacts};
+use super::facts::{Facts, LXCFS, LxcfsFacts, ModuleFacts, PROGRAMS, Probed, SocketFacts};
 use super::modules::Support;
 
 /// Oldest kernel that guests run on: Debian 12's.
@@ -83,6 +83,7 @@ pub fn decide(facts: &Facts) -> Vec<Check> {
     checks.extend(["overlay", "ext4", "loop", "veth", "bridge"].map(|name| feature(facts, name)));
     checks.push(loop_control(facts));
     checks.push(space(facts));
+    checks.push(programs(facts));
     checks.extend(tools(facts));
     checks.push(lxcfs(facts));
     checks.push(module(facts));
@@ -400,6 +401,21 @@ fn space(facts: &Facts) -> Check {
         ),
         _ => ok("disk space", what),
     }
+}
+
+fn programs(facts: &Facts) -> Check {
+    const NAME: &str = "programs";
+    let missing: Vec<&str> =
+        PROGRAMS.into_iter().filter(|name| !facts.programs.contains(name)).collect();
+    if missing.is_empty() {
+        return ok(NAME, "all here");
+    }
+    bad(
+        Status::Warn,
+        NAME,
+        format!("not found: {}", missing.join(" ")),
+        "reinstall ocivisor, or nothing if libexec_dir in ocivisor.toml says where they are",
+    )
 }
 
 fn tools(facts: &Facts) -> Vec<Check> {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::super::facts::{CgroupFacts, Space, TOOLS};
+use super::super::facts::{CgroupFacts, PROGRAMS, Space, TOOLS};
 use super::*;
 
 /// A production host: Debian 13 with everything.
@@ -36,6 +36,7 @@ fn good() -> Facts {
         namespaces: set(&["cgroup", "ipc", "mnt", "net", "pid", "user", "uts", "time"]),
         loop_control: true,
         tools: TOOLS.into_iter().collect(),
+        programs: PROGRAMS.into_iter().collect(),
         space: Some(Space {
             path: "/var/lib".into(),
             filesystem: "ext4".into(),
@@ -68,10 +69,11 @@ fn a_production_host_is_whole() {
 #[test]
 fn each_defect_is_found_and_is_the_only_one() {
     type Change = fn(&mut Facts);
-    let cases: [(Change, &str, Status); 22] = [
+    let cases: [(Change, &str, Status); 23] = [
         (|f| f.release = "5.15.0-generic".into(), "kernel", Status::Fail),
         (|f| f.release = "weird".into(), "kernel", Status::Warn),
         (|f| f.machine = "riscv64".into(), "machine", Status::Fail),
+        (|f| _ = f.programs.remove("ocivisor-vnc"), "programs", Status::Warn),
         (|f| _ = f.namespaces.remove("user"), "namespaces", Status::Fail),
         (
             |f| {

@@ -111,6 +111,8 @@ pub struct Facts {
     pub loop_control: bool,
     /// Tools that were found.
     pub tools: BTreeSet<&'static str>,
+    /// Programs of ours that were found.
+    pub programs: BTreeSet<&'static str>,
     /// Space for state and disks.
     pub space: Option<Space>,
     /// /run/systemd/system exists (sd_booted(3)).
@@ -147,6 +149,10 @@ pub const VALUE_FILES: [&str; 13] = [
 pub const TOOLS: [&str; 7] =
     ["mkfs.ext4", "e2fsck", "resize2fs", "criu", "qemu-img", "ovs-vsctl", "nft"];
 
+/// Programs of ours that the daemon starts.
+pub const PROGRAMS: [&str; 5] =
+    ["ocivisor-runtime", "ocivisor-shim", "ocivisor-init", "ocivisor-unpack", "ocivisor-vnc"];
+
 impl Facts {
     /// Reads them from this host.
     #[must_use]
@@ -170,6 +176,7 @@ impl Facts {
             namespaces: names_in("/proc/self/ns"),
             loop_control: Path::new("/dev/loop-control").exists(),
             tools: TOOLS.into_iter().filter(|tool| installed(tool)).collect(),
+            programs: PROGRAMS.into_iter().filter(|program| is_ours(program)).collect(),
             space: probes::space(state_dir),
             systemd: Path::new("/run/systemd/system").is_dir(),
             lxcfs: probes::lxcfs(Path::new(LXCFS)),
@@ -209,6 +216,14 @@ fn cap_bounding(status: &str) -> Option<u64> {
 fn names_in(dir: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Whether a program is where the daemon looks if its configuration names no other place.
+fn is_ours(program: &str) -> bool {
+    let exe = std::env::current_exe().ok();
+    let beside = exe.as_deref().and_then(Path::parent);
+    let dirs = beside.into_iter().chain([Path::new("/usr/libexec/ocivisor")]);
+    dirs.into_iter().any(|dir| dir.join(program).is_file())
 }
 
 fn installed(tool: &str) -> bool {
