@@ -21,6 +21,7 @@
 mod answer;
 mod boot;
 mod context;
+mod graphics;
 mod invocation;
 mod nics;
 mod resources;

@@ -16,6 +16,7 @@ use ocivisor_core::spec::{Isolation, Platform, RootDisk, Upkeep, VmSpec, normal_
 
 use crate::answer::{Note, Notes};
 use crate::boot::boot;
+use crate::graphics::graphics;
 use crate::nics::nics;
 use crate::resources::{io_limits, resources};
 use crate::vm::{Disk, DiskKind, DriverVm, Vector};
@@ -51,7 +52,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         nics: nics(vm, &mut notes)?,
         isolation: isolation(vm.oci.as_ref())?,
         context: told::context(vm.context.as_ref(), &dir, &mut notes)?,
-        graphics: None,
+        graphics: graphics(vm.graphics.as_ref(), &mut notes)?,
         upkeep: Upkeep::default(),
         id,
     };
@@ -154,10 +155,6 @@ fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
             DiskKind::Filesystem => "a shared directory",
         };
         notes.add(format_args!("disk {} is {kind}, which the guest does not get yet", disk.id));
-    }
-    if let Some(graphics) = &vm.graphics {
-        let kind = clip(graphics.get("TYPE").map_or("", String::as_str));
-        notes.add(format_args!("GRAPHICS {kind:?} is not served yet"));
     }
     if vm.raw {
         notes.add("RAW has no effect");

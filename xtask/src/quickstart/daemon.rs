@@ -187,8 +187,9 @@ pub fn remove_groups(name: &str) -> Result<()> {
         hierarchies.push(entry?.path());
     }
     for hierarchy in hierarchies {
-        // The daemon's helpers have one of their own below.
-        for group in [hierarchy.join(name).join("+unpack"), hierarchy.join(name)] {
+        // The daemon's helpers and displays have one of their own below.
+        let own = hierarchy.join(name);
+        for group in [own.join("+unpack"), own.join("+vnc"), own] {
             match std::fs::remove_dir(&group) {
                 Err(error) if group.exists() => {
                     return Err(error).with_context(|| format!("remove {}", group.display()));

@@ -1,6 +1,7 @@
 //! The guest: made and ended by the driver scripts, looked at by the command line.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -103,6 +104,10 @@ impl<'a> Guest<'a> {
     pub fn deploy(&self, net: &Net, system: bool, undo: &mut Undo) -> Result<Duration> {
         let mut replace = net.replace.clone();
         say(&replace.datastores(&self.daemon.places.datastores));
+        // The recorded console is open to the network, and the port may be in use here.
+        let port = free_port()?;
+        say(&replace.add("<LISTEN><![CDATA[0.0.0.0]]>", "<LISTEN><![CDATA[127.0.0.1]]>"));
+        say(&replace.add("<PORT><![CDATA[5900]]>", &format!("<PORT><![CDATA[{port}]]>")));
         let mut call = replace.apply(&self.recording.deploy);
         if system {
             call.stdin = without_command(&call.stdin)?;
@@ -212,6 +217,12 @@ impl<'a> Guest<'a> {
         }
         Ok(())
     }
+}
+
+/// A port of the loopback that nobody uses now.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// A deployment without the user's `OCI` section, which names the command.

@@ -168,6 +168,7 @@ fn kept(places: &Places) {
         "\nguest and daemon are left running:\n\
          \x20 export OCIVISOR_SOCKET={}\n\
          \x20 {cli} console {vm}        its console; Ctrl-] leaves it\n\
+         \x20 {cli} info {vm}           where its VNC console is, among others\n\
          \x20 {cli} exec -it {vm} sh    a shell in it\n\
          \x20 {cli} destroy --forget {vm}\n\
          to end all of it: cargo xtask quickstart (it clears the old one first)",

@@ -125,7 +125,7 @@ fn control_characters_in_the_name_are_refused() {
 fn what_is_not_honoured_is_said() {
     let template = format!(
         "{SMALL}{DISK0}{}{}{}<CONTEXT><START_SCRIPT>x</START_SCRIPT><ETH0_DNS>1.1.1.1</ETH0_DNS>\
-         <REPORT_READY>YES</REPORT_READY></CONTEXT><GRAPHICS><TYPE>VNC</TYPE></GRAPHICS><RAW><DATA>x</DATA></RAW>\
+         <REPORT_READY>YES</REPORT_READY></CONTEXT><GRAPHICS><TYPE>SPICE</TYPE></GRAPHICS><RAW><DATA>x</DATA></RAW>\
          <NUMA_NODE><CPUS>1,2</CPUS></NUMA_NODE>",
         disk(1, "<TYPE>fs</TYPE>"),
         disk(2, "<TYPE>CDROM</TYPE>"),
@@ -136,11 +136,11 @@ fn what_is_not_honoured_is_said() {
         notes,
         [
             "CONTEXT/REPORT_READY: the guest reports to OneGate only if the image has one-context",
+            "GRAPHICS/TYPE is \"SPICE\": the guest's console is served by VNC alone",
             "disk 1 is a volatile disk, which the guest does not get yet",
             "disk 2 is a CD-ROM, which the guest does not get yet",
             "disk 3 is a data disk, which the guest does not get yet",
             "disk 4 is that much of the host's swap, no device",
-            "GRAPHICS \"VNC\" is not served yet",
             "RAW has no effect",
         ]
     );
