@@ -17,6 +17,7 @@ pub mod context_disk;
 pub mod count;
 pub mod fixture;
 pub mod image;
+pub mod viewer;
 pub mod wait;
 
 use std::io::Write;
@@ -30,6 +31,7 @@ use tempfile::TempDir;
 
 pub use count::Counts;
 pub use fixture::Call;
+pub use viewer::Viewer;
 pub use wait::{wait_for, wait_for_option};
 
 /// How long anything may take before the test gives up on it.
