@@ -28,7 +28,7 @@ fn points(steps: &[Step]) -> Vec<String> {
     points
 }
 
-const BOOT: [Step; 8] = [
+const BOOT: [Step; 9] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::ids::VmId;
 use ocivisor_core::spec::{Boot, Isolation, VmSpec};
 use ocivisor_core::state::Record;
 

@@ -30,6 +30,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::HostGuests;
 use super::adapter::{DEATH, kill_and_wait, suffixed};
 use super::spawn::quiet;
+use super::sys::Life;
 use crate::fs;
 use crate::layout::VmRun;
 use crate::process;
@@ -78,7 +79,7 @@ impl HostGuests {
             let _start_ticks: u64 = words.next()?.parse().ok()?;
             words.next().is_none().then_some(pid)
         };
-        self.spawn(id, &settings.vnc_bin, command, &descriptors, ready).map(drop)
+        self.spawn(id, &settings.vnc_bin, command, &descriptors, Life::Own, ready).map(drop)
     }
 }
 
