@@ -14,7 +14,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustix::fs::FileType;
 
-use crate::content::Content;
 use crate::root::{Access, Node, Root};
 
 const DIR: &str = "/etc/ssh";
@@ -53,8 +52,8 @@ pub fn renew(root: &Root) -> Result<()> {
         root.remove(&format!("{}.pub", path(kind)))?;
     }
     let own = path("ed25519");
-    root.write(&own, &Content::Bytes(private.into()), Access::root(0o600))?;
-    root.write(&format!("{own}.pub"), &Content::Bytes(public.into()), Access::root(0o644))
+    root.write_durably(&own, private.into(), Access::root(0o600))?;
+    root.write_durably(&format!("{own}.pub"), public.into(), Access::root(0o644))
 }
 
 /// Whether a configuration has keys of its own choice, and not ours among them. sshd_config(5): keywords are

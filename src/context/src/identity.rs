@@ -7,8 +7,7 @@
 use ocivisor_core::error::Result;
 use uuid::Uuid;
 
-use crate::content::Content;
-use crate::root::{Access, Node, Root};
+use crate::root::{Node, Root};
 
 /// Places of the machine-id; D-Bus had its own before systemd, and systemd takes it over if it has none.
 const FILES: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -32,7 +31,7 @@ pub fn renew(root: &Root) -> Result<()> {
     // machine-id(5) suggests a random UUID.
     let id = format!("{}\n", Uuid::new_v4().simple());
     for (path, access) in foreign {
-        root.write(path, &Content::Bytes(id.clone().into()), Access { ..access })?;
+        root.write_durably(path, id.clone().into(), access)?;
     }
     Ok(())
 }

@@ -8,19 +8,27 @@
 //! In a directory that a user of the guest owns, that user may exchange names at any moment: there we work with
 //! the rights of that user ([`Root::acting_as`]), and can do nothing that the user could not.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::normal_path;
+use rustix::event::{Timespec, poll};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs,
-    mkdirat, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod, fchown,
+    fdatasync, flock, fstat, fstatfs, mkdirat, openat, openat2, readlinkat, renameat, statat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, dumpable_behavior, getpid, getppid, kill_process,
+    parent_process_death_signal, set_dumpable_behavior, set_parent_process_death_signal,
+};
 
 use crate::content::{Content, Sum};
 
@@ -78,7 +86,11 @@ pub enum Node {
 
 /// The root directory of a guest.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    dir: OwnedFd,
+    /// Whether we have root's rights just now.
+    roots: Cell<bool>,
+}
 
 /// An open directory of the guest and a name in it.
 struct Place<'a> {
@@ -91,7 +103,7 @@ impl Root {
     /// The guest whose root directory this is.
     #[must_use]
     pub fn new(dir: OwnedFd) -> Self {
-        Self(dir)
+        Self { dir, roots: Cell::new(true) }
     }
 
     /// What is at `path`, itself and not what it leads to; the bytes of a file of at most `max` of them.
@@ -120,13 +132,13 @@ impl Root {
         Ok(Node::File(access, Some(bytes).filter(|bytes| bytes.len() as u64 <= max)))
     }
 
-    /// SHA-256 of the regular file at `path`, in hex, if there is one of `size` bytes.
+    /// Access and SHA-256 in hex of the regular file at `path`, if there is one of `size` bytes.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn digest(&self, path: &str, size: u64) -> Result<Option<String>> {
+    pub fn digest(&self, path: &str, size: u64) -> Result<Option<(Access, String)>> {
         let Some(place) = self.place(path)? else { return Ok(None) };
-        let Some((file, _)) = place.open()? else { return Ok(None) };
+        let Some((file, access)) = place.open()? else { return Ok(None) };
         let failed = |e: io::Error| place.io_error("read", &e);
         if file.metadata().map_err(failed)?.len() != size {
             return Ok(None);
@@ -134,14 +146,14 @@ impl Root {
         let mut sum = Sum::default();
         // Bounded, though the file may grow meanwhile.
         io::copy(&mut file.take(size), &mut sum).map_err(failed)?;
-        Ok(Some(sum.hex()))
+        Ok(Some((access, sum.hex())))
     }
 
     /// Whether `path` leads to something of that type, links followed.
     #[must_use]
     pub fn leads_to(&self, path: &str, want: FileType) -> bool {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat2(&self.0, path, flags, Mode::empty(), inside()).and_then(fstat);
+        let found = openat2(&self.dir, path, flags, Mode::empty(), inside()).and_then(fstat);
         found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == want)
     }
 
@@ -150,6 +162,19 @@ impl Root {
     /// # Errors
     /// `Image`: a directory is there, or the way leads nowhere. Nothing was changed.
     pub fn write(&self, path: &str, content: &Content<'_>, access: Access) -> Result<()> {
+        self.put(path, content, access, false)
+    }
+
+    /// As [`Self::write`], and on the disk before it takes the name: also after a loss of power the old file is there
+    /// or the new one. For what the next boot would not write again.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_durably(&self, path: &str, bytes: Vec<u8>, access: Access) -> Result<()> {
+        self.put(path, &Content::Bytes(bytes), access, true)
+    }
+
+    fn put(&self, path: &str, content: &Content<'_>, access: Access, durably: bool) -> Result<()> {
         let place = self.place_for_writing(path)?;
         place.clear_unfinished()?;
         let flags =
@@ -158,6 +183,10 @@ impl Root {
         let mut file = File::from(made.map_err(|e| place.error("write", e))?);
         let written = content.write_to(&mut file).map_err(|e| place.io_error("write", &e));
         let given = written.and_then(|()| give(&file, access).map_err(|e| place.error("write", e)));
+        let given = given.and_then(|()| match durably {
+            true => fdatasync(&file).map_err(|e| place.error("write", e)),
+            false => Ok(()),
+        });
         drop(file);
         given.and_then(|()| place.finish()).inspect_err(|_| place.forget_unfinished())
     }
@@ -199,7 +228,7 @@ impl Root {
         let mut missing = Vec::new();
         for dir in whole.ancestors() {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match openat2(&self.0, dir, flags, Mode::empty(), inside()) {
+            match openat2(&self.dir, dir, flags, Mode::empty(), inside()) {
                 Ok(_) => break,
                 Err(Errno::NOENT) => missing.extend(dir.to_str().map(str::to_owned)),
                 Err(e) => return Err(in_the_way(dir, e)),
@@ -220,6 +249,38 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = openat(&place.dir, place.name, flags, Mode::empty()).map_err(failed)?;
         give(made, access).map_err(failed)
+    }
+
+    /// Whether none but root may change names in the directory at `path`; one that is missing is nobody's.
+    ///
+    /// # Errors
+    /// `Image`: it is no directory.
+    pub fn is_roots_alone(&self, path: &str) -> Result<bool> {
+        let whole = checked(path)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat2(&self.dir, whole, flags, Mode::empty(), inside()).and_then(fstat) {
+            Err(Errno::NOENT) => Ok(true),
+            Err(e) => Err(in_the_way(whole, e)),
+            Ok(stat) => Ok(!others_write(&stat)),
+        }
+    }
+
+    /// The directory at `path`, for us alone until it is dropped; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Conflict`: somebody else has it for longer than `patience`. `Image`: it is no directory.
+    pub fn hold_dir(&self, path: &str, patience: Duration) -> Result<Option<File>> {
+        let whole = checked(path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = match openat2(&self.dir, whole, flags, Mode::empty(), inside()) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(|e| in_the_way(whole, e))?,
+        };
+        if !within(patience, || flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            let what = format!("another process keeps the guest's {path} locked");
+            return Err(Error::new(ErrorKind::Conflict, what));
+        }
+        Ok(Some(dir.into()))
     }
 
     /// A file to lock, made if missing; `None` if something else is in its place.
@@ -246,17 +307,38 @@ impl Root {
     }
 
     /// Does something with the rights of a user of the guest; root's own are those that we have.
-    pub fn acting_as<T>(&self, uid: u32, gid: u32, work: impl FnOnce(&Self) -> T) -> T {
+    ///
+    /// # Errors
+    /// `Image`: the guest has no such user. Those of the work.
+    pub fn acting_as<T>(
+        &self,
+        uid: u32,
+        gid: u32,
+        work: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
         if uid == 0 {
             return work(self);
         }
-        // setfsuid(2) takes the capabilities on files away as well, until it is root again. It never fails for
-        // root of a user namespace with those ids, and is about this thread alone.
-        let group = nix::unistd::setfsgid(nix::unistd::Gid::from_raw(gid));
-        let user = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
-        let result = work(self);
-        nix::unistd::setfsuid(user);
-        nix::unistd::setfsgid(group);
+        let tie = Tie::of_this_process();
+        // setfsuid(2) takes the capabilities on files away as well, until it is root again, and is about this thread
+        // alone. It reports no failure: an id that is none is asked for to see which one is in force.
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let (roots_group, root) = (setfsgid(group), setfsuid(user));
+        let none = (Gid::from_raw(u32::MAX), Uid::from_raw(u32::MAX));
+        let result = if (setfsgid(none.0), setfsuid(none.1)) == (group, user) {
+            tie.renew();
+            self.roots.set(false);
+            let result = work(self);
+            self.roots.set(true);
+            result
+        } else {
+            let what = format!("the guest has no user {uid} with group {gid}");
+            Err(Error::new(ErrorKind::Image, what))
+        };
+        setfsuid(root);
+        setfsgid(roots_group);
+        tie.renew();
         result
     }
 
@@ -268,7 +350,7 @@ impl Root {
         };
         // Not to be read: a user may keep a directory that only lets others pass.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(&self.0, parent, flags, Mode::empty(), inside()) {
+        match openat2(&self.dir, parent, flags, Mode::empty(), inside()) {
             Ok(dir) => Ok(Some(Place { dir, name, path: whole })),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(e) => Err(in_the_way(whole, e)),
@@ -287,6 +369,37 @@ impl Root {
             return Err(Error::new(ErrorKind::Image, what));
         }
         Ok(place)
+    }
+}
+
+/// What ties this process to its parent and hides it: prctl(2) says that each change of the ids on files loosens both.
+struct Tie {
+    signal: Option<Signal>,
+    dumpable: Option<DumpableBehavior>,
+    parent: Option<Pid>,
+}
+
+impl Tie {
+    fn of_this_process() -> Self {
+        Self {
+            signal: parent_process_death_signal().ok().flatten(),
+            dumpable: dumpable_behavior().ok(),
+            parent: getppid(),
+        }
+    }
+
+    /// As it was; and who lost his parent meanwhile gets the signal now.
+    fn renew(&self) {
+        if let Some(dumpable) = self.dumpable {
+            // EINVAL: it was what the kernel alone may set (2), and is that again.
+            let _ = set_dumpable_behavior(dumpable);
+        }
+        let Some(signal) = self.signal else { return };
+        let renewed = set_parent_process_death_signal(Some(signal));
+        if renewed.is_err() || getppid() != self.parent {
+            // ESRCH cannot be.
+            let _ = kill_process(getpid(), signal);
+        }
     }
 }
 
@@ -345,6 +458,11 @@ fn give(file: impl AsFd, access: Access) -> std::result::Result<(), Errno> {
     fchmod(&file, Mode::from_raw_mode(access.mode))
 }
 
+/// Whether somebody else than root may change names in a directory.
+fn others_write(stat: &Stat) -> bool {
+    stat.st_uid != 0 || stat.st_mode & 0o002 != 0 || (stat.st_gid != 0 && stat.st_mode & 0o020 != 0)
+}
+
 /// Links end inside, and none of the kernel's own (`/proc/self/fd`) is followed.
 fn inside() -> ResolveFlags {
     ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS
@@ -358,6 +476,20 @@ fn checked(path: &str) -> Result<&Path> {
         return Ok(path);
     }
     Err(Error::new(ErrorKind::Invalid, format!("guest's path {path:?} is not absolute and plain")))
+}
+
+/// Tries until it is done or the time is over.
+pub(crate) fn within(time: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + time;
+    while !done() {
+        if Instant::now() >= end {
+            return false;
+        }
+        let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        // Interrupted: the time is looked at in any case.
+        let _ = poll(&mut [], Some(&tick));
+    }
+    true
 }
 
 fn in_the_way(path: &Path, e: Errno) -> Error {
@@ -506,5 +638,24 @@ mod tests {
         assert_eq!(std::fs::metadata(guest.path("home/own")).unwrap().uid(), 1000);
         // And afterwards they are root's again.
         guest.write("/closed/x").unwrap();
+    }
+
+    #[test]
+    fn with_a_users_rights_a_process_stays_tied_to_its_parent() {
+        let guest = Guest::new();
+        // One that does nothing to who gets it: the test's own thread is asked.
+        let tie = Some(Signal::URG);
+        set_parent_process_death_signal(tie).unwrap();
+        let during = guest.root.acting_as(1000, 1000, |_| Ok(parent_process_death_signal()));
+        assert_eq!(during.unwrap().unwrap(), tie);
+        assert_eq!(parent_process_death_signal().unwrap(), tie);
+        set_parent_process_death_signal(None).unwrap();
+        let refused = guest.root.acting_as(u32::MAX, 1000, |_| Ok(()));
+        assert_eq!(
+            refused.unwrap_err().message,
+            "the guest has no user 4294967295 with group 1000"
+        );
+        guest.write("/x").unwrap();
+        assert_eq!(std::fs::metadata(guest.path("x")).unwrap().uid(), 0);
     }
 }

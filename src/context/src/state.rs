@@ -5,6 +5,9 @@
 //! are his own files. It is written before anything else is, with the old claims and the new, so that a telling that
 //! is cut off leaves nothing that the next one does not know.
 
+use std::fs::File;
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -15,6 +18,8 @@ use crate::root::{Access, Node, Root};
 
 /// Our directory in the guest.
 pub const DIR: &str = "/var/lib/ocivisor";
+/// How long an earlier telling may still be at work: who asked for it is gone, and so is it at its next step.
+const EARLIER: Duration = Duration::from_secs(2);
 const FILE: &str = "/var/lib/ocivisor/context.json";
 const VERSION: u32 = 1;
 /// Most bytes of the file.
@@ -133,11 +138,26 @@ impl Claim {
 }
 
 impl State {
-    /// What is known; nothing if the file is missing or makes no sense.
+    /// Our directory, made if missing, and nobody else at work in it until this is dropped; `None` where it cannot be
+    /// had, which [`Self::write`] tells.
+    ///
+    /// # Errors
+    /// `Conflict`: an earlier telling does not end.
+    pub fn hold(root: &Root) -> Result<Option<File>> {
+        match ensure_dir(root).and_then(|()| root.hold_dir(DIR, EARLIER)) {
+            Err(error) if error.kind != ErrorKind::Conflict => Ok(None),
+            held => held,
+        }
+    }
+
+    /// What is known; nothing if the file is missing or makes no sense, or others than root may write it.
     ///
     /// # Errors
     /// The guest's files cannot be read.
     pub fn read(root: &Root) -> Result<Self> {
+        if !root.is_roots_alone(DIR)? {
+            return Ok(Self::default());
+        }
         let Node::File(_, Some(bytes)) = root.read(FILE, MAX_BYTES)? else {
             return Ok(Self::default());
         };
@@ -151,14 +171,23 @@ impl State {
     /// # Errors
     /// `Image`, `Exhausted`: it cannot be written.
     pub fn write(&self, root: &Root) -> Result<()> {
-        for dir in root.missing_dirs(DIR)? {
-            let mode = if dir == DIR { 0o700 } else { 0o755 };
-            root.make_dir(&dir, Access::root(mode))?;
+        ensure_dir(root)?;
+        if !root.is_roots_alone(DIR)? {
+            let what = format!("the guest's {DIR} is not root's alone to write");
+            return Err(Error::new(ErrorKind::Image, what));
         }
         let bytes = serde_json::to_vec(self)
             .map_err(|e| Error::new(ErrorKind::Host, format!("context of the guest: {e}")))?;
-        root.write(FILE, &Content::Bytes(bytes), Access::root(0o600))
+        root.write_durably(FILE, bytes, Access::root(0o600))
     }
+}
+
+fn ensure_dir(root: &Root) -> Result<()> {
+    for dir in root.missing_dirs(DIR)? {
+        let mode = if dir == DIR { 0o700 } else { 0o755 };
+        root.make_dir(&dir, Access::root(mode))?;
+    }
+    Ok(())
 }
 
 impl Before {
@@ -221,5 +250,5 @@ pub fn is_still(root: &Root, path: &str, print: &str) -> Result<bool> {
     let mut parts = print.split(':').skip(1);
     let size = parts.next().and_then(|size| size.parse().ok());
     let (Some(size), Some(digest)) = (size, parts.next()) else { return Ok(false) };
-    Ok(root.digest(path, size)?.as_deref() == Some(digest))
+    Ok(root.digest(path, size)?.is_some_and(|(_, found)| found == digest))
 }

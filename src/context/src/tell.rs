@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use ocivisor_core::error::Result;
-use ocivisor_core::spec::{Context, Password};
+use ocivisor_core::spec::Password;
 
 use crate::agent::{self, Agent, Disk, Platform, cloud_init, one_context};
 use crate::root::{Access, Root};
@@ -30,17 +30,19 @@ pub struct Told {
 pub fn tell(root: &Root, telling: &Telling, disk: Option<&File>) -> Result<Told> {
     let mut told = Told::default();
     let disk = disk.map(Disk::open).transpose()?;
+    // Whoever asked for an earlier telling may have died while it could not.
+    let _alone = State::hold(root)?;
     let known = State::read(root)?;
     let new_machine = known.vm != telling.spec.id.as_str();
     // What another VM was told, this one was not.
     let known = if new_machine { State { whole: false, seed: None, ..known } } else { known };
-    let wished = wished(root, telling, disk.as_ref(), &known, &mut told)?;
-    let Wished { wishes, tenant, users, seed, .. } = &wished;
+    let mut wished = wished(root, telling, disk.as_ref(), &known, &mut told)?;
+    let users = wished.users.take().filter(Users::changed);
+    let Wished { wishes, tenant, seed, .. } = &wished;
     let mut claims = wished.claims.clone();
     claims.extend(claim_all(root, wishes, &known.claims, &mut told.notes)?);
     let vm = telling.spec.id.to_string();
     let last = State { vm, whole: true, claims, seed: seed.clone(), ..State::default() };
-    let users = users.as_ref().filter(|users| users.changed());
     if last == known && users.is_none() && all_so(root, wishes)? {
         return Ok(told);
     }
@@ -59,7 +61,8 @@ pub fn tell(root: &Root, telling: &Telling, disk: Option<&File>) -> Result<Told>
             result.unwrap_or_else(|error| told.notes.push(error.to_string()));
         }
     }
-    users.map_or(Ok(()), |users| users.write(root, telling.moment))?;
+    // And gives up their lock.
+    users.map_or(Ok(()), |users| users.write(root))?;
     if let Some(tenant) = tenant {
         let keys = !telling.spec.context.ssh_keys.is_empty();
         let ready = users::ensure_home(root, tenant)
@@ -146,10 +149,10 @@ fn wished<'a>(
     let mut wished =
         Wished { wishes, users: None, tenant: None, tenant_weight, claims: Vec::new(), seed };
     if ours && (context.user.is_some() || !context.ssh_keys.is_empty() || password.is_some()) {
-        wished.tell_tenant(root, context, password.as_ref(), known)?;
+        wished.tell_tenant(root, telling, password.as_ref(), known)?;
     }
     wished
-        .restore_passwords(root, known)
+        .restore_passwords(root, telling.moment, known)
         .unwrap_or_else(|error| told.notes.push(error.to_string()));
     Ok(wished)
 }
@@ -159,11 +162,12 @@ impl Wished<'_> {
     fn tell_tenant(
         &mut self,
         root: &Root,
-        context: &Context,
+        telling: &Telling,
         password: Option<&Password>,
         known: &State,
     ) -> Result<()> {
-        let mut users = Users::read(root)?;
+        let (context, moment) = (&telling.spec.context, telling.moment);
+        let mut users = Users::read(root, moment)?;
         let tenant = users.tenant(root, context)?;
         if let Some(password) = password {
             self.claims.push(users.set_password(&tenant.name, password, known)?);
@@ -180,14 +184,14 @@ impl Wished<'_> {
     }
 
     /// Passwords that are told no more become those of before.
-    fn restore_passwords(&mut self, root: &Root, known: &State) -> Result<()> {
+    fn restore_passwords(&mut self, root: &Root, moment: Moment, known: &State) -> Result<()> {
         for claim in &known.claims {
             let Claim::Password { user, before, wrote } = claim else { continue };
             if self.claims.iter().any(|told| told.subject() == claim.subject()) {
                 continue;
             }
             if self.users.is_none() {
-                self.users = Some(Users::read(root)?);
+                self.users = Some(Users::read(root, moment)?);
             }
             if let Some(users) = &mut self.users {
                 users.restore_password(user, before.as_deref(), wrote);

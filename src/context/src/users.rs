@@ -3,17 +3,17 @@
 //! No program of the guest is run for it (useradd, chpasswd): the image may have none, and would run before its first
 //! instruction. In a guest that runs, others change these files too; they agree on a lock, lckpwdf(3), and so do we.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::fs::File;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::{Context, Password};
-use rustix::event::{Timespec, poll};
 use rustix::fs::{FileType, FlockOperation, fcntl_lock};
 
 use crate::accounts::{Accounts, NO_PASSWORD, User};
 use crate::content::Content;
 use crate::password;
-use crate::root::{Access, Node, Root};
+use crate::root::{Access, Node, Root, within};
 use crate::state::{Claim, State};
 use crate::telling::Moment;
 
@@ -58,14 +58,21 @@ impl Tenant {
 pub struct Users {
     old: Accounts,
     new: Accounts,
+    /// From before they were read: nobody changes them meanwhile.
+    _lock: Option<File>,
 }
 
 impl Users {
-    /// Reads them.
+    /// Reads them, and keeps others from changing them until this is dropped.
     ///
     /// # Errors
-    /// `Image`: one of them is too large, or no regular file.
-    pub fn read(root: &Root) -> Result<Self> {
+    /// `Image`: one of them is too large, or no regular file. `Conflict`: somebody in the guest holds them too long.
+    pub fn read(root: &Root, moment: Moment) -> Result<Self> {
+        let lock = match moment {
+            // There is nobody yet.
+            Moment::Boot => None,
+            Moment::Change => lock(root)?,
+        };
         let read = |path: &str| -> Result<Option<Vec<u8>>> {
             match root.read(path, MAX_FILE)? {
                 Node::Absent => Ok(None),
@@ -80,7 +87,7 @@ impl Users {
             group: read(GROUP)?.unwrap_or_default(),
             gshadow: read(GSHADOW)?,
         };
-        Ok(Self { new: old.clone(), old })
+        Ok(Self { new: old.clone(), old, _lock: lock })
     }
 
     /// The user of the context, added if missing.
@@ -145,24 +152,19 @@ impl Users {
     /// Writes what changed, the names before what refers to them.
     ///
     /// # Errors
-    /// `Image`, `Exhausted`: they cannot be written. `Conflict`: somebody in the guest holds them too long.
-    pub fn write(&self, root: &Root, moment: Moment) -> Result<()> {
+    /// `Image`, `Exhausted`: they cannot be written.
+    pub fn write(&self, root: &Root) -> Result<()> {
         let (old, new) = (&self.old, &self.new);
         for dir in root.missing_dirs("/etc")? {
             root.make_dir(&dir, Access::root(0o755))?;
         }
-        let _lock = match moment {
-            // There is nobody yet.
-            Moment::Boot => None,
-            Moment::Change => lock(root)?,
-        };
         let write = |path: &str, old: Option<&[u8]>, new: Option<&[u8]>, mode: u32| {
             let Some(new) = new.filter(|new| old != Some(new)) else { return Ok(()) };
             let access = match root.read(path, 0)? {
                 Node::File(access, _) => access,
                 _ => Access::root(mode),
             };
-            root.write(path, &Content::Bytes(new.to_vec()), access)
+            root.write_durably(path, new.to_vec(), access)
         };
         write(GROUP, Some(&old.group), Some(&new.group), 0o644)?;
         write(GSHADOW, old.gshadow.as_deref(), new.gshadow.as_deref(), 0o600)?;
@@ -217,17 +219,14 @@ pub fn ensure_ssh_dir(root: &Root, tenant: &Tenant) -> Result<()> {
 }
 
 /// The lock of lckpwdf(3), held until dropped; none if the image has something odd in its place.
-fn lock(root: &Root) -> Result<Option<std::fs::File>> {
+fn lock(root: &Root) -> Result<Option<File>> {
+    if !root.missing_dirs("/etc")?.is_empty() {
+        return Ok(None);
+    }
     let Some(file) = root.lock_file("/etc/.pwd.lock")? else { return Ok(None) };
-    let end = Instant::now() + LOCK;
-    while fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() >= end {
-            let what = "a process of the guest keeps /etc/passwd locked";
-            return Err(Error::new(ErrorKind::Conflict, what));
-        }
-        let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        // Interrupted: the time is looked at in any case.
-        let _ = poll(&mut [], Some(&tick));
+    if !within(LOCK, || fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+        let what = "a process of the guest keeps /etc/passwd locked";
+        return Err(Error::new(ErrorKind::Conflict, what));
     }
     Ok(Some(file))
 }

@@ -79,6 +79,11 @@ impl<'a> Wish<'a> {
                     _ => false,
                 })
             }),
+            (Thing::File(content, access), _) => {
+                let print = content.digest().map_err(|e| crate::disk_error(&e))?;
+                let found = root.digest(&self.path, content.size())?;
+                Ok(found.is_some_and(|found| found == (*access, print)))
+            }
             (_, Some(print)) => is_still(root, &self.path, &print),
             (_, None) => Ok(false),
         }

@@ -172,10 +172,17 @@ fn whoever_tells_is_in_the_guests_groups_and_out_of_its_reach() {
     // The guest's root may neither trace it nor open what it has open.
     let maps = fs::metadata(format!("/proc/{inside}/maps")).unwrap();
     assert_eq!(maps.uid(), 0, "not dumpable: /proc/PID belongs to the host");
+    // What the holder of the lock does is not lost.
+    let passwd = guest.root().join("etc/passwd");
+    let mut accounts = fs::OpenOptions::new().append(true).open(&passwd).unwrap();
+    accounts.write_all(b"late:x:1000:1000::/:/bin/sh\n").unwrap();
     drop(file);
     let (line, _) = first_line(&mut child);
     assert_eq!(line, TOLD);
     child.wait().unwrap();
+    let accounts = fs::read_to_string(&passwd).unwrap();
+    assert!(accounts.contains("\nlate:x:1000:1000:"), "{accounts}");
+    assert!(accounts.contains("\ndev:x:1001:1001:"), "{accounts}");
 
     // The caller is killed: so is what it began in the guest.
     let file = fs::OpenOptions::new().write(true).open(&lock).unwrap();
@@ -188,6 +195,49 @@ fn whoever_tells_is_in_the_guests_groups_and_out_of_its_reach() {
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("its end", || teller().is_none().then_some(()));
+}
+
+/// Each change of ids unties a process from its parent: caught behind the first one, it must be tied again.
+#[test]
+fn whoever_tells_dies_with_its_caller_also_after_it_acted_as_a_user() {
+    let mut guest = Guest::script("sleep 1000");
+    guest.boot_until("embedded", "");
+    tell(&guest, Moment::Change, context());
+    let keys = guest.root().join("home/dev/.ssh/authorized_keys");
+    // Long enough to be caught at it.
+    let own = "ssh-ed25519 AAAA own\n".repeat(40_000);
+    let user = guest.ids.base + 1000;
+    for n in 0..200 {
+        fs::write(&keys, &own).unwrap();
+        let mut wish = context();
+        wish.ssh_keys.push(format!("ssh-ed25519 BBBB {n}"));
+        let mut child = begin(&guest, Moment::Change, wish);
+        let caught = caught_as(&guest, user, &mut child);
+        // The caller is gone in any case before it is looked at again.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let Some(teller) = caught else { continue };
+        eventually("its end", || (!exe(teller).ends_with("ocivisor-runtime")).then_some(()));
+        return;
+    }
+    panic!("never caught");
+}
+
+/// The teller, stopped after it took the rights of that user; none if it was done before.
+fn caught_as(guest: &Guest, user: u32, child: &mut Child) -> Option<u32> {
+    let status = |pid: u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    while child.try_wait().unwrap().is_none() {
+        let inside = guest.processes().into_iter().filter(|pid| Some(*pid) != guest.init);
+        for pid in inside {
+            let uids = status(pid).lines().find_map(|l| Some(l.strip_prefix("Uid:\t")?.to_owned()));
+            if uids.is_some_and(|uids| uids.ends_with(&format!("\t{user}"))) {
+                let teller = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+                let _ = rustix::process::kill_process(teller, rustix::process::Signal::STOP);
+                return status(pid).contains("State:\tT").then_some(pid);
+            }
+        }
+    }
+    None
 }
 
 fn exe(pid: u32) -> String {

@@ -197,6 +197,65 @@ fn what_the_guest_changed_is_written_again_but_not_its_password() {
 }
 
 #[test]
+fn a_changed_mode_or_owner_is_a_change_too() {
+    let guest = Guest::debian();
+    guest.tell(&full());
+    let config = guest.path("srv/app/config");
+    let access = || {
+        let meta = config.metadata().unwrap();
+        (meta.mode() & 0o7777, meta.uid(), meta.gid())
+    };
+    // By what is told,
+    let mut wish = full();
+    wish.context.files[0].mode = 0o600;
+    guest.tell(&wish);
+    assert_eq!(access(), (0o600, 0, 1000));
+    wish.context.files[0].owner = (7, 0);
+    guest.tell(&wish);
+    assert_eq!(access(), (0o600, 7, 0));
+    // and by the guest.
+    std::fs::set_permissions(&config, PermissionsExt::from_mode(0o666)).unwrap();
+    chown(&config, Some(1), Some(1)).unwrap();
+    guest.tell(&wish);
+    assert_eq!(access(), (0o600, 7, 0));
+    // It is still what we wrote, and so it goes.
+    std::fs::set_permissions(&config, PermissionsExt::from_mode(0o666)).unwrap();
+    guest.tell(&spec());
+    assert!(!config.exists());
+}
+
+#[test]
+fn a_directory_of_ours_that_others_may_write_is_neither_believed_nor_written() {
+    let guest = Guest::debian();
+    guest.tell(&full());
+    let dir = guest.path("var/lib/ocivisor");
+    for (mode, uid) in [(0o777, 0), (0o700, 1000)] {
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(mode)).unwrap();
+        chown(&dir, Some(uid), None).unwrap();
+        let error = guest.tell_at(Moment::Boot, &full(), None).unwrap_err();
+        let want = "the guest's /var/lib/ocivisor is not root's alone to write";
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Image, want));
+        let notes = guest.tell(&spec());
+        assert_eq!(notes, [want], "and what nobody asked for is left out");
+        assert!(guest.path("srv/app/config").exists(), "its claims are not believed");
+    }
+}
+
+#[test]
+fn one_telling_at_a_time() {
+    let guest = Guest::debian();
+    guest.tell(&spec());
+    let dir = File::open(guest.path("var/lib/ocivisor")).unwrap();
+    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&dir, lock).unwrap();
+    let error = guest.tell_at(Moment::Boot, &full(), None).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert_eq!(guest.text("etc/shadow"), SHADOW);
+    drop(dir);
+    guest.tell(&full());
+}
+
+#[test]
 fn a_named_user_is_made_with_home_and_keys() {
     let guest = Guest::debian();
     let mut spec = full();
