@@ -15,10 +15,9 @@ use rustix::fs::FileType;
 
 use crate::content::Content;
 use crate::root::{Access, Node, Root};
-use crate::state::Claim;
 use crate::telling::{Runner, Telling};
 use crate::texts;
-use crate::wish::{Thing, Weight, Wish};
+use crate::wish::{MAX_LINE_FILE, Thing, Weight, Wish};
 
 /// The start script.
 pub const SCRIPT: &str = "/var/lib/ocivisor/start-script";
@@ -27,8 +26,8 @@ const UNIT: &str = "/run/systemd/system/ocivisor-start-script.service";
 const UNIT_WANTED: &str =
     "/run/systemd/system/multi-user.target.wants/ocivisor-start-script.service";
 const INITTAB: &str = "/etc/inittab";
-/// Most bytes of an inittab.
-const MAX_INITTAB: u64 = 256 << 10;
+/// What is in front of the command in our line of it: the fields of busybox's init and of sysvinit's.
+const FIELDS: [&str; 2] = ["::once:", "ocvs:2345:once:"];
 
 /// The wishes of every guest.
 ///
@@ -81,24 +80,19 @@ pub fn files<'a>(telling: &Telling) -> Vec<Wish<'a>> {
     telling.spec.context.files.iter().map(wish).collect()
 }
 
-/// The start script, and what runs it; `claims` are of earlier tellings.
+/// The start script, and what runs it.
 ///
 /// # Errors
 /// The guest's files cannot be read.
-pub fn script<'a>(telling: &Telling, root: &Root, claims: &[Claim]) -> Result<Vec<Wish<'a>>> {
+pub fn script<'a>(telling: &Telling, root: &Root) -> Result<Vec<Wish<'a>>> {
     let Some(script) = &telling.spec.context.start_script else { return Ok(Vec::new()) };
     let mut wishes = vec![Wish::file(SCRIPT, script.clone(), 0o700, Weight::Asked)];
-    wishes.extend(runner(telling, root, claims, script)?);
+    wishes.extend(runner(telling, root, script)?);
     Ok(wishes)
 }
 
 /// What makes the guest's init run the script.
-fn runner<'a>(
-    telling: &Telling,
-    root: &Root,
-    claims: &[Claim],
-    script: &[u8],
-) -> Result<Vec<Wish<'a>>> {
+fn runner<'a>(telling: &Telling, root: &Root, script: &[u8]) -> Result<Vec<Wish<'a>>> {
     if telling.kind == GuestKind::Application {
         return Ok(Vec::new());
     }
@@ -115,16 +109,12 @@ fn runner<'a>(
         ],
         Runner::Sysvinit | Runner::Busybox => {
             // busybox(1) init has the terminal in the first field, sysvinit an identifier and runlevels.
-            let line = match telling.runner {
-                Runner::Busybox => format!("::once:{command}\n"),
-                _ => format!("ocvs:2345:once:{command}\n"),
-            };
-            let Node::File(access, Some(now)) = root.read(INITTAB, MAX_INITTAB)? else {
+            let field = if telling.runner == Runner::Busybox { FIELDS[0] } else { FIELDS[1] };
+            let line = format!("{field}{command}\n");
+            let Node::File(_, Some(_)) = root.read(INITTAB, MAX_LINE_FILE)? else {
                 return Ok(Vec::new());
             };
-            let ours =
-                claims.iter().any(|c| matches!(c, Claim::File { path, .. } if path == INITTAB));
-            let thing = Thing::File(Content::Bytes(with_line(&now, &line, ours)), access);
+            let thing = Thing::Line(line);
             vec![Wish { path: INITTAB.into(), thing, weight: Weight::Asked }]
         }
     })
@@ -150,14 +140,18 @@ fn unit(command: &str) -> String {
     )
 }
 
-/// An inittab with our line as the last one, which sysvinit comes to when the boot scripts have ended.
-fn with_line(now: &[u8], line: &str, ours: bool) -> Vec<u8> {
-    let mut lines: Vec<&[u8]> = now.split_inclusive(|c| *c == b'\n').collect();
-    if ours {
-        lines.retain(|old| !String::from_utf8_lossy(old).trim_end().ends_with(SCRIPT));
-    }
-    let mut file = lines.concat();
-    if file.last().is_some_and(|c| *c != b'\n') {
+/// The file with our line as its last one, which sysvinit comes to when the boot scripts have ended; or with none of
+/// ours, if there is no line.
+#[must_use]
+pub fn with_line(now: &[u8], line: &str) -> Vec<u8> {
+    let ours = |old: &[u8]| {
+        let old = String::from_utf8_lossy(old);
+        let command = FIELDS.iter().find_map(|field| old.trim_end().strip_prefix(field));
+        command.is_some_and(|command| command.trim_start_matches("/bin/sh ") == SCRIPT)
+    };
+    let lines = now.split_inclusive(|c| *c == b'\n').filter(|old| !ours(old));
+    let mut file = lines.collect::<Vec<_>>().concat();
+    if !line.is_empty() && file.last().is_some_and(|c| *c != b'\n') {
         file.push(b'\n');
     }
     file.extend_from_slice(line.as_bytes());

@@ -202,19 +202,29 @@ impl Root {
         place.finish().inspect_err(|_| place.forget_unfinished())
     }
 
-    /// Removes what is at `path`, a directory only if it is empty; absent is fine.
+    /// Removes the file or link at `path`; absent is fine.
     ///
     /// # Errors
-    /// It is still there, but for a directory that is in use.
+    /// It is still there, or a directory is.
     pub fn remove(&self, path: &str) -> Result<()> {
         let Some(place) = self.place(path)? else { return Ok(()) };
         match unlinkat(&place.dir, place.name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::ISDIR) => {}
-            Err(e) => return Err(place.error("remove", e)),
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(place.error("remove", e)),
         }
+    }
+
+    /// Removes the directory at `path` if it is empty; what else has that name by now stays.
+    ///
+    /// # Errors
+    /// It is still there, but for one that is in use.
+    pub fn remove_dir(&self, path: &str) -> Result<()> {
+        let Some(place) = self.place(path)? else { return Ok(()) };
         match unlinkat(&place.dir, place.name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => {
+                Ok(())
+            }
             Err(e) => Err(place.error("remove", e)),
         }
     }
@@ -227,8 +237,7 @@ impl Root {
         let whole = checked(path)?;
         let mut missing = Vec::new();
         for dir in whole.ancestors() {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match openat2(&self.dir, dir, flags, Mode::empty(), inside()) {
+            match self.way(dir) {
                 Ok(_) => break,
                 Err(Errno::NOENT) => missing.extend(dir.to_str().map(str::to_owned)),
                 Err(e) => return Err(in_the_way(dir, e)),
@@ -306,7 +315,8 @@ impl Root {
         }
     }
 
-    /// Does something with the rights of a user of the guest; root's own are those that we have.
+    /// Does something with the rights of a user of the guest; root's own are those that we have. Within such a work
+    /// the user stays the same.
     ///
     /// # Errors
     /// `Image`: the guest has no such user. Those of the work.
@@ -317,7 +327,7 @@ impl Root {
         work: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
         use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-        if uid == 0 {
+        if uid == 0 || !self.roots.get() {
             return work(self);
         }
         let tie = Tie::of_this_process();
@@ -348,18 +358,36 @@ impl Root {
         let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
             return Err(in_the_way(whole, Errno::ISDIR));
         };
-        // Not to be read: a user may keep a directory that only lets others pass.
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(&self.dir, parent, flags, Mode::empty(), inside()) {
+        match self.way(parent) {
             Ok(dir) => Ok(Some(Place { dir, name, path: whole })),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(e) => Err(in_the_way(whole, e)),
         }
     }
 
+    /// Opens a directory. As root, no link is followed below the first directory in which others may put one; a
+    /// user's own rights are enough to let him follow his links.
+    fn way(&self, path: &Path) -> std::result::Result<OwnedFd, Errno> {
+        // Not to be read: a user may keep a directory that only lets others pass.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if self.roots.get() {
+            let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+            above.reverse();
+            for above in above {
+                let dir = openat2(&self.dir, above, flags, Mode::empty(), inside())?;
+                if others_write(&fstat(&dir)?) {
+                    let rest = path.strip_prefix(above).map_err(|_| Errno::INVAL)?;
+                    let plainly = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+                    return openat2(&dir, rest, flags, Mode::empty(), plainly);
+                }
+            }
+        }
+        openat2(&self.dir, path, flags, Mode::empty(), inside())
+    }
+
     fn place_for_writing<'a>(&self, path: &'a str) -> Result<Place<'a>> {
         let place = self.place(path)?.ok_or_else(|| {
-            let what = format!("the guest's {path} cannot be written: it has no directory");
+            let what = format!("the guest's {path} cannot be written: no directory leads there");
             Error::new(ErrorKind::Image, what)
         })?;
         let filesystem = fstatfs(&place.dir).map_err(|e| place.error("write", e))?;
@@ -614,8 +642,9 @@ mod tests {
         std::fs::create_dir(guest.path("dir")).unwrap();
         assert_eq!(guest.write("/dir").unwrap_err().kind, ErrorKind::Image);
         assert!(!guest.path(UNFINISHED).exists());
-        guest.root.remove("/dir").unwrap();
-        guest.root.remove("/dir").unwrap();
+        assert!(guest.root.remove("/dir").is_err());
+        guest.root.remove_dir("/dir").unwrap();
+        guest.root.remove_dir("/dir").unwrap();
         assert!(!guest.path("dir").exists());
     }
 

@@ -80,6 +80,14 @@ pub enum Claim {
         uid: u32,
         /// His group.
         gid: u32,
+        /// Base64 of the target of the link that was there.
+        #[serde(default)]
+        link: Option<String>,
+    },
+    /// A line in a file.
+    Line {
+        /// Where.
+        path: String,
     },
     /// A password.
     Password {
@@ -133,6 +141,7 @@ impl Claim {
             Self::Dir { path } => (1, path),
             Self::Block { path, .. } => (2, path),
             Self::Password { user, .. } => (3, user),
+            Self::Line { path } => (4, path),
         }
     }
 }

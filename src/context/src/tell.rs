@@ -2,15 +2,17 @@
 
 use std::fs::File;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ocivisor_core::error::Result;
 use ocivisor_core::spec::Password;
 
 use crate::agent::{self, Agent, Disk, Platform, cloud_init, one_context};
-use crate::root::{Access, Root};
+use crate::root::{Access, Node, Root};
 use crate::state::{Before, Claim, Seed, State, is_still};
 use crate::telling::{Moment, Telling};
 use crate::users::{self, Tenant, Users};
-use crate::wish::{Thing, Weight, Wish, set_block};
+use crate::wish::{Thing, Weight, Wish, set_block, set_line};
 use crate::{hostkeys, identity, plan};
 
 /// How a telling ended.
@@ -131,7 +133,7 @@ fn wished<'a>(
     if agent != Agent::OneContext {
         wishes.extend(plan::resolver(telling));
         wishes.extend(plan::files(telling));
-        wishes.extend(plan::script(telling, root, &known.claims)?);
+        wishes.extend(plan::script(telling, root)?);
     } else if !at_boot {
         told.run = Some(one_context::reconfigure(root));
     }
@@ -229,6 +231,28 @@ fn claims_of(root: &Root, wish: &Wish<'_>, earlier: &[Claim]) -> Result<Vec<Clai
     let path = &wish.path;
     let mut claims = Vec::new();
     let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+    if let Thing::Block(_, access) = &wish.thing {
+        // The directory itself, not those above it: a home stays with its user.
+        let made = earlier.iter().find(|c| matches!(c, Claim::Dir { path } if path == dir));
+        let (missing, now) = root.acting_as(access.uid, access.gid, |root| {
+            Ok((!root.missing_dirs(dir)?.is_empty(), root.read(path, 0)?))
+        })?;
+        let new = missing.then(|| Claim::Dir { path: dir.to_owned() });
+        claims.extend(made.cloned().or(new));
+        let known = earlier.iter().find_map(|claim| match claim {
+            Claim::Block { path: p, link, .. } if p == path => Some(link.clone()),
+            _ => None,
+        });
+        let link = known.unwrap_or_else(|| match now {
+            Node::Link(target) => Some(STANDARD.encode(target)),
+            _ => None,
+        });
+        claims.push(Claim::Block { path: path.clone(), uid: access.uid, gid: access.gid, link });
+        return Ok(claims);
+    }
+    if let Thing::Line(_) = &wish.thing {
+        return Ok(vec![Claim::Line { path: path.clone() }]);
+    }
     if !dir.is_empty() {
         // Those that we made, now or earlier, on the way to it.
         let missing = root.missing_dirs(dir)?.into_iter().map(|path| Claim::Dir { path });
@@ -237,10 +261,6 @@ fn claims_of(root: &Root, wish: &Wish<'_>, earlier: &[Claim]) -> Result<Vec<Clai
             _ => false,
         });
         claims.extend(made.cloned().chain(missing));
-    }
-    if let Thing::Block(_, access) = &wish.thing {
-        claims.push(Claim::Block { path: path.clone(), uid: access.uid, gid: access.gid });
-        return Ok(claims);
     }
     let before = earlier.iter().find_map(|claim| match claim {
         Claim::File { path: p, before, .. } if p == path => Some(before.clone()),
@@ -286,10 +306,15 @@ fn take_back(root: &Root, old: &[Claim], new: &[Claim], notes: &mut Vec<String>)
 
 fn take_one_back(root: &Root, claim: &Claim) -> Result<()> {
     match claim {
-        Claim::Dir { path } => root.remove(path),
-        Claim::Block { path, uid, gid } => {
-            set_block(root, path, "", Access { mode: 0o644, uid: *uid, gid: *gid })
-        }
+        Claim::Dir { path } => root.remove_dir(path),
+        Claim::Block { path, uid, gid, link } => root.acting_as(*uid, *gid, |root| {
+            set_block(root, path, "", Access { mode: 0o644, uid: *uid, gid: *gid })?;
+            match link.as_ref().and_then(|link| STANDARD.decode(link).ok()) {
+                Some(target) if root.read(path, 0)? == Node::Absent => root.link(path, &target),
+                _ => Ok(()),
+            }
+        }),
+        Claim::Line { path } => set_line(root, path, ""),
         Claim::File { path, before, wrote } => {
             for print in wrote {
                 if is_still(root, path, print)? {

@@ -210,12 +210,15 @@ pub fn ensure_ssh_dir(root: &Root, tenant: &Tenant) -> Result<()> {
     let User { uid, gid, .. } = tenant.user;
     let dir = tenant.ssh_dir();
     let access = Access { mode: 0o700, uid, gid };
-    if root.missing_dirs(&dir)?.is_empty() {
-        return Ok(());
+    let by_himself = root.acting_as(uid, gid, |root| match root.missing_dirs(&dir)?.is_empty() {
+        true => Ok(()),
+        false => root.make_dir(&dir, access),
+    });
+    match by_himself {
+        // Only where he cannot exchange it for something else meanwhile.
+        Err(_) if root.is_roots_alone(tenant.home())? => root.make_dir(&dir, access),
+        done => done,
     }
-    let by_himself = root.acting_as(uid, gid, |root| root.make_dir(&dir, access));
-    // Who may not make it may not exchange it either.
-    by_himself.or_else(|_| root.make_dir(&dir, access))
 }
 
 /// The lock of lckpwdf(3), held until dropped; none if the image has something odd in its place.

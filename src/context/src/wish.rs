@@ -2,10 +2,10 @@
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 
-use crate::block;
 use crate::content::Content;
 use crate::root::{Access, Node, Root};
 use crate::state::{is_still, print_of_file, print_of_link};
+use crate::{block, plan};
 
 /// Whether somebody asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum Thing<'a> {
     Link(Vec<u8>),
     /// Lines in a file; the file, if it is new, with this access. In a directory of the access's owner.
     Block(String, Access),
+    /// The last line of a file that is there: [`crate::plan::with_line`].
+    Line(String),
 }
 
 impl<'a> Wish<'a> {
@@ -52,7 +54,7 @@ impl<'a> Wish<'a> {
         Self { path: path.to_owned(), thing: Thing::Link(target.into()), weight }
     }
 
-    /// How it is recognised once it is there; `None` for a block.
+    /// How it is recognised once it is there; `None` for a block or line.
     ///
     /// # Errors
     /// The context disk cannot be read.
@@ -63,7 +65,7 @@ impl<'a> Wish<'a> {
                 Some(print_of_file(content.size(), &digest))
             }
             Thing::Link(target) => Some(print_of_link(target)),
-            Thing::Block(..) => None,
+            Thing::Block(..) | Thing::Line(_) => None,
         })
     }
 
@@ -84,6 +86,10 @@ impl<'a> Wish<'a> {
                 let found = root.digest(&self.path, content.size())?;
                 Ok(found.is_some_and(|found| found == (*access, print)))
             }
+            (Thing::Line(line), _) => Ok(match root.read(&self.path, MAX_LINE_FILE)? {
+                Node::File(_, Some(bytes)) => plan::with_line(&bytes, line) == bytes,
+                _ => false,
+            }),
             (_, Some(print)) => is_still(root, &self.path, &print),
             (_, None) => Ok(false),
         }
@@ -98,12 +104,25 @@ impl<'a> Wish<'a> {
             Thing::File(content, access) => root.write(&self.path, content, *access),
             Thing::Link(target) => root.link(&self.path, target),
             Thing::Block(lines, access) => set_block(root, &self.path, lines, *access),
+            Thing::Line(line) => set_line(root, &self.path, line),
         }
     }
 }
 
 /// Most bytes of a file that we put lines into.
 const MAX_BLOCK_FILE: u64 = 1 << 20;
+/// Most bytes of a file that gets a line.
+pub const MAX_LINE_FILE: u64 = 256 << 10;
+
+/// Makes our line the last one of a file, or takes it out if it is empty. Where there is no such file it is left so.
+///
+/// # Errors
+/// The file does not let itself be written.
+pub fn set_line(root: &Root, path: &str, line: &str) -> Result<()> {
+    let Node::File(access, Some(old)) = root.read(path, MAX_LINE_FILE)? else { return Ok(()) };
+    let new = plan::with_line(&old, line);
+    if new == old { Ok(()) } else { root.write(path, &Content::Bytes(new), access) }
+}
 
 /// Puts our lines into a file, or takes them out if there are none; what is no regular file is replaced.
 ///

@@ -31,7 +31,7 @@
 //! | [`VmmCall::Reset`] | restart it by force; interfaces keep their names | failure |
 //! | [`VmmCall::Resize`] | give the guest these limits, or leave it as it is | failure |
 //! | [`VmmCall::Prereconfigure`] | let go of the context disk, which is replaced next; we hold none | success |
-//! | [`VmmCall::Reconfigure`] | tell the guest the new context | success: it is told at its next start |
+//! | [`VmmCall::Reconfigure`] | tell the guest the new context | success: it is told at once, a stopped one at its next start |
 //!
 //! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
 //! cleaning after failures, so it works from the arguments alone when the XML is unreadable (a
@@ -47,6 +47,7 @@ use ocivisor_core::spec::{Context, Resources, VmSpec, normal_path};
 
 use crate::answer::{self, Answer, Note, Notes};
 use crate::invocation::{Action, Invocation};
+use crate::vm::Vector;
 use crate::{OneId, clip, deploy_id, invalid, resources, spec, told, vm};
 
 /// What a call asks for.
@@ -305,10 +306,26 @@ fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Ref
         same_vm(&call, Some(vm.id))?;
         let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
         let Some(disk) = disk else { return Ok(Context::default()) };
+        remark_unchanged(vm.context.as_ref(), &mut notes);
         told::context(vm.context.as_ref(), vm_dir(disk, call.vm)?.as_path(), &mut notes)
     };
     let context = made().map_err(|error| refuse(&call, error))?;
     Ok(VmmCall::Reconfigure { vm: call.vm, context: Box::new(context), notes: notes.into_vec() })
+}
+
+/// The host name and what is said per interface are no part of the context but of the VM: a deployment brings them.
+fn remark_unchanged(keys: Option<&Vector>, notes: &mut Notes) {
+    let of_interface = |key: &str| {
+        key.strip_prefix("ETH").is_some_and(|rest| {
+            let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            matches!(rest, "_DNS" | "_SEARCH_DOMAIN")
+        })
+    };
+    let fixed =
+        |key: &&String| matches!(key.as_str(), "SET_HOSTNAME" | "HOSTNAME") || of_interface(key);
+    for key in keys.into_iter().flat_map(|keys| keys.keys()).filter(fixed) {
+        notes.add(format_args!("CONTEXT/{key}: a new value counts from the next deployment on"));
+    }
 }
 
 /// The directory of the deployment file, `<datastores>/<system datastore>/<vm>`. That it ends with

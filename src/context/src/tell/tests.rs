@@ -272,12 +272,97 @@ fn a_named_user_is_made_with_home_and_keys() {
     }
     assert_eq!(guest.text("home/dev/.profile"), "umask 022\n");
     assert!(!guest.path("root/.ssh").exists());
-    // Another user: the old one keeps his home, and neither key nor password.
+    // Another user: the old one keeps his home, also if it is empty, and neither key nor password.
     spec.context.user = Some("ops".into());
+    std::fs::remove_file(guest.path("home/dev/.profile")).unwrap();
     guest.tell(&spec);
-    assert!(!guest.path("home/dev/.ssh/authorized_keys").exists());
+    assert!(guest.path("home/dev").is_dir() && !guest.path("home/dev/.ssh").exists());
     assert!(guest.text("etc/shadow").contains("\ndev:*:"));
     assert!(guest.text("home/ops/.ssh/authorized_keys").contains(KEY));
+}
+
+#[test]
+fn a_directory_of_ours_that_became_something_else_is_left_alone() {
+    let guest = Guest::debian();
+    guest.tell(&full());
+    std::fs::remove_dir_all(guest.path("srv/app")).unwrap();
+    guest.put("srv/app", "the guest's");
+    guest.put("keep/file", "");
+    std::fs::remove_dir_all(guest.path("run/systemd/system")).unwrap();
+    symlink("/keep", guest.path("run/systemd/system")).unwrap();
+    guest.tell(&spec());
+    assert_eq!(guest.text("srv/app"), "the guest's");
+    assert!(guest.path("run/systemd/system").is_symlink());
+}
+
+#[test]
+fn a_link_in_the_place_of_a_block_comes_back() {
+    let guest = Guest::debian();
+    guest.put("root/keys", "ssh-rsa BBBB own\n");
+    std::fs::create_dir(guest.path("root/.ssh")).unwrap();
+    let keys = guest.path("root/.ssh/authorized_keys");
+    symlink("../keys", &keys).unwrap();
+    for _ in 0..2 {
+        guest.tell(&full());
+        assert!(guest.text("root/.ssh/authorized_keys").contains(KEY) && !keys.is_symlink());
+    }
+    guest.tell(&spec());
+    assert_eq!(std::fs::read_link(&keys).unwrap(), Path::new("../keys"));
+    assert_eq!(guest.text("root/keys"), "ssh-rsa BBBB own\n");
+}
+
+#[test]
+fn root_follows_no_link_that_a_user_may_have_made() {
+    let guest = Guest::debian();
+    guest.put("secret/config", "root's\n");
+    guest.put("home/dev/real/file", "");
+    let home = guest.path("home/dev");
+    chown(&home, Some(1000), Some(1000)).unwrap();
+    symlink("/secret", home.join("app")).unwrap();
+    let mut wish = spec();
+    let mut file = full().context.files.remove(0);
+    file.path = "/home/dev/app/config".into();
+    wish.context.files = vec![file];
+    let error = guest.tell_at(Moment::Change, &wish, None).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Image);
+    assert_eq!(guest.text("secret/config"), "root's\n");
+    // Root's own links are followed, and a user's plain directories are entered.
+    chown(&home, Some(0), Some(0)).unwrap();
+    guest.tell(&wish);
+    assert_eq!(guest.text("secret/config"), "x=1\n");
+    guest.tell(&spec());
+    assert_eq!(guest.text("secret/config"), "root's\n");
+    chown(&home, Some(1000), Some(1000)).unwrap();
+    wish.context.files[0].path = "/home/dev/real/new/file".into();
+    guest.tell(&wish);
+    assert_eq!(guest.text("home/dev/real/new/file"), "x=1\n");
+}
+
+#[test]
+fn roots_rights_make_no_directory_in_a_home_that_is_its_users() {
+    let guest = Guest::debian();
+    let mut wish = full();
+    wish.context.user = Some("dev".into());
+    guest.put("etc/passwd", "dev:x:1000:1000::/home/dev:/bin/sh\n");
+    let home = guest.path("home/dev");
+    std::fs::create_dir_all(&home).unwrap();
+    let become_his = |mode, uid| {
+        chown(&home, Some(uid), Some(2000)).unwrap();
+        std::fs::set_permissions(&home, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    become_his(0o500, 1000);
+    let error = guest.tell_at(Moment::Boot, &wish, None).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Image);
+    assert!(!home.join(".ssh").exists());
+    // Who may not even exchange it needs root's help; and a home that hands its group down is no obstacle.
+    for (mode, uid) in [(0o755, 0), (0o2770, 1000)] {
+        become_his(mode, uid);
+        guest.tell(&wish);
+        let meta = home.join(".ssh").metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o700, 1000, 1000));
+        guest.tell(&spec());
+        assert!(!home.join(".ssh").exists());
+    }
 }
 
 #[test]
@@ -444,8 +529,12 @@ fn each_init_runs_the_script_in_its_own_way() {
         guest.tell(&wish);
         let shell = line.replace("once:", "once:/bin/sh ");
         assert_eq!(guest.text("etc/inittab"), format!("{inittab}\n{shell}"));
+        // What the guest does to the file is its own, also when the script is told no more.
+        guest.put("etc/inittab", &format!("{inittab}\n{shell}::once:/own\n"));
+        guest.tell(&wish);
+        assert_eq!(guest.text("etc/inittab"), format!("{inittab}\n::once:/own\n{shell}"));
         guest.tell(&spec());
-        assert_eq!(guest.text("etc/inittab"), inittab);
+        assert_eq!(guest.text("etc/inittab"), format!("{inittab}\n::once:/own\n"));
     }
     let guest = Guest { runner: Runner::Ours, ..Guest::debian() };
     guest.tell(&full());

@@ -196,6 +196,16 @@ fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
     let context = told(of(&["one-7", "sdb", disk, "7", "h"], vm).unwrap());
     assert_eq!(context.disk.as_deref(), Some(Path::new("/ds/0/7/disk.2")));
     assert_eq!(context.dns.len(), 1);
+    // What belongs to the VM and not to its context does not change, and that is told.
+    let more =
+        vm.replace("<DNS>", "<SET_HOSTNAME>x</SET_HOSTNAME><ETH10_DNS>9.9.9.9</ETH10_DNS><DNS>");
+    let VmmCall::Reconfigure { notes, .. } = of(&["one-7", "sdb", disk, "7", "h"], &more).unwrap()
+    else {
+        panic!("another call")
+    };
+    let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    let fixed = |key| format!("CONTEXT/{key}: a new value counts from the next deployment on");
+    assert_eq!(notes, [fixed("ETH10_DNS"), fixed("SET_HOSTNAME")]);
     let bare = "<VM><ID>7</ID><TEMPLATE/></VM>";
     assert_eq!(told(of(&["one-7", "", "", "7", "h"], bare).unwrap()), Context::default());
     // Another VM's disk, another VM's XML, and none.
