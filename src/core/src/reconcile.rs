@@ -17,6 +17,9 @@ const REBOOTED_ITSELF: GuestExit = GuestExit::Signal(1);
 /// Milliseconds that a guest must have run to be booted anew when it reboots itself. Else it would do nothing but
 /// that, and keep the host busy.
 const LEAST_RUN: u64 = 1000;
+/// So many resets within so many milliseconds are not followed by another one, however long each guest ran.
+const MOST_RESETS: usize = 5;
+const RESETS_WITHIN: u64 = 60_000;
 
 /// What is seen on the host of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +49,14 @@ impl Observed {
         use OpKind::{Deploy, Reboot, Reset, Restart, Start};
         let boot = |kind| matches!(kind, Start | Deploy | Reboot | Reset | Restart);
         let booted = record.finished.iter().rev().find(|op| boot(op.kind)).map(|op| op.at);
-        let ran = booted.is_none_or(|booted| self.at.0 >= booted.0.saturating_add(LEAST_RUN));
+        // A clock that was set back says nothing: then it ran.
+        let ran =
+            booted.is_none_or(|b| self.at.0 >= b.0.saturating_add(LEAST_RUN) || self.at.0 < b.0);
+        let recent = record.finished.iter().filter(|op| {
+            let age = self.at.0.checked_sub(op.at.0);
+            op.kind == OpKind::Reset && age.is_some_and(|age| age < RESETS_WITHIN)
+        });
+        let ran = ran && recent.count() < MOST_RESETS;
         let exited = self.guest == GuestView::Exited(REBOOTED_ITSELF);
         system && ran && exited && !self.rebooted
     }

@@ -271,6 +271,28 @@ fn a_system_that_reboots_itself_is_booted_anew_but_not_in_a_loop() {
 }
 
 #[test]
+fn a_system_that_does_nothing_but_reboot_is_stopped() {
+    let mut spec = common::spec("one-1", 1);
+    spec.boot.init = InitKind::System;
+    let id = common::id("one-1");
+    let reboots = |every: Duration| {
+        let daemon = prepared(&[Request::Deploy(Box::new(spec.clone()))]);
+        for n in 0..20 {
+            daemon.host.pass(every);
+            daemon.host.end_guest(&id, GuestExit::Signal(1));
+            assert_eq!(daemon.restart(), []);
+            daemon.check();
+            if daemon.state("one-1") == Some(VmState::Stopped) {
+                return n;
+            }
+        }
+        20
+    };
+    assert_eq!(reboots(Duration::from_millis(1100)), 5);
+    assert_eq!(reboots(Duration::from_secs(20)), 20);
+}
+
+#[test]
 fn a_reboot_of_its_own_that_a_crash_cuts_off_is_carried_on() {
     let mut spec = common::spec("one-1", 1);
     spec.boot.init = InitKind::System;

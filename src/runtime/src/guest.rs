@@ -48,7 +48,7 @@ impl Guest {
         Ok(Self { init: open_init(init, start_ticks)?, config, groups, beside, label })
     }
 
-    /// In a child of `parent`, for good: into the guest's control groups, user and mount namespace, as its
+    /// In a child of `parent`, for good: into the guest's control groups and namespaces, as its
     /// root, with these capabilities (a bit each) and no others. Not into its process namespace: nothing in
     /// there sees this process. It dies with its parent.
     ///
@@ -59,7 +59,12 @@ impl Guest {
             Error::new(ErrorKind::Host, format!("{what}: {e}"))
         };
         self.groups.join_all(&self.beside)?;
-        let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+        let namespaces = CloneFlags::CLONE_NEWUSER
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWCGROUP;
         nix::sched::setns(self.init.as_fd(), namespaces)
             .map_err(|e| failed("enter the guest", &e))?;
         sys::become_user(0, 0, &[]).map_err(|e| failed("become root of the guest", &e))?;

@@ -41,6 +41,8 @@ use crate::{cgroup, hygiene, status, sys};
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How long an agent of the image may take afterwards; it may wait for the network.
 const AGENT: Duration = Duration::from_secs(120);
+/// And if it is only asked to begin (`systemctl --no-block`), which the answer waits for.
+const ASKED: Duration = Duration::from_secs(5);
 /// How long the child may take to die; a frozen group of cgroup v1 keeps it.
 const DEATH: Duration = Duration::from_secs(2);
 /// What the child keeps, by number in linux/capability.h: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`, and `SETGID`
@@ -113,7 +115,15 @@ pub fn main(words: &[OsString]) -> ExitCode {
             status::report(status, &error);
             ExitCode::FAILURE
         }
-        Ok((guest, told)) => {
+        Ok((guest, mut told)) => {
+            if told.run.as_ref().is_some_and(|argv| argv.iter().any(|word| word == "--no-block")) {
+                let argv = told.run.clone().unwrap_or_default();
+                if let Err(e) = exec::run_unheard(&Request::of(argv.clone()), &guest, ASKED) {
+                    told.notes.insert(0, format!("{}: {e}", argv.join(" ")));
+                }
+                answer(status, &told);
+                return ExitCode::SUCCESS;
+            }
             answer(status, &told);
             match told.run.map_or(Ok(()), |argv| call_agent(&guest, argv)) {
                 Ok(()) => ExitCode::SUCCESS,

@@ -32,9 +32,13 @@ fn ticks(pid: u32) -> String {
 }
 
 fn begin(guest: &Guest, moment: Moment, context: Context) -> Child {
+    begin_as(guest, GuestKind::Application, moment, context)
+}
+
+fn begin_as(guest: &Guest, kind: GuestKind, moment: Moment, context: Context) -> Child {
     let mut spec = guest.spec.clone();
     spec.context = context;
-    let (kind, runner) = (GuestKind::Application, Runner::Ours);
+    let runner = Runner::Ours;
     let telling = Telling { moment, kind, runner, spec };
     let init = guest.init.unwrap();
     let mut command = runtime(&["tell"]);
@@ -169,6 +173,10 @@ fn whoever_tells_is_in_the_guests_groups_and_out_of_its_reach() {
     };
     assert_eq!(field("Uid"), vec![guest.ids.base.to_string(); 4].join("\t"));
     assert_eq!((field("CapEff"), field("NoNewPrivs")), ("00000000000000db".into(), "1".into()));
+    for name in ["user", "net", "ipc", "uts", "cgroup"] {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        assert_eq!(of(inside), of(guest.init.unwrap()), "{name}");
+    }
     // The guest's root may neither trace it nor open what it has open.
     let maps = fs::metadata(format!("/proc/{inside}/maps")).unwrap();
     assert_eq!(maps.uid(), 0, "not dumpable: /proc/PID belongs to the host");
@@ -195,6 +203,35 @@ fn whoever_tells_is_in_the_guests_groups_and_out_of_its_reach() {
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("its end", || teller().is_none().then_some(()));
+}
+
+#[test]
+fn an_agent_that_cannot_be_called_is_told_of() {
+    let mut guest = Guest::script("sleep 1000");
+    for dir in ["usr/sbin", "run/systemd/system"] {
+        fs::create_dir_all(guest.root().join(dir)).unwrap();
+    }
+    fs::write(guest.root().join("usr/sbin/one-contextd"), "").unwrap();
+    let systemctl = guest.root().join("bin/systemctl");
+    // What it says does not block it, and there is nothing to be read.
+    let script = "#!/bin/sh\ncat; i=0; while [ $i -lt 9000 ]; do echo 0123456789; i=$((i+1)); done";
+    for (code, notes) in [(0, ""), (5, "it ended with 5")] {
+        let script = format!("{script}; exit {code}\n");
+        fs::write(&systemctl, script).unwrap();
+        fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
+        if guest.init.is_none() {
+            guest.shift(&guest.root());
+            guest.boot_until("embedded", "");
+        }
+        let variables = vec![("A".to_owned(), Secret("1".into()))];
+        let wish = Context { variables, ..Context::default() };
+        let mut child = begin_as(&guest, GuestKind::System, Moment::Change, wish);
+        let (line, _) = first_line(&mut child);
+        child.wait().unwrap();
+        let call = "systemctl --no-block restart one-context-reconfigure.service";
+        let notes = if notes.is_empty() { String::new() } else { format!("\"{call}: {notes}\"") };
+        assert_eq!(line, format!("told {{\"notes\":[{notes}],\"agent\":true}}"));
+    }
 }
 
 /// Each change of ids unties a process from its parent: caught behind the first one, it must be tied again.

@@ -221,7 +221,8 @@ fn become_script(path: &CStr, signals: &Signals) -> ExitCode {
     }
 }
 
-/// Runs the script to its end; the signal that ended it, if that came from outside: then the whole guest is to end.
+/// Runs the script to its end; the signal by which the whole guest is to end instead of going on: one from outside
+/// that ended the script, or one of those that ask programs to end, also if the script caught it.
 fn run_before(path: &CStr, signals: &Signals) -> Option<u8> {
     let child = match fork() {
         Ok(0) => {
@@ -237,6 +238,10 @@ fn run_before(path: &CStr, signals: &Signals) -> Option<u8> {
         }
     };
     let End { status, passed } = attend(child, signals);
+    let asks = |signal: &&i32| matches!(**signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT);
+    if let Some(signal) = passed.iter().find(asks) {
+        return u8::try_from(*signal).ok();
+    }
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status);
         if passed.contains(&signal) {

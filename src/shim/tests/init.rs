@@ -105,6 +105,12 @@ fn a_start_script_runs_as_root_before_the_program_which_is_the_users() {
 fn a_guest_that_is_told_to_end_during_its_script_ends() {
     let ended = with_script("kill -TERM 1; sleep 60", &["--before", "SCRIPT"], "echo never");
     assert_eq!(out(&ended), (Some(143), String::new(), String::new()));
+    // Also if the script has a handler of its own, which tidies up and ends well.
+    for (signal, code) in [("TERM", 143), ("INT", 130), ("QUIT", 131)] {
+        let script = format!("trap 'exit 0' {signal}; kill -{signal} 1; sleep 60 & wait");
+        let ended = with_script(&script, &["--before", "SCRIPT"], "echo never");
+        assert_eq!(out(&ended), (Some(code), String::new(), String::new()), "{signal}");
+    }
     // Ending itself so is the script's own matter.
     let ended = with_script("kill -TERM $$", &["--before", "SCRIPT"], "echo goes on");
     assert_eq!(out(&ended).1, "goes on\n");

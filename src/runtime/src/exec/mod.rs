@@ -261,13 +261,14 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
 /// Runs a program to its end, with nothing to read and nobody who listens.
 ///
 /// # Errors
-/// It could not be run, or not in time; then it was killed.
+/// It could not be run, or failed, or not in time; then it was killed.
 pub fn run_unheard(request: &Request, guest: &Guest, patience: Duration) -> io::Result<()> {
     let (client, _nobody) = UnixStream::pair()?;
     let (program, streams) =
         begin(request, guest, &client)?.map_err(|refusal| io::Error::other(refusal.message))?;
     match relay::attend(program, &mut streams.into_outputs(), Some(patience))? {
-        Some(_) => Ok(()),
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::other(format!("it ended with {code}"))),
         None => Err(io::ErrorKind::TimedOut.into()),
     }
 }
