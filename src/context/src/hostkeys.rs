@@ -18,6 +18,9 @@ use crate::root::{Access, Node, Root};
 
 const DIR: &str = "/etc/ssh";
 const CONFIG: &str = "/etc/ssh/sshd_config";
+const PARTS: &str = "/etc/ssh/sshd_config.d";
+/// Most names in there.
+const MAX_PARTS: usize = 1000;
 /// Kinds of keys that sshd(8) looks for by itself, in files `ssh_host_<kind>_key`, and those of old.
 const KINDS: [&str; 4] = ["rsa", "ecdsa", "ed25519", "dsa"];
 /// Most bytes of a configuration.
@@ -40,32 +43,54 @@ pub fn renew(root: &Root) -> Result<()> {
     if found.is_empty() && !served {
         return Ok(());
     }
-    if let Node::File(_, Some(config)) = root.read(CONFIG, MAX_CONFIG)?
-        && names_others(&config)
-    {
+    if names_others(&configuration(root)?) {
         let what = format!("{CONFIG} names host keys: they are left as the image has them");
         return Err(Error::new(ErrorKind::Image, what));
     }
     let (private, public) = fresh()?;
+    let own = path("ed25519");
+    root.write_durably(&own, private.into(), Access::root(0o600))?;
+    root.write_durably(&format!("{own}.pub"), public.into(), Access::root(0o644))?;
+    // At no time without any.
     for kind in found.into_iter().filter(|kind| *kind != "ed25519") {
         root.remove(&path(kind))?;
         root.remove(&format!("{}.pub", path(kind)))?;
     }
-    let own = path("ed25519");
-    root.write_durably(&own, private.into(), Access::root(0o600))?;
-    root.write_durably(&format!("{own}.pub"), public.into(), Access::root(0o644))
+    Ok(())
+}
+
+/// The sshd's configuration: its file, and those of the directory that distributions have it include.
+fn configuration(root: &Root) -> Result<Vec<u8>> {
+    let names = root.names(PARTS, MAX_PARTS)?.into_iter().filter(|name| name.ends_with(".conf"));
+    let mut all = Vec::new();
+    for path in names.map(|name| format!("{PARTS}/{name}")).chain([CONFIG.to_owned()]) {
+        match root.read(&path, MAX_CONFIG)? {
+            Node::Absent => {}
+            Node::File(_, Some(config)) => {
+                all.extend(config);
+                all.push(b'\n');
+            }
+            _ => {
+                let what =
+                    format!("{path} is no plain file: host keys are left as the image has them");
+                return Err(Error::new(ErrorKind::Image, what));
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Whether a configuration has keys of its own choice, and not ours among them. sshd_config(5): keywords are
-/// case-insensitive.
+/// case-insensitive, `=` may stand between them and their arguments, and those in quotes.
 fn names_others(config: &[u8]) -> bool {
     let text = String::from_utf8_lossy(config);
     let named: Vec<&str> = text
         .lines()
         .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            words.next().filter(|word| word.eq_ignore_ascii_case("HostKey"))?;
-            words.next()
+            let line = line.trim_start();
+            let (keyword, rest) = line.split_once(|c: char| c.is_whitespace() || c == '=')?;
+            let named = keyword.eq_ignore_ascii_case("HostKey").then_some(rest)?;
+            Some(named.trim_matches(|c: char| c.is_whitespace() || matches!(c, '=' | '"')))
         })
         .collect();
     !named.is_empty() && !named.contains(&"/etc/ssh/ssh_host_ed25519_key")
@@ -145,6 +170,10 @@ mod tests {
             ("", false),
             ("#HostKey /etc/ssh/ssh_host_rsa_key\nPort 22\n", false),
             ("hostkey /etc/ssh/ssh_host_rsa_key", true),
+            ("HostKey=/etc/ssh/ssh_host_rsa_key\n", true),
+            ("\tHostKey = \"/etc/ssh/own key\"\n", true),
+            ("HostKey = \"/etc/ssh/ssh_host_ed25519_key\"\n", false),
+            ("HostKeyAlgorithms x\n", false),
             ("HostKey /etc/ssh/ssh_host_rsa_key\nHostKey /etc/ssh/ssh_host_ed25519_key\n", false),
         ] {
             assert_eq!(names_others(text.as_bytes()), want, "{text}");

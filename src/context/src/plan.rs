@@ -121,7 +121,9 @@ fn runner<'a>(telling: &Telling, root: &Root, script: &[u8]) -> Result<Vec<Wish<
 }
 
 /// Not part of the boot: whether the system counts as running must not depend on how long a tenant's script takes.
-/// What the script leaves running in the background is left alone when it ends.
+/// What the script leaves running in the background is left alone when it ends. The addresses are there before it:
+/// `network-online.target` is waited for if the image wants it, but not wished for, because what it would start waits
+/// for links that the image's own daemons set up, and here they set up none.
 fn unit(command: &str) -> String {
     format!(
         "# Written by ocivisor for this boot.\n\

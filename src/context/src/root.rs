@@ -20,9 +20,9 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::normal_path;
 use rustix::event::{Timespec, poll};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod, fchown,
-    fdatasync, flock, fstat, fstatfs, mkdirat, openat, openat2, readlinkat, renameat, statat,
-    symlinkat, unlinkat,
+    AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod,
+    fchown, fdatasync, flock, fstat, fstatfs, mkdirat, openat, openat2, readlinkat, renameat,
+    statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{
@@ -147,6 +147,22 @@ impl Root {
         // Bounded, though the file may grow meanwhile.
         io::copy(&mut file.take(size), &mut sum).map_err(failed)?;
         Ok(Some((access, sum.hex())))
+    }
+
+    /// Names in the directory at `path`, at most so many; none if there is no such directory.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn names(&self, path: &str, max: usize) -> Result<Vec<String>> {
+        let Some(place) = self.place(path)? else { return Ok(Vec::new()) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match openat(&place.dir, place.name, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+            other => other.map_err(|e| place.error("read", e))?,
+        };
+        let entries = Dir::new(dir).map_err(|e| place.error("read", e))?.take(max);
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<std::result::Result<_, _>>().map_err(|e| place.error("read", e))
     }
 
     /// Whether `path` leads to something of that type, links followed.

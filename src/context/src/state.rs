@@ -26,6 +26,8 @@ const VERSION: u32 = 1;
 const MAX_BYTES: u64 = 8 << 20;
 /// Most bytes of a file that is kept to be put back.
 pub const MAX_KEPT: u64 = 64 << 10;
+/// Most bytes of all of them together, in base64: with the rest of it they fit into the file.
+pub const MAX_ALL_KEPT: usize = 5 << 20;
 /// Most claims that are believed.
 const MAX_CLAIMS: usize = 10_000;
 
@@ -171,7 +173,13 @@ impl State {
             return Ok(Self::default());
         };
         let state: Option<Self> = serde_json::from_slice(&bytes).ok();
-        let sound = |s: &Self| s.version == VERSION && s.claims.len() <= MAX_CLAIMS;
+        let users = |claim: &Claim| match claim {
+            Claim::Block { uid, gid, .. } => (*uid).max(*gid) <= 65_535,
+            _ => true,
+        };
+        let sound = |s: &Self| {
+            s.version == VERSION && s.claims.len() <= MAX_CLAIMS && s.claims.iter().all(users)
+        };
         Ok(state.filter(sound).unwrap_or_default())
     }
 

@@ -4,12 +4,12 @@ use std::fs::File;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{ErrorKind, Result};
 use ocivisor_core::spec::Password;
 
 use crate::agent::{self, Agent, Disk, Platform, cloud_init, one_context};
 use crate::root::{Access, Node, Root};
-use crate::state::{Before, Claim, Seed, State, is_still};
+use crate::state::{Before, Claim, MAX_ALL_KEPT, Seed, State, is_still};
 use crate::telling::{Moment, Telling};
 use crate::users::{self, Tenant, Users};
 use crate::wish::{Thing, Weight, Wish, set_block, set_line};
@@ -44,7 +44,7 @@ pub fn tell(root: &Root, telling: &Telling, disk: Option<&File>) -> Result<Told>
     let mut claims = wished.claims.clone();
     claims.extend(claim_all(root, wishes, &known.claims, &mut told.notes)?);
     let vm = telling.spec.id.to_string();
-    let last = State { vm, whole: true, claims, seed: seed.clone(), ..State::default() };
+    let mut last = State { vm, whole: true, claims, seed: seed.clone(), ..State::default() };
     if last == known && users.is_none() && all_so(root, wishes)? {
         return Ok(told);
     }
@@ -59,8 +59,14 @@ pub fn tell(root: &Root, telling: &Telling, disk: Option<&File>) -> Result<Told>
         return Ok(told);
     }
     if new_machine && telling.moment == Moment::Boot {
-        for result in [identity::renew(root), hostkeys::renew(root)] {
-            result.unwrap_or_else(|error| told.notes.push(error.to_string()));
+        for error in
+            [identity::renew(root), hostkeys::renew(root)].into_iter().filter_map(Result::err)
+        {
+            // A full or broken disk, unlike what the image wants otherwise, is tried again at the next boot.
+            if error.kind != ErrorKind::Image {
+                last.vm.clone_from(&known.vm);
+            }
+            told.notes.push(error.to_string());
         }
     }
     // And gives up their lock.
@@ -211,10 +217,19 @@ fn claim_all(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Claim>> {
     let mut claims: Vec<Claim> = Vec::new();
+    let mut kept = 0;
     for wish in wishes {
         match claims_of(root, wish, earlier) {
             Ok(made) => {
-                for claim in made {
+                for mut claim in made {
+                    if let Claim::File { before, .. } = &mut claim
+                        && let Before::File { content, .. } = before
+                    {
+                        kept += content.len();
+                        if kept > MAX_ALL_KEPT {
+                            *before = Before::Lost;
+                        }
+                    }
                     if !claims.contains(&claim) {
                         claims.push(claim);
                     }

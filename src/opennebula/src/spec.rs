@@ -51,7 +51,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
         },
         nics: nics(vm, &mut notes)?,
         isolation: isolation(vm.oci.as_ref())?,
-        context: told::context(vm.context.as_ref(), &dir, &mut notes)?,
+        context: told::context(vm.context.as_ref(), &dir, &mut notes),
         graphics: graphics(vm.graphics.as_ref(), &mut notes)?,
         upkeep: Upkeep::default(),
         id,

@@ -14,13 +14,12 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_core::error::Error;
 use ocivisor_core::ids::Domain;
 use ocivisor_core::spec::{Context, GuestFile, Secret};
 
 use crate::answer::Notes;
 use crate::vm::{Vector, is_yes};
-use crate::{clip, decimal, invalid};
+use crate::{clip, decimal};
 
 /// Keys that nothing but the packages in a guest can obey.
 const FOR_PACKAGES: [(&str, &str); 2] = [
@@ -29,12 +28,8 @@ const FOR_PACKAGES: [(&str, &str); 2] = [
 ];
 
 /// What a guest is told; `vm_dir` is where the platform keeps the context disk.
-pub(crate) fn context(
-    keys: Option<&Vector>,
-    vm_dir: &Path,
-    notes: &mut Notes,
-) -> Result<Context, Error> {
-    let Some(keys) = keys else { return Ok(Context::default()) };
+pub(crate) fn context(keys: Option<&Vector>, vm_dir: &Path, notes: &mut Notes) -> Context {
+    let Some(keys) = keys else { return Context::default() };
     let disk = keys.get("DISK_ID").and_then(|id| decimal(id));
     for (key, what) in FOR_PACKAGES {
         if is_yes(keys, key) {
@@ -42,18 +37,18 @@ pub(crate) fn context(
         }
     }
     let user = user(keys, notes);
-    Ok(Context {
+    Context {
         dns: servers(keys.get("DNS"), "DNS", notes),
         search: domains(keys.get("SEARCH_DOMAIN"), "SEARCH_DOMAIN", notes),
         ssh_keys: ssh_keys(keys, notes),
         password: None,
         timezone: timezone(keys, notes),
-        start_script: start_script(keys)?,
+        start_script: start_script(keys, notes),
         files: sudoers(user.as_deref(), keys).into_iter().collect(),
         variables: variables(keys, notes),
         disk: disk.map(|id| vm_dir.join(format!("disk.{id}"))),
         user,
-    })
+    }
 }
 
 /// Addresses of name servers, with blanks or commas between them.
@@ -128,14 +123,17 @@ fn timezone(keys: &Vector, notes: &mut Notes) -> Option<String> {
     None
 }
 
-fn start_script(keys: &Vector) -> Result<Option<Vec<u8>>, Error> {
+fn start_script(keys: &Vector, notes: &mut Notes) -> Option<Vec<u8>> {
     if let Some(text) = keys.get("START_SCRIPT_BASE64") {
         let digits: String = text.split_whitespace().collect();
-        let script = STANDARD.decode(digits);
-        return script.map(Some).map_err(|_| invalid("CONTEXT/START_SCRIPT_BASE64 is not base64"));
+        let script = STANDARD.decode(digits).ok();
+        if script.is_none() {
+            notes.add("CONTEXT/START_SCRIPT_BASE64 is not base64 and is not run");
+        }
+        return script;
     }
     // `echo` in the packages ends it with a newline.
-    Ok(keys.get("START_SCRIPT").map(|text| format!("{text}\n").into()))
+    keys.get("START_SCRIPT").map(|text| format!("{text}\n").into())
 }
 
 /// What the packages let a user do, by the file that they name.
@@ -186,13 +184,13 @@ mod tests {
     fn of(pairs: &[(&str, &str)]) -> (Context, Vec<String>) {
         let keys = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let mut notes = Notes::default();
-        let context = context(Some(&keys), Path::new("/ds/0/42"), &mut notes).unwrap();
+        let context = context(Some(&keys), Path::new("/ds/0/42"), &mut notes);
         (context, notes.into_vec().iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn no_section_tells_nothing() {
-        let none = context(None, Path::new("/d"), &mut Notes::default()).unwrap();
+        let none = context(None, Path::new("/d"), &mut Notes::default());
         assert_eq!(none, Context::default());
     }
 
@@ -261,10 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn a_script_that_is_no_base64_is_an_error() {
-        let keys = Vector::from([("START_SCRIPT_BASE64".to_owned(), "%%".to_owned())]);
-        let error = context(Some(&keys), Path::new("/d"), &mut Notes::default()).unwrap_err();
-        assert_eq!(error.message, "CONTEXT/START_SCRIPT_BASE64 is not base64");
+    fn a_script_that_is_no_base64_is_told_of_and_the_other_is_not_taken_for_it() {
+        let (made, notes) = of(&[("START_SCRIPT_BASE64", "%%"), ("START_SCRIPT", "x")]);
+        assert_eq!(made, Context { variables: made.variables.clone(), ..Context::default() });
+        assert_eq!(notes, ["CONTEXT/START_SCRIPT_BASE64 is not base64 and is not run"]);
     }
 
     #[test]

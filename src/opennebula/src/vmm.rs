@@ -307,7 +307,7 @@ fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Ref
         let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
         let Some(disk) = disk else { return Ok(Context::default()) };
         remark_unchanged(vm.context.as_ref(), &mut notes);
-        told::context(vm.context.as_ref(), vm_dir(disk, call.vm)?.as_path(), &mut notes)
+        Ok(told::context(vm.context.as_ref(), vm_dir(disk, call.vm)?.as_path(), &mut notes))
     };
     let context = made().map_err(|error| refuse(&call, error))?;
     Ok(VmmCall::Reconfigure { vm: call.vm, context: Box::new(context), notes: notes.into_vec() })
@@ -323,7 +323,8 @@ fn remark_unchanged(keys: Option<&Vector>, notes: &mut Notes) {
     };
     let fixed =
         |key: &&String| matches!(key.as_str(), "SET_HOSTNAME" | "HOSTNAME") || of_interface(key);
-    for key in keys.into_iter().flat_map(|keys| keys.keys()).filter(fixed) {
+    let said = keys.into_iter().flatten().filter(|(_, value)| !value.is_empty());
+    for key in said.map(|(key, _)| key).filter(fixed) {
         notes.add(format_args!("CONTEXT/{key}: a new value counts from the next deployment on"));
     }
 }

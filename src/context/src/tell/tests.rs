@@ -426,16 +426,22 @@ fn hostile_images_are_told_or_refused_and_never_followed() {
 #[test]
 fn a_telling_that_was_cut_off_is_known_to_the_next() {
     // At each place where it can stop: a directory in the way of the nth thing.
-    for (stop, asked) in
-        [("etc/resolv.conf", true), ("srv/app/config", true), ("etc/timezone", true)]
-    {
+    for stop in [
+        "etc/resolv.conf",
+        "srv/app/config",
+        "etc/timezone",
+        // The state, before and after the rest; the accounts; the keys.
+        "var/lib/ocivisor/context.json",
+        "etc/.ocivisor-tell",
+        "root/.ssh/authorized_keys",
+    ] {
         let guest = Guest::debian();
         guest.tell(&spec());
         let before = guest.tree();
         drop(std::fs::remove_file(guest.path(stop)));
         std::fs::create_dir_all(guest.path(stop).join("in the way")).unwrap();
         let told = guest.tell_at(Moment::Boot, &full(), None);
-        assert_eq!(told.is_err(), asked, "{stop}: {told:?}");
+        assert!(told.is_err(), "{stop}: {told:?}");
         std::fs::remove_dir_all(guest.path(stop)).unwrap();
         if stop == "etc/resolv.conf" {
             let target = "../run/systemd/resolve/stub-resolv.conf";
@@ -445,7 +451,9 @@ fn a_telling_that_was_cut_off_is_known_to_the_next() {
         let mut after = guest.tree();
         let shadow = guest.path("etc/shadow");
         after.insert(shadow.clone(), before[&shadow].clone());
-        after.retain(|path, _| path != &guest.path("srv") && path != &guest.path("srv/app"));
+        // Made by the test.
+        let own = ["srv", "srv/app", "root/.ssh"].map(|path| guest.path(path));
+        after.retain(|path, _| !own.contains(path));
         assert_eq!(after, before, "{stop}");
         guest.tell(&full());
         assert!(guest.text("etc/resolv.conf").contains("10.0.0.1"));
@@ -510,6 +518,42 @@ fn host_keys_of_the_image_are_replaced_once_per_machine() {
     guest.put("etc/ssh/sshd_config", "HostKey /etc/ssh/ssh_host_rsa_key\n");
     assert_eq!(guest.tell(&spec()).len(), 1);
     assert_eq!(guest.text("etc/ssh/ssh_host_rsa_key"), "everybody's");
+    // Also if a file says so that it includes, or nobody knows what it says.
+    let parts: [fn(&Guest); 2] = [
+        |guest| guest.put("etc/ssh/sshd_config.d/1.conf", "hostkey=/etc/ssh/ssh_host_rsa_key"),
+        |guest| symlink("/usr/etc/sshd_config", guest.path("etc/ssh/sshd_config")).unwrap(),
+    ];
+    for part in parts {
+        let guest = Guest::debian();
+        guest.put("etc/ssh/ssh_host_rsa_key", "everybody's");
+        part(&guest);
+        assert_eq!(guest.tell(&spec()).len(), 1);
+        assert_eq!(guest.text("etc/ssh/ssh_host_rsa_key"), "everybody's");
+    }
+    // What could not be written leaves what was there, and is tried again, unless the image is why.
+    let guest = Guest::debian();
+    guest.put("etc/ssh/ssh_host_rsa_key", "everybody's");
+    std::fs::create_dir(guest.path("etc/ssh/ssh_host_ed25519_key")).unwrap();
+    assert_eq!(guest.tell(&spec()).len(), 1);
+    assert_eq!(guest.text("etc/ssh/ssh_host_rsa_key"), "everybody's");
+}
+
+#[test]
+fn more_than_can_be_kept_is_written_all_the_same() {
+    let guest = Guest::debian();
+    let mut wish = spec();
+    let old = "x".repeat(64 << 10);
+    for n in 0..100 {
+        let mut file = full().context.files.remove(0);
+        file.path = format!("/srv/{n}").into();
+        guest.put(&format!("srv/{n}"), &old);
+        wish.context.files.push(file);
+    }
+    guest.tell(&wish);
+    assert!(guest.path("var/lib/ocivisor/context.json").metadata().unwrap().len() < 8 << 20);
+    guest.tell(&spec());
+    assert_eq!(guest.text("srv/0"), old);
+    assert_eq!(guest.text("srv/99"), "x=1\n", "what was there is lost");
 }
 
 #[test]

@@ -92,8 +92,11 @@ impl Context {
         let odd = |text: &str| {
             text.is_empty() || text.len() > 16 * 1024 || text.chars().any(char::is_control)
         };
-        if self.ssh_keys.iter().any(|key| odd(key)) {
-            return Err("an ssh key is empty, too long, or has control characters".into());
+        // A comment is no key, and could be the end of our block in the file.
+        if self.ssh_keys.iter().any(|key| odd(key) || key.trim_start().starts_with('#')) {
+            return Err(
+                "an ssh key is empty, a comment, too long, or has control characters".into()
+            );
         }
         if self.user.as_deref().is_some_and(|user| !is_user(user)) {
             return Err("user is no name that a user can have".into());

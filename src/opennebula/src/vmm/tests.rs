@@ -197,8 +197,10 @@ fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
     assert_eq!(context.disk.as_deref(), Some(Path::new("/ds/0/7/disk.2")));
     assert_eq!(context.dns.len(), 1);
     // What belongs to the VM and not to its context does not change, and that is told.
-    let more =
-        vm.replace("<DNS>", "<SET_HOSTNAME>x</SET_HOSTNAME><ETH10_DNS>9.9.9.9</ETH10_DNS><DNS>");
+    let more = vm.replace(
+        "<DNS>",
+        "<SET_HOSTNAME>x</SET_HOSTNAME><ETH1_DNS></ETH1_DNS><ETH10_DNS>9.9.9.9</ETH10_DNS><DNS>",
+    );
     let VmmCall::Reconfigure { notes, .. } = of(&["one-7", "sdb", disk, "7", "h"], &more).unwrap()
     else {
         panic!("another call")
