@@ -1,5 +1,6 @@
 //! What a file is to hold: bytes at hand, or a part of the context disk, which may be large.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -19,6 +20,8 @@ pub enum Content<'a> {
         offset: u64,
         /// How many bytes.
         length: u64,
+        /// SHA-256 in hex, once it was asked for: it may be a quarter of a gigabyte.
+        digest: OnceCell<String>,
     },
 }
 
@@ -37,9 +40,19 @@ impl Content<'_> {
     /// # Errors
     /// It cannot be read.
     pub fn digest(&self) -> io::Result<String> {
+        if let Self::Part { digest, .. } = self
+            && let Some(known) = digest.get()
+        {
+            return Ok(known.clone());
+        }
         let mut sum = Sum::default();
         self.write_to(&mut sum)?;
-        Ok(sum.hex())
+        let made = sum.hex();
+        if let Self::Part { digest, .. } = self {
+            // Not set yet: it was just looked at.
+            let _ = digest.set(made.clone());
+        }
+        Ok(made)
     }
 
     /// Writes all of it.
@@ -49,7 +62,7 @@ impl Content<'_> {
     pub fn write_to(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
             Self::Bytes(bytes) => to.write_all(bytes),
-            Self::Part { file, offset, length } => {
+            Self::Part { file, offset, length, .. } => {
                 let (mut at, mut left) = (*offset, *length);
                 let mut chunk = vec![0; 64 * 1024];
                 while left > 0 {

@@ -40,7 +40,7 @@ pub mod wish;
 
 pub use root::Root;
 pub use tell::{Told, tell};
-pub use telling::{Moment, Runner, Telling};
+pub use telling::{Moment, Runner, Telling, patience};
 
 use ocivisor_core::error::{Error, ErrorKind};
 

@@ -54,6 +54,9 @@ pub struct Seed {
     pub number: u32,
     /// SHA-256 of what it says.
     pub print: String,
+    /// The hash of the password in it, if that was told in clear.
+    #[serde(default)]
+    pub password: Option<String>,
 }
 
 /// Something in the guest that is our doing.

@@ -1,7 +1,8 @@
 //! What is passed to whoever tells a guest: a document on a descriptor, for command lines are public.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::VmSpec;
@@ -37,6 +38,22 @@ pub enum Runner {
     Busybox,
     /// Our own small init.
     Ours,
+}
+
+/// How long a telling may take: the guest can make its own files slow. Longer with a larger context disk, for the
+/// guest's limits of I/O count for it.
+///
+/// # Errors
+/// `Host`: the disk's size cannot be had.
+pub fn patience(mut disk: Option<&File>) -> Result<Duration> {
+    const LEAST: Duration = Duration::from_secs(20);
+    /// Bytes per second, and the largest disk that counts.
+    const SPEED: u64 = 4 << 20;
+    const MOST: u64 = 256 << 20;
+    // A block device has no other length.
+    let size = disk.as_mut().map_or(Ok(0), |disk| disk.seek(SeekFrom::End(0)));
+    let size = size.map_err(|e| crate::disk_error(&e))?;
+    Ok(LEAST + Duration::from_secs(size.min(MOST) / SPEED))
 }
 
 /// Everything that a guest is told.
@@ -111,6 +128,16 @@ fn bad(why: &dyn std::fmt::Display) -> Error {
 mod tests {
     use super::*;
     use crate::testing::spec;
+
+    #[test]
+    fn a_large_disk_takes_longer() {
+        let disk = tempfile::tempfile().unwrap();
+        for (mib, seconds) in [(0, 20), (40, 30), (256, 84), (10_000, 84)] {
+            disk.set_len(mib << 20).unwrap();
+            assert_eq!(patience(Some(&disk)).unwrap(), Duration::from_secs(seconds));
+        }
+        assert_eq!(patience(None).unwrap(), Duration::from_secs(20));
+    }
 
     #[test]
     fn the_document_is_read_back_and_others_are_refused() {

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use ocivisor_context::{Root, Telling, Told, tell};
+use ocivisor_context::{Root, Telling, Told, patience, tell};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -37,8 +37,6 @@ use crate::exec::{self, request::Request};
 use crate::guest::Guest;
 use crate::{cgroup, hygiene, status, sys};
 
-/// How long the work may take: the guest can make its own files slow.
-const DEADLINE: Duration = Duration::from_secs(20);
 /// How long an agent of the image may take afterwards; it may wait for the network.
 const AGENT: Duration = Duration::from_secs(120);
 /// And if it is only asked to begin (`systemctl --no-block`), which the answer waits for.
@@ -158,6 +156,7 @@ fn work(place: &Place) -> Result<(Guest, Told)> {
     };
     let telling = Telling::read(passed(place.telling)?)?;
     let disk = place.disk.map(passed).transpose()?;
+    let time = patience(disk.as_ref())?;
     for procs in &place.cgroup_procs {
         cgroup::join(procs)?;
     }
@@ -180,7 +179,7 @@ fn work(place: &Place) -> Result<(Guest, Told)> {
         sys::Fork::Parent(child) => child,
     };
     drop((writer, disk));
-    let said = listen(reader).map_err(|e| failed("hear what was told", e));
+    let said = listen(reader, time).map_err(|e| failed("hear what was told", e));
     // It has said all it had to say, or is too slow.
     end(child);
     Ok((guest, understand(&said?)?))
@@ -197,8 +196,8 @@ fn enter(guest: &Guest, parent: Pid) -> Result<Root> {
 }
 
 /// All that the child says, until it ends or the time is over.
-fn listen(reader: OwnedFd) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + DEADLINE;
+fn listen(reader: OwnedFd, time: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + time;
     let mut reader = File::from(reader).take(MAX_SAID);
     let mut said = Vec::new();
     loop {
@@ -209,7 +208,7 @@ fn listen(reader: OwnedFd) -> io::Result<Vec<u8>> {
             Err(e) => return Err(e.into()),
             Ok(0) => {
                 let what =
-                    format!("the guest's files are too slow: not done in {} s", DEADLINE.as_secs());
+                    format!("the guest's files are too slow: not done in {} s", time.as_secs());
                 return Ok(status::line(&Error::new(ErrorKind::Timeout, what)).into());
             }
             Ok(_) => {}

@@ -1,4 +1,4 @@
-//! `ocivisor-init [--before SCRIPT | --beside SCRIPT] [--user UID:GID:GROUP,…] -- PROGRAM ARGUMENT…`: the first process of
+//! `ocivisor-init [--before SCRIPT | --beside SCRIPT] [--stop SIGNAL] [--user UID:GID:GROUP,…] -- PROGRAM ARGUMENT…`: the first process of
 //! an application guest.
 //!
 //! Few programs are made to be process 1: it has no default signal actions (pid_namespaces(7)), so a
@@ -9,7 +9,8 @@
 //!
 //! The start script of a VM's context, if it is there, is run as root: `--before` the program, which begins when the
 //! script ended, whatever came of it; or `--beside` it, for systems whose own init cannot be told of the script: then
-//! the program is executed in this very process. `--user` are the ids of the program, for it begins as root too.
+//! the program is executed in this very process. `--stop` is the number of the signal by which the guest is asked to
+//! end (SIGTERM without): during the script it ends the guest, also if the script goes on. `--user` are the ids of the program, for it begins as root too.
 //!
 //! Exit codes of its own: 127 no such program, 126 not executable.
 #![allow(unsafe_code)]
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
             return become_program(&line, &signals);
         }
         Some(Script { path, beside: false }) => {
-            if let Some(signal) = run_before(path, &signals) {
+            if let Some(signal) = run_before(path, line.stop, &signals) {
                 return ExitCode::from(128 + signal);
             }
         }
@@ -59,6 +60,8 @@ fn main() -> ExitCode {
 struct Line {
     script: Option<Script>,
     user: Option<User>,
+    /// By which the guest is asked to end.
+    stop: libc::c_int,
     program: Vec<CString>,
 }
 
@@ -76,7 +79,7 @@ struct User {
 impl Line {
     fn parse(words: impl Iterator<Item = OsString>) -> Option<Self> {
         let mut words = words.peekable();
-        let mut line = Self { script: None, user: None, program: Vec::new() };
+        let mut line = Self { script: None, user: None, stop: libc::SIGTERM, program: Vec::new() };
         while let Some(option) = words.peek().and_then(|word| word.to_str()).map(str::to_owned) {
             let beside = match option.as_str() {
                 "--before" => false,
@@ -84,6 +87,11 @@ impl Line {
                 "--user" => {
                     words.next();
                     line.user = Some(User::parse(words.next()?.to_str()?)?);
+                    continue;
+                }
+                "--stop" => {
+                    words.next();
+                    line.stop = words.next()?.to_str()?.parse().ok()?;
                     continue;
                 }
                 "--" => {
@@ -223,7 +231,7 @@ fn become_script(path: &CStr, signals: &Signals) -> ExitCode {
 
 /// Runs the script to its end; the signal by which the whole guest is to end instead of going on: one from outside
 /// that ended the script, or one of those that ask programs to end, also if the script caught it.
-fn run_before(path: &CStr, signals: &Signals) -> Option<u8> {
+fn run_before(path: &CStr, stop: libc::c_int, signals: &Signals) -> Option<u8> {
     let child = match fork() {
         Ok(0) => {
             to_foreground();
@@ -238,7 +246,9 @@ fn run_before(path: &CStr, signals: &Signals) -> Option<u8> {
         }
     };
     let End { status, passed } = attend(child, signals);
-    let asks = |signal: &&i32| matches!(**signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT);
+    let asks = |signal: &&i32| {
+        **signal == stop || matches!(**signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT)
+    };
     if let Some(signal) = passed.iter().find(asks) {
         return u8::try_from(*signal).ok();
     }

@@ -111,6 +111,9 @@ fn a_guest_that_is_told_to_end_during_its_script_ends() {
         let ended = with_script(&script, &["--before", "SCRIPT"], "echo never");
         assert_eq!(out(&ended), (Some(code), String::new(), String::new()), "{signal}");
     }
+    let script = "kill -WINCH 1; sleep 0.1";
+    let ended = with_script(script, &["--before", "SCRIPT", "--stop", "28"], "echo never");
+    assert_eq!(out(&ended), (Some(156), String::new(), String::new()));
     // Ending itself so is the script's own matter.
     let ended = with_script("kill -TERM $$", &["--before", "SCRIPT"], "echo goes on");
     assert_eq!(out(&ended).1, "goes on\n");

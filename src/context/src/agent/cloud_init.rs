@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Disk;
+use crate::password;
 use crate::root::Access;
 use crate::state::Seed;
 use crate::wish::{Thing, Weight, Wish};
@@ -51,14 +52,25 @@ fn leave_network<'a>(nics: &[NicSpec]) -> Option<Wish<'a>> {
 /// A NoCloud seed, and what to remember of it; `seed` is what is remembered of the last one, of this VM.
 ///
 /// # Errors
-/// Never; the format is fallible.
+/// `Host`: the password cannot be hashed.
 pub fn nocloud<'a>(
     spec: &VmSpec,
     password: Option<&Password>,
     variables: &[(String, String)],
     seed: Option<&Seed>,
 ) -> Result<(Vec<Wish<'a>>, Seed)> {
-    let config = config(spec, password);
+    let (crypted, made) = match password {
+        None => (None, None),
+        Some(Password::Crypted(secret)) => (Some(secret.0.clone()), None),
+        // In clear it is not for the guest's disk; and another salt would be another seed.
+        Some(Password::Plain(secret)) => {
+            let known = seed.and_then(|seed| seed.password.clone());
+            let known = known.filter(|known| password::is_hash_of(known, &secret.0));
+            let crypted = known.map_or_else(|| password::hash(&secret.0), Ok)?;
+            (Some(crypted.clone()), Some(crypted))
+        }
+    };
+    let config = config(spec, crypted.as_deref());
     let user_data = user_data(variables).unwrap_or_else(|| b"#cloud-config\n{}\n".to_vec());
     let mut digest = Sha256::new();
     for part in [spec.hostname.as_str().as_bytes(), config.to_string().as_bytes(), &user_data] {
@@ -94,11 +106,11 @@ pub fn nocloud<'a>(
         Some(wish) => wish,
         None => file("network-config", text(&network(&spec.nics))?.into()),
     });
-    Ok((wishes, Seed { number, print }))
+    Ok((wishes, Seed { number, print, password: made }))
 }
 
 /// Keys, user, password and time zone as a cloud-config.
-fn config(spec: &VmSpec, password: Option<&Password>) -> Value {
+fn config(spec: &VmSpec, password: Option<&str>) -> Value {
     let context = &spec.context;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
@@ -120,10 +132,10 @@ fn config(spec: &VmSpec, password: Option<&Password>) -> Value {
         }
         None => {}
     }
-    if let Some(Password::Plain(secret) | Password::Crypted(secret)) = password {
-        // "list" is what all releases know; it tells hashes from passwords by their form.
-        set("chpasswd", json!({"expire": false, "list": [format!("{name}:{}", secret.0)]}));
-        set("ssh_pwauth", json!(true));
+    if let Some(password) = password {
+        // "list" is what all releases know; it tells hashes from passwords by their form. Whether sshd takes passwords
+        // is the image's affair, as where we write the password ourselves.
+        set("chpasswd", json!({"expire": false, "list": [format!("{name}:{password}")]}));
     }
     if let Some(zone) = &context.timezone {
         set("timezone", json!(zone));
@@ -222,13 +234,14 @@ mod tests {
         assert_eq!(names, ["meta-data", "vendor-data", "user-data", "99-ocivisor.cfg"]);
         let vendor = files[1].1.strip_prefix("#cloud-config\n").unwrap();
         let vendor: Value = serde_json::from_str(vendor).unwrap();
+        let told = vendor["chpasswd"]["list"][0].as_str().unwrap().to_owned();
+        assert!(password::is_hash_of(told.strip_prefix("root:").unwrap(), "pw"), "{told}");
         assert_eq!(
             vendor,
             json!({
                 "ssh_authorized_keys": ["ssh-ed25519 AAAA: x\"y"],
                 "disable_root": false,
-                "chpasswd": {"expire": false, "list": ["root:pw"]},
-                "ssh_pwauth": true,
+                "chpasswd": {"expire": false, "list": [told]},
                 "timezone": "Europe/Madrid",
                 "ssh_deletekeys": true,
             })
@@ -279,6 +292,10 @@ mod tests {
             changed[0].1.contains("\"one-7-2\"")
                 && changed[1].1.contains("\"ssh_deletekeys\": false")
         );
-        assert!(changed[1].1.contains("\"dev:pw\"") && third.number == 2);
+        assert!(changed[1].1.contains("\"dev:$6$") && third.number == 2);
+        assert!(!changed[1].1.contains("pw\""), "not in clear");
+        // The same password is the same seed.
+        let (again, fourth) = seed(&one, Some("pw"), Some(&third));
+        assert_eq!((again, fourth), (changed, third));
     }
 }

@@ -84,7 +84,9 @@ impl<'a> Disk<'a> {
         let mut files = Vec::new();
         let mut todo: Vec<(String, Entry)> =
             self.root.iter().map(|entry| (entry.name.clone(), entry.clone())).collect();
+        let mut visited = 0;
         while let Some((path, entry)) = todo.pop() {
+            visited += 1;
             if !entry.directory {
                 files.push((path, self.iso.content(&entry)));
             } else if path.split('/').count() >= MAX_DEPTH {
@@ -93,8 +95,8 @@ impl<'a> Disk<'a> {
                 let below = self.iso.directory(&entry)?;
                 todo.extend(below.into_iter().map(|e| (format!("{path}/{}", e.name), e)));
             }
-            // Directories may contain each other: an end is set to their number, too.
-            if files.len() + todo.len() > MAX_FILES {
+            // Directories may contain each other: what was visited counts, and what is left to visit.
+            if visited + todo.len() > 2 * MAX_FILES {
                 return Err(bad("it has too many files"));
             }
         }

@@ -41,7 +41,7 @@ pub fn find(root: &Root, telling: &Telling, disk: Option<&Disk<'_>>) -> Agent {
         Agent::None
     } else if one_context && for_opennebula {
         Agent::OneContext
-    } else if is_file("/usr/bin/cloud-init") {
+    } else if is_file("/usr/bin/cloud-init") && !is_file("/etc/cloud/cloud-init.disabled") {
         Agent::CloudInit
     } else {
         Agent::None

@@ -11,6 +11,7 @@
 
 mod rockridge;
 
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,8 @@ const SECTOR: u64 = 2048;
 const DESCRIPTORS: u64 = 16;
 /// Most volume descriptors looked at.
 const MAX_DESCRIPTORS: u64 = 64;
+/// Most bytes of directories and names that are read of one disk: directories may contain each other.
+const MAX_READ: u64 = 64 << 20;
 /// Most bytes of a directory.
 const MAX_DIRECTORY: u32 = 4 << 20;
 /// Most entries of a directory.
@@ -40,6 +43,8 @@ pub struct Iso<'a> {
     size: u64,
     root: Extent,
     names: Names,
+    /// Bytes that may still be read.
+    left: Cell<u64>,
 }
 
 /// Where names come from.
@@ -78,8 +83,9 @@ impl<'a> Iso<'a> {
         let size = file.metadata().map_err(|e| unreadable(&e))?.len();
         // A block device has no length of its own; reads beyond its end fail.
         let size = if size == 0 { u64::MAX } else { size };
+        let left = Cell::new(MAX_READ);
         let mut iso =
-            Self { file, size, root: Extent { offset: 0, length: 0 }, names: Names::Plain };
+            Self { file, size, root: Extent { offset: 0, length: 0 }, names: Names::Plain, left };
         let (mut primary, mut joliet) = (None, None);
         for n in 0..MAX_DESCRIPTORS {
             let sector: [u8; SECTOR as usize] = iso.bytes((DESCRIPTORS + n) * SECTOR)?;
@@ -125,7 +131,7 @@ impl<'a> Iso<'a> {
     #[must_use]
     pub fn content(&self, entry: &Entry) -> Content<'a> {
         let Extent { offset, length } = entry.extent;
-        Content::Part { file: self.file, offset, length: length.into() }
+        Content::Part { file: self.file, offset, length: length.into(), digest: OnceCell::new() }
     }
 
     /// The bytes of a file, if they are not more than `max`.
@@ -227,6 +233,8 @@ impl<'a> Iso<'a> {
 
     /// A run of bytes whose length was checked against a bound of ours.
     fn run(&self, extent: Extent) -> Result<Vec<u8>> {
+        let left = self.left.get().checked_sub(extent.length.into());
+        self.left.set(left.ok_or_else(|| bad("its directories are too large"))?);
         let mut bytes = vec![0; usize::try_from(extent.length).unwrap_or(0)];
         self.file.read_exact_at(&mut bytes, extent.offset).map_err(|e| unreadable(&e))?;
         Ok(bytes)

@@ -50,6 +50,7 @@ pub(super) fn fields(
     for _ in 0..MAX_AREAS {
         let Some(area) = more.take() else { break };
         let mut rest = area.as_slice();
+        let mut next = None;
         while let [a, b, length, _version, ..] = *rest {
             let length = usize::from(length);
             if length < 4 || length > rest.len() {
@@ -73,12 +74,14 @@ pub(super) fn fields(
                     if length > MAX_AREA {
                         return Err(bad("a continuation is too large"));
                     }
-                    more = Some(read(block, at, length)?);
+                    // One per area, SUSP 5.1: of several the last one counts.
+                    next = Some((block, at, length));
                 }
                 b"ST" => break,
                 _ => {}
             }
         }
+        more = next.map(|(block, at, length)| read(block, at, length)).transpose()?;
         if name.len() > MAX_NAME {
             return Err(bad("a name is too long"));
         }
@@ -96,5 +99,28 @@ fn kind(mode: u32) -> Kind {
         0o100_000 => Kind::File,
         0o040_000 => Kind::Directory,
         _ => Kind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn an_area_goes_on_in_one_other() {
+        let number = |n: u32| [n.to_le_bytes(), n.to_be_bytes()].concat();
+        let onward = |block| [b"CE\x1c\x01".to_vec(), number(block), number(0), number(9)].concat();
+        let area = (1..=70).flat_map(onward).collect::<Vec<u8>>();
+        let (reads, last) = (Cell::new(0), Cell::new(0));
+        let found = fields(&area, |block, _, length| {
+            reads.set(reads.get() + 1);
+            last.set(block);
+            assert_eq!(length, 9);
+            Ok(b"NM\x09\x01\0name".to_vec())
+        });
+        assert_eq!(found.unwrap().name.as_deref(), Some("name"));
+        assert_eq!((reads.get(), last.get()), (1, 70));
     }
 }

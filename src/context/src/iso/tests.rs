@@ -101,6 +101,15 @@ fn what_is_no_image_is_refused() {
     }
 }
 
+#[test]
+fn what_is_read_of_one_image_has_an_end() {
+    let file = made(TOOLS[0], &["-R"], tree().path());
+    let iso = Iso::open(&file).unwrap();
+    // As directories that contain each other would have it.
+    let error = (0..=MAX_READ / SECTOR).find_map(|_| iso.root().err()).unwrap();
+    assert_eq!(error.message, "context disk: its directories are too large");
+}
+
 /// Reads everything that there is, as far as it goes.
 fn read_all(file: &File) {
     let Ok(iso) = Iso::open(file) else { return };

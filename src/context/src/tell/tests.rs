@@ -694,7 +694,8 @@ mod agents {
         guest.put("usr/bin/cloud-init", "");
         guest.tell(&full());
         let vendor = guest.text("var/lib/cloud/seed/nocloud/vendor-data");
-        assert!(vendor.contains(KEY) && vendor.contains("\"root:secret\""), "{vendor}");
+        assert!(vendor.contains(KEY) && vendor.contains("\"root:$6$"), "{vendor}");
+        assert!(!vendor.contains("secret"), "{vendor}");
         assert_eq!(mode(&guest, "var/lib/cloud/seed/nocloud/vendor-data"), 0o600);
         assert_eq!(
             (guest.text("etc/shadow").as_str(), guest.path("root/.ssh").exists()),
@@ -715,6 +716,17 @@ mod agents {
         assert!(!guest.path("root/.ssh/authorized_keys").exists());
         assert!(guest.text("etc/shadow").contains("root:*:"));
         assert_eq!(guest.text("var/lib/cloud/seed/nocloud/meta-data"), meta);
+    }
+
+    #[test]
+    fn a_cloud_init_that_is_switched_off_leaves_all_to_us() {
+        let guest = Guest::debian();
+        guest.put("usr/bin/cloud-init", "");
+        guest.put("etc/cloud/cloud-init.disabled", "");
+        guest.tell(&full());
+        assert!(guest.text("root/.ssh/authorized_keys").contains(KEY));
+        assert!(guest.text("etc/shadow").contains("root:$6$"));
+        assert!(!guest.path("var/lib/cloud").exists());
     }
 
     #[test]

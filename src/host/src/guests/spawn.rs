@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::HostGuests;
 use super::sys::{Life, Passed, spawn_detached};
 
-/// Longest creation of a guest, longest adoption and longest telling.
+/// Longest creation of a guest and longest adoption.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Longest status line.
 const MAX_LINE: usize = 4096;
@@ -85,6 +85,21 @@ impl HostGuests {
         &self,
         id: &VmId,
         program: &Path,
+        command: Command,
+        descriptors: &[(&str, BorrowedFd<'_>)],
+        life: Life,
+        parse: fn(&str, u32) -> Option<T>,
+    ) -> Result<T> {
+        self.spawn_within(DEADLINE, id, program, command, descriptors, life, parse)
+    }
+
+    /// As [`Self::spawn`], with a time of its own for its word.
+    #[expect(clippy::too_many_arguments, reason = "those of spawn")]
+    pub(super) fn spawn_within<T>(
+        &self,
+        deadline: Duration,
+        id: &VmId,
+        program: &Path,
         mut command: Command,
         descriptors: &[(&str, BorrowedFd<'_>)],
         life: Life,
@@ -118,7 +133,7 @@ impl HostGuests {
             }
             Err(e) => return Err(failed("start", e)),
         };
-        match wait_ready(&status, &mut child, DEADLINE, parse) {
+        match wait_ready(&status, &mut child, deadline, parse) {
             Ok(ready) => {
                 super::adapter::lock(&self.children).push(child);
                 Ok(ready)

@@ -3,8 +3,9 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
-use ocivisor_context::{Moment, Runner, Telling};
+use ocivisor_context::{Moment, Runner, Telling, patience};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::{GuestFacts, GuestKind};
@@ -18,6 +19,9 @@ use super::sys::Life;
 use super::{HostGuests, client};
 use crate::fs::io_error;
 use crate::storage;
+
+/// What a telling needs beside its own time: to begin, to call an agent, to end.
+const BESIDE: Duration = Duration::from_secs(10);
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -57,8 +61,10 @@ impl HostGuests {
         }
         let mut descriptors = vec![("--telling-fd", document.as_fd())];
         descriptors.extend(disk.as_ref().map(|disk| ("--disk-fd", disk.as_fd())));
+        let deadline = patience(disk.as_ref())? + BESIDE;
+        let program = &settings.runtime_bin;
         let outcome =
-            self.spawn(id, &settings.runtime_bin, command, &descriptors, Life::Ours, parse)?;
+            self.spawn_within(deadline, id, program, command, &descriptors, Life::Ours, parse)?;
         for note in outcome.notes {
             tracing::warn!(vm = %id, "context: {note}");
         }

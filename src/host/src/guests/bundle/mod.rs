@@ -156,7 +156,8 @@ fn own_init(
             let user = std::mem::replace(&mut first.user, process::root_user());
             let groups: Vec<String> = user.groups.iter().map(ToString::to_string).collect();
             let ids = format!("{}:{}:{}", user.uid, user.gid, groups.join(","));
-            vec!["--before".to_owned(), SCRIPT.to_owned(), "--user".to_owned(), ids]
+            let stop = first.stop_signal.to_string();
+            ["--before", SCRIPT, "--stop", &stop, "--user", &ids].map(str::to_owned).to_vec()
         }
     };
     let program = layout.init_program();
