@@ -6,7 +6,10 @@
 //! or device in a file's place is never opened.
 //!
 //! In a directory that a user of the guest owns, that user may exchange names at any moment: there we work with
-//! the rights of that user ([`Root::acting_as`]), and can do nothing that the user could not.
+//! the rights of that user ([`Root::acting_as`]), and can do nothing that the user could not; or, as root, follow
+//! no link from there on.
+
+mod tie;
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -25,11 +28,8 @@ use rustix::fs::{
     statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Pid, Signal, dumpable_behavior, getpid, getppid, kill_process,
-    parent_process_death_signal, set_dumpable_behavior, set_parent_process_death_signal,
-};
 
+use self::tie::Tie;
 use crate::content::{Content, Sum};
 
 /// Name of a file until it is whole. One name: what a telling that was killed left behind is removed by the next
@@ -416,37 +416,6 @@ impl Root {
     }
 }
 
-/// What ties this process to its parent and hides it: prctl(2) says that each change of the ids on files loosens both.
-struct Tie {
-    signal: Option<Signal>,
-    dumpable: Option<DumpableBehavior>,
-    parent: Option<Pid>,
-}
-
-impl Tie {
-    fn of_this_process() -> Self {
-        Self {
-            signal: parent_process_death_signal().ok().flatten(),
-            dumpable: dumpable_behavior().ok(),
-            parent: getppid(),
-        }
-    }
-
-    /// As it was; and who lost his parent meanwhile gets the signal now.
-    fn renew(&self) {
-        if let Some(dumpable) = self.dumpable {
-            // EINVAL: it was what the kernel alone may set (2), and is that again.
-            let _ = set_dumpable_behavior(dumpable);
-        }
-        let Some(signal) = self.signal else { return };
-        let renewed = set_parent_process_death_signal(Some(signal));
-        if renewed.is_err() || getppid() != self.parent {
-            // ESRCH cannot be.
-            let _ = kill_process(getpid(), signal);
-        }
-    }
-}
-
 impl Place<'_> {
     /// The regular file of that name, opened for reading, and its access; `None` if it is something else.
     fn open(&self) -> Result<Option<(File, Access)>> {
@@ -553,154 +522,4 @@ fn failure(what: &str, path: &Path, e: &io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-    use std::path::PathBuf;
-
-    use super::*;
-
-    struct Guest {
-        dir: tempfile::TempDir,
-        root: Root,
-    }
-
-    impl Guest {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            std::fs::create_dir(dir.path().join("root")).unwrap();
-            let root = Root::new(File::open(dir.path().join("root")).unwrap().into());
-            Self { dir, root }
-        }
-
-        fn path(&self, below: &str) -> PathBuf {
-            self.dir.path().join("root").join(below)
-        }
-
-        fn write(&self, path: &str) -> Result<()> {
-            let content = Content::Bytes(b"new\n".to_vec());
-            self.root.write(path, &content, Access::root(0o640))
-        }
-    }
-
-    fn fifo(path: &Path) {
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "makes a hostile guest")]
-    fn the_last_link_is_replaced_and_what_it_led_to_is_left_alone() {
-        let guest = Guest::new();
-        let outside = guest.dir.path().join("host");
-        std::fs::write(&outside, "host's").unwrap();
-        for (name, target) in
-            [("a", "/secret"), ("b", "../../host"), ("c", outside.to_str().unwrap()), ("d", "d")]
-        {
-            symlink(target, guest.path(name)).unwrap();
-        }
-        std::fs::write(guest.path("secret"), "guest's").unwrap();
-        for name in ["a", "b", "c", "d"] {
-            let path = format!("/{name}");
-            assert!(matches!(guest.root.read(&path, 99).unwrap(), Node::Link(_)));
-            assert_eq!(guest.root.digest(&path, 7).unwrap(), None);
-            guest.write(&path).unwrap();
-            let meta = guest.path(name).symlink_metadata().unwrap();
-            assert!(meta.is_file());
-            assert_eq!(meta.mode() & 0o7777, 0o640);
-        }
-        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "host's");
-        assert_eq!(std::fs::read_to_string(guest.path("secret")).unwrap(), "guest's");
-        let names: Vec<_> = std::fs::read_dir(guest.path("")).unwrap().collect();
-        assert_eq!(names.len(), 5, "{names:?}");
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "makes a hostile guest")]
-    fn links_above_end_inside() {
-        let guest = Guest::new();
-        symlink("/../../../..", guest.path("up")).unwrap();
-        symlink("/proc", guest.path("etc")).unwrap();
-        symlink("loop", guest.path("loop")).unwrap();
-        guest.write("/up/file").unwrap();
-        assert!(guest.path("file").is_file());
-        assert_eq!(guest.write("/etc/hostname").unwrap_err().kind, ErrorKind::Image);
-        assert_eq!(guest.write("/loop/x").unwrap_err().kind, ErrorKind::Image);
-        assert_eq!(guest.root.read("/etc/hostname", 9).unwrap(), Node::Absent);
-        std::fs::write(guest.path("plain"), "").unwrap();
-        assert_eq!(guest.root.missing_dirs("/plain/x").unwrap_err().kind, ErrorKind::Image);
-        assert_eq!(guest.root.missing_dirs("/a/b").unwrap(), ["/a", "/a/b"]);
-        for bad in ["relative", "/a/../b", "/", "/a//b", "/a\0b"] {
-            assert!(guest.write(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn kernel_filesystems_are_not_written() {
-        let root = Root::new(File::open("/").unwrap().into());
-        for path in ["/proc/sys/kernel/x", "/sys/kernel/x", "/dev/pts/x"] {
-            let content = Content::Bytes(Vec::new());
-            let error = root.write(path, &content, Access::root(0o600)).unwrap_err();
-            assert!(error.message.contains("filesystem of the kernel"), "{error}");
-        }
-    }
-
-    #[test]
-    fn odd_nodes_are_never_opened_and_are_replaced_but_directories() {
-        let guest = Guest::new();
-        fifo(&guest.path("fifo"));
-        fifo(&guest.path(UNFINISHED));
-        assert_eq!(guest.root.read("/fifo", 9).unwrap(), Node::Odd);
-        assert_eq!(guest.root.digest("/fifo", 0).unwrap(), None);
-        guest.write("/fifo").unwrap();
-        let access = Access::root(0o640);
-        assert_eq!(guest.root.read("/fifo", 4).unwrap(), Node::File(access, Some(b"new\n".into())));
-        assert_eq!(guest.root.read("/fifo", 3).unwrap(), Node::File(access, None));
-        std::fs::create_dir(guest.path("dir")).unwrap();
-        assert_eq!(guest.write("/dir").unwrap_err().kind, ErrorKind::Image);
-        assert!(!guest.path(UNFINISHED).exists());
-        assert!(guest.root.remove("/dir").is_err());
-        guest.root.remove_dir("/dir").unwrap();
-        guest.root.remove_dir("/dir").unwrap();
-        assert!(!guest.path("dir").exists());
-    }
-
-    #[test]
-    fn with_a_users_rights_nothing_of_roots_can_be_reached() {
-        let guest = Guest::new();
-        for dir in ["home", "closed"] {
-            std::fs::create_dir(guest.path(dir)).unwrap();
-        }
-        std::fs::set_permissions(guest.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        std::os::unix::fs::chown(guest.path("home"), Some(1000), Some(1000)).unwrap();
-        symlink("/closed", guest.path("home/.ssh")).unwrap();
-        let access = Access { mode: 0o600, uid: 1000, gid: 1000 };
-        let content = Content::Bytes(b"k".to_vec());
-        let write = |path: &str| {
-            guest.root.acting_as(1000, 1000, |root| root.write(path, &content, access))
-        };
-        assert_eq!(write("/home/.ssh/authorized_keys").unwrap_err().kind, ErrorKind::Image);
-        write("/home/own").unwrap();
-        assert_eq!(std::fs::metadata(guest.path("home/own")).unwrap().uid(), 1000);
-        // And afterwards they are root's again.
-        guest.write("/closed/x").unwrap();
-    }
-
-    #[test]
-    fn with_a_users_rights_a_process_stays_tied_to_its_parent() {
-        let guest = Guest::new();
-        // One that does nothing to who gets it: the test's own thread is asked.
-        let tie = Some(Signal::URG);
-        set_parent_process_death_signal(tie).unwrap();
-        let during = guest.root.acting_as(1000, 1000, |_| Ok(parent_process_death_signal()));
-        assert_eq!(during.unwrap().unwrap(), tie);
-        assert_eq!(parent_process_death_signal().unwrap(), tie);
-        set_parent_process_death_signal(None).unwrap();
-        let refused = guest.root.acting_as(u32::MAX, 1000, |_| Ok(()));
-        assert_eq!(
-            refused.unwrap_err().message,
-            "the guest has no user 4294967295 with group 1000"
-        );
-        guest.write("/x").unwrap();
-        assert_eq!(std::fs::metadata(guest.path("x")).unwrap().uid(), 0);
-    }
-}
+mod tests;
