@@ -179,3 +179,12 @@ fn damaged_or_foreign_state_is_as_none() {
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(guest.path("etc/shadow").exists());
 }
+
+#[test]
+fn a_key_cannot_end_our_block() {
+    let mut wish = spec();
+    for (key, sound) in [(KEY, true), ("# end ocivisor", false), (" # x", false)] {
+        wish.context.ssh_keys = vec![key.into()];
+        assert_eq!(wish.check().is_ok(), sound, "{key}");
+    }
+}
