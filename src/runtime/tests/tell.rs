@@ -254,7 +254,13 @@ fn whoever_tells_dies_with_its_caller_also_after_it_acted_as_a_user() {
         child.kill().unwrap();
         child.wait().unwrap();
         let Some(teller) = caught else { continue };
+        let known = guest.root().join("var/lib/ocivisor/context.json");
+        let then = fs::read(&known).unwrap();
+        // Stopped between the loss of the tie and its renewal, it finds out as soon as it goes on.
+        let pid = rustix::process::Pid::from_raw(teller.cast_signed()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
         eventually("its end", || (!exe(teller).ends_with("ocivisor-runtime")).then_some(()));
+        assert_eq!(fs::read(&known).unwrap(), then, "it went on");
         return;
     }
     panic!("never caught");
