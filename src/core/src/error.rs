@@ -133,13 +133,19 @@ pub fn one_line(text: &str) -> String {
             line.push('…');
             break;
         }
-        if c.is_control() {
+        if c.is_control() || turns(c) {
             line.extend(c.escape_default());
         } else {
             line.push(c);
         }
     }
     line
+}
+
+/// Whether a character begins a line, or changes the direction of what is shown around it (`Bidi_Control`, UAX 9): a
+/// name with one looks like another.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Result with our error.
@@ -162,6 +168,8 @@ mod tests {
         let error =
             Error::new(ErrorKind::Host, "mount x\n\x1b[31mfake: root").context("start one-1");
         assert_eq!(error.to_string(), "start one-1: mount x\\n\\u{1b}[31mfake: root");
+        // Shown as gpj.exe is a name of an image.
+        assert_eq!(one_line("a\u{202e}gpj.exe\u{2066}"), "a\\u{202e}gpj.exe\\u{2066}");
         assert!(one_line(&"x".repeat(5000)).len() < 1010);
     }
 }
