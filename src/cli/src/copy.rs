@@ -46,6 +46,8 @@ pub enum Job {
     Out {
         /// Where to.
         to: Here,
+        /// The name that must come, of [`Parts::top`](ocivisor_copy::place::Parts::top).
+        expect: Vec<u8>,
         /// Whether owners and set-id bits are kept.
         owners: bool,
     },
@@ -125,8 +127,9 @@ fn copy(job: Job, stream: &UnixStream, quiet: bool) -> Result<(), Failure> {
     let mut from = Incoming::new(stream);
     let mut notes = Notes::default();
     let done = match job {
-        Job::Out { to: Here::Path(path), owners } => {
-            let rules = Rules { trust: Trust::Stranger, naming: Naming::One, owners };
+        Job::Out { to: Here::Path(path), expect, owners } => {
+            let naming = Naming::One { expect: Some(&expect) };
+            let rules = Rules { trust: Trust::Stranger, naming, owners };
             unpack(&mut from, &path, rules, &mut notes).map_err(Failure::from)
         }
         Job::Out { to: Here::Stream, .. } => pass_out(&mut from),

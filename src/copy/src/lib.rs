@@ -30,7 +30,7 @@ pub const MAX_PIECES: usize = 1 << 14;
 /// Notes that are kept; more are counted.
 const MAX_NOTES: usize = 32;
 
-/// What was left out, for people.
+/// What was left out, or is not what it was, for people.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Notes {
     lines: Vec<String>,
@@ -46,9 +46,17 @@ impl Notes {
         }
     }
 
+    fn zeros(&mut self, path: &[u8]) {
+        if self.lines.len() < MAX_NOTES {
+            self.lines.push(format!("{} became shorter meanwhile: zeros at its end", shown(path)));
+        } else {
+            self.more += 1;
+        }
+    }
+
     /// One line each.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        let more = (self.more > 0).then(|| format!("left out {} more", self.more));
+        let more = (self.more > 0).then(|| format!("so {} more", self.more));
         self.lines.iter().cloned().chain(more)
     }
 }

@@ -49,7 +49,7 @@ pub fn pack(source: Source<'_>, out: impl Write, notes: &mut Notes) -> Result<()
     let parts = Parts::of(source.path);
     let parent = open_dir(&parts.parent).map_err(|e| failed("open", &parts.parent, e))?;
     let mut packer = Packer { writer: Writer::new(out), levels: Vec::new(), notes };
-    let top = if parts.contents { b"." } else { parts.name.as_deref().unwrap_or(b".") };
+    let top = parts.top();
     match &parts.name {
         None => packer.directory(reopen(&parent, b".", source.path)?, top.to_vec())?,
         Some(name) => packer.named(parent.as_fd(), name, &parts, source, top)?,
@@ -140,9 +140,14 @@ impl<W: Write> Packer<'_, W> {
 
     /// One thing of a directory. What vanishes or changes its kind meanwhile was not there.
     fn member(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<()> {
-        if path.len() > MAX_PATH {
-            let what = format!("{} is longer than {MAX_PATH} bytes", shown(&path));
-            return Err(Error::new(ErrorKind::Invalid, what));
+        // What the other side would refuse; a directory's name gets a slash.
+        if path.len() >= MAX_PATH {
+            self.notes.leave_out(&path, &format!("its path has {MAX_PATH} bytes or more"));
+            return Ok(());
+        }
+        if self.levels.len() >= MAX_DEPTH {
+            self.notes.leave_out(&path, &format!("more than {MAX_DEPTH} directories deep"));
+            return Ok(());
         }
         let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -176,10 +181,6 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn directory(&mut self, fd: OwnedFd, path: Vec<u8>) -> Result<()> {
-        if self.levels.len() >= MAX_DEPTH {
-            let what = format!("{} is more than {MAX_DEPTH} directories deep", shown(&path));
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        }
         let stat = fstat(&fd).map_err(|e| failed("look at", &path, e))?;
         let slashed = [&path[..], b"/"].concat();
         self.header(&slashed, b"", EntryType::Directory, &stat, 0, &[])?;
@@ -235,6 +236,7 @@ impl<W: Write> Packer<'_, W> {
 
     /// As many bytes as were promised: zeros for what is not there any more.
     fn content(&mut self, fd: &OwnedFd, path: &[u8], pieces: &[(u64, u64)]) -> Result<()> {
+        let mut shorter = false;
         let mut chunk = vec![0; 64 * 1024];
         for (offset, length) in pieces {
             let (mut at, end) = (*offset, offset + length);
@@ -245,6 +247,10 @@ impl<W: Write> Packer<'_, W> {
                     n => n.map_err(|e| failed("read", path, e))?,
                 };
                 let n = if n == 0 {
+                    if !shorter {
+                        self.notes.zeros(path);
+                    }
+                    shorter = true;
                     chunk.fill(0);
                     most
                 } else {
@@ -289,8 +295,12 @@ fn pieces(fd: &OwnedFd, size: u64) -> rustix::io::Result<Vec<(u64, u64)>> {
             Err(Errno::INVAL) => return Ok(vec![(0, size)]),
             begin => begin?.min(size),
         };
-        let end =
-            if pieces.len() + 2 >= MAX_PIECES { size } else { seek(fd, SeekFrom::Hole(begin))? };
+        let end = match seek(fd, SeekFrom::Hole(begin)) {
+            _ if pieces.len() + 2 >= MAX_PIECES => size,
+            // It became shorter.
+            Err(Errno::NXIO) => size,
+            end => end?,
+        };
         // It may have grown or shrunk meanwhile.
         let end = end.clamp(begin, size);
         if end > begin {

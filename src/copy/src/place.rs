@@ -42,6 +42,12 @@ impl Parts {
         }
         Self { parent: parent.to_vec(), name: Some(name.to_vec()), contents, directory }
     }
+
+    /// The name that a stream of it has at its top: `.` if what is in it is meant.
+    #[must_use]
+    pub fn top(&self) -> &[u8] {
+        self.name.as_deref().filter(|_| !self.contents).unwrap_or(b".")
+    }
 }
 
 /// Links are followed, but none of /proc.

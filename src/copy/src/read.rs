@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 use crate::write::BLOCK;
 use crate::{MAX_PATH, MAX_PIECES, shown};
@@ -197,15 +197,16 @@ impl<R: Read> Reader<R> {
             pieces: None,
         };
         let mut sparse = (None, None);
-        for record in PaxExtensions::new(pax) {
-            let record = record.map_err(|_| bad("a pax header is malformed"))?;
-            let value = record.value_bytes();
+        // The name that a sparse file has; its other one nobody should see.
+        let mut own = None;
+        for record in Records(pax) {
+            let (key, value) = record?;
             let number = || {
                 let text = std::str::from_utf8(value).ok();
                 text.and_then(|text| text.parse::<u64>().ok())
                     .ok_or_else(|| bad("a pax header has no number"))
             };
-            match record.key_bytes() {
+            match key {
                 b"path" => entry.path = value.to_vec(),
                 b"linkpath" => entry.link = value.to_vec(),
                 b"size" => {
@@ -217,6 +218,7 @@ impl<R: Read> Reader<R> {
                 b"gid" => entry.gid = number()?,
                 b"mtime" => entry.mtime = seconds(value),
                 b"GNU.sparse.major" => sparse.0 = Some(number()?),
+                b"GNU.sparse.name" => own = Some(value.to_vec()),
                 b"GNU.sparse.realsize" => sparse.1 = Some(number()?),
                 b"GNU.sparse.size" | b"GNU.sparse.map" | b"GNU.sparse.numblocks" => {
                     return Err(bad("holds a sparse file in an old form")
@@ -225,11 +227,8 @@ impl<R: Read> Reader<R> {
                 _ => {}
             }
         }
-        // Its own name is one that nobody should see.
-        for record in
-            PaxExtensions::new(pax).flatten().filter(|r| r.key_bytes() == b"GNU.sparse.name")
-        {
-            entry.path = record.value_bytes().to_vec();
+        if let Some(own) = own {
+            entry.path = own;
         }
         if entry.path.len() > MAX_PATH || entry.link.len() > MAX_PATH {
             return Err(bad("a name is longer than 4096 bytes"));
@@ -307,6 +306,34 @@ impl<R: Read> Reader<R> {
     }
 }
 
+/// The records of a pax header: a number of bytes that counts all of the record, a blank, key, `=`, value, newline.
+/// Only the number tells where one ends; values hold any bytes, newlines too (names of files, attributes).
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(&'a [u8], &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let split = || {
+            let blank = self.0.iter().position(|byte| *byte == b' ')?;
+            let (number, rest) = (&self.0[..blank], blank + 1);
+            let length: usize = std::str::from_utf8(number).ok()?.parse().ok()?;
+            let record = self.0.get(rest..length)?.strip_suffix(b"\n")?;
+            let equals = record.iter().position(|byte| *byte == b'=')?;
+            Some((&record[..equals], &record[equals + 1..], &self.0[length..]))
+        };
+        let Some((key, value, rest)) = split() else {
+            self.0 = &[];
+            return Some(Err(bad("a pax header is malformed")));
+        };
+        self.0 = rest;
+        Some(Ok((key, value)))
+    }
+}
+
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     bytes.truncate(end);
@@ -317,4 +344,34 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
 fn seconds(text: &[u8]) -> u64 {
     let whole = text.split(|byte| *byte == b'.').next().unwrap_or_default();
     std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_end_where_their_length_says() {
+        let read = |bytes| Records(bytes).map(|r| r.map_err(|e| e.message)).collect::<Vec<_>>();
+        let (a, b) = (&b"a"[..], &b"b"[..]);
+        assert_eq!(read(b"10 a=x\n\ny\n5 b=\n"), [Ok((a, &b"x\n\ny"[..])), Ok((b, &b""[..]))]);
+        assert_eq!(read(b"7 a==\xff\n"), [Ok((a, &b"=\xff"[..]))]);
+        let bad = Err("tar stream: a pax header is malformed".to_owned());
+        for bytes in [
+            &b"5 a=\0"[..],
+            b"6 a=\n",
+            b"4 a=\n",
+            b"5 ab\n",
+            b"a=b\n",
+            b"0 a=\n",
+            b"2 a=\n",
+            b"-6 a=\n",
+            b"99999999999999999999999 a=\n",
+            b" a=\n",
+            b"\0\0",
+        ] {
+            assert_eq!(read(bytes), std::slice::from_ref(&bad), "{}", bytes.escape_ascii());
+        }
+        assert_eq!(read(b"5 a=\n7 b\n"), [Ok((a, &b""[..])), bad]);
+    }
 }

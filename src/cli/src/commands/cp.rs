@@ -1,8 +1,11 @@
 //! Copies files between a guest and here.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use clap::Args;
+use ocivisor_copy::place::Parts;
 use ocivisor_core::ids::VmId;
 use ocivisor_schema::Text;
 
@@ -28,22 +31,38 @@ pub struct Options {
     follow_link: bool,
     /// What to copy
     #[arg(value_name = "SRC", allow_hyphen_values = true)]
-    source: String,
+    source: OsString,
     /// Where to
     #[arg(value_name = "DEST", allow_hyphen_values = true)]
-    dest: String,
+    dest: OsString,
 }
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Guest(VmId, String),
-    Here(String),
+    Here(OsString),
     Stream,
 }
 
 impl Place {
-    fn of(text: &str) -> Result<Self, Failure> {
+    fn of(word: &OsStr) -> Result<Self, Failure> {
+        // A file here may have any name; what a request says is text.
+        let Some(text) = word.to_str() else {
+            let bytes = word.as_bytes();
+            let colon = bytes.iter().position(|byte| *byte == b':');
+            return match colon {
+                Some(at)
+                    if !bytes.starts_with(b"/")
+                        && !bytes.starts_with(b".")
+                        && !bytes[..at].contains(&b'/') =>
+                {
+                    let what = format!("{}: a path in a guest must be UTF-8", word.display());
+                    Err(Failure::new(Exit::Usage, what).hint("copy the directory that it is in"))
+                }
+                _ => Ok(Self::Here(word.to_owned())),
+            };
+        };
         if text == "-" {
             return Ok(Self::Stream);
         }
@@ -60,7 +79,7 @@ impl Place {
                 let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
                 Ok(Self::Guest(id, path))
             }
-            _ => Ok(Self::Here(text.to_owned())),
+            _ => Ok(Self::Here(word.to_owned())),
         }
     }
 }
@@ -86,11 +105,14 @@ async fn run(options: &Options, context: &Context) -> Result<u8, Failure> {
         _ => return Err(usage("neither is in a guest").hint("a path in a guest is VM:PATH")),
     };
     let here = match here {
-        Place::Here(path) => Here::Path(path.into_bytes()),
+        Place::Here(path) => Here::Path(path.into_vec()),
         Place::Stream | Place::Guest(..) => Here::Stream,
     };
     let job = match direction {
-        "out" => Job::Out { to: here, owners: options.archive },
+        "out" => {
+            let expect = Parts::of(path.as_bytes()).top().to_vec();
+            Job::Out { to: here, expect, owners: options.archive }
+        }
         _ => Job::In { from: here, follow: options.follow_link },
     };
     // Before the guest is troubled.
@@ -114,14 +136,21 @@ mod tests {
     #[test]
     fn places_are_told_apart() {
         let guest = |vm: &str, path: &str| Place::Guest(vm.parse().unwrap(), path.into());
-        assert_eq!(Place::of("web:/etc").unwrap(), guest("web", "/etc"));
-        assert_eq!(Place::of("web:etc/x:y").unwrap(), guest("web", "/etc/x:y"));
-        assert_eq!(Place::of("web:").unwrap(), guest("web", "/"));
+        let of = |word: &str| Place::of(word.as_ref());
+        assert_eq!(of("web:/etc").unwrap(), guest("web", "/etc"));
+        assert_eq!(of("web:etc/x:y").unwrap(), guest("web", "/etc/x:y"));
+        assert_eq!(of("web:").unwrap(), guest("web", "/"));
         for here in ["./web:x", "/web:x", "a/b:c", "x", "..", "../a:b"] {
-            assert_eq!(Place::of(here).unwrap(), Place::Here(here.into()), "{here}");
+            assert_eq!(of(here).unwrap(), Place::Here(here.into()), "{here}");
         }
-        assert_eq!(Place::of("-").unwrap(), Place::Stream);
-        assert_eq!(Place::of("").unwrap_err().exit, Exit::Usage);
-        assert_eq!(Place::of("no way:x").unwrap_err().exit, Exit::Usage);
+        assert_eq!(of("-").unwrap(), Place::Stream);
+        assert_eq!(of("").unwrap_err().exit, Exit::Usage);
+        assert_eq!(of("no way:x").unwrap_err().exit, Exit::Usage);
+        // Here names are bytes, in a guest they are text.
+        for here in [&b"\xff"[..], b"./\xff:x", b"a/\xff:x"] {
+            let here = OsStr::from_bytes(here);
+            assert_eq!(Place::of(here).unwrap(), Place::Here(here.to_owned()));
+        }
+        assert_eq!(Place::of(OsStr::from_bytes(b"web:\xff")).unwrap_err().exit, Exit::Usage);
     }
 }

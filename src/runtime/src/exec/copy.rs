@@ -69,7 +69,8 @@ fn copy(wish: &CopyRequest, input: File, output: File, notes: &mut Notes) -> Res
         }
         Direction::In => {
             drop(output);
-            let naming = if wish.archive { Naming::Own } else { Naming::One };
+            // Who sends says as well where it goes, so any name is the one that was asked for.
+            let naming = if wish.archive { Naming::Own } else { Naming::One { expect: None } };
             let rules = Rules { trust: Trust::Inside, naming, owners: wish.owners };
             unpack(BufReader::with_capacity(BUFFER, input), path, rules, notes)
         }
