@@ -15,6 +15,9 @@ use std::path::{Component, Path, PathBuf};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 
+/// Most groups of a guest that are looked through.
+const MAX_GROUPS: usize = 4096;
+
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -74,6 +77,35 @@ impl Groups {
     #[must_use]
     pub fn unified(&self) -> Option<&Path> {
         self.0.iter().find(|(_, kind)| *kind == Kind::Unified).map(|(dir, _)| dir.as_path())
+    }
+
+    /// All processes in them, in one hierarchy: each process is in all. None if it cannot be said.
+    #[must_use]
+    pub fn processes(&self) -> Option<Vec<i32>> {
+        // The guest may make groups in the unified one only.
+        let flat = self.0.iter().find(|(_, kind)| *kind != Kind::Unified);
+        let (dir, _) = flat.or(self.0.first())?;
+        let (mut found, mut dirs, mut seen) = (Vec::new(), vec![dir.clone()], 0);
+        while let Some(dir) = dirs.pop() {
+            seen += 1;
+            if seen > MAX_GROUPS {
+                return None;
+            }
+            match fs::read_to_string(dir.join("cgroup.procs")) {
+                Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+                // A threaded one, whose processes are told of above (cgroups(7)), or one that is gone.
+                Err(e)
+                    if matches!(
+                        e.raw_os_error(),
+                        Some(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOENT)
+                    ) => {}
+                Err(_) => return None,
+            }
+            let below = fs::read_dir(&dir).into_iter().flatten().filter_map(io::Result::ok);
+            let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            dirs.extend(below.map(|entry| entry.path()));
+        }
+        Some(found)
     }
 
     /// Moves this process into the groups that OCI runtimes leave out; see the module.
@@ -232,6 +264,25 @@ mod tests {
         }
         let missing = Groups::find(Path::new("/ocivisor-no-such/x")).unwrap_err();
         assert_eq!(missing.kind, ErrorKind::Host);
+    }
+
+    #[test]
+    fn processes_are_those_of_the_group_and_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = |at: &str, procs: &str| {
+            fs::create_dir_all(dir.path().join(at)).unwrap();
+            fs::write(dir.path().join(at).join("cgroup.procs"), procs).unwrap();
+        };
+        group("v2", "1\n0\n");
+        group("v2/a/b", "3\n4\n");
+        group("v1", "7\n");
+        let all = |names: &[(&str, Kind)]| {
+            let groups = names.iter().map(|(name, kind)| (dir.path().join(name), *kind)).collect();
+            Groups(groups).processes()
+        };
+        assert_eq!(all(&[("v2", Kind::Unified)]), Some(vec![1, 0, 3, 4]));
+        assert_eq!(all(&[("v2", Kind::Unified), ("v1", Kind::Named)]), Some(vec![7]));
+        assert_eq!(all(&[]), None);
     }
 
     #[test]

@@ -5,16 +5,20 @@
 //! number cannot be another's while it has a member or its leader was not reaped.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitpid,
 };
 
+use crate::cgroup::Groups;
+
 /// How long what was killed may take to die; one in a frozen group does not.
-const DEATH: Duration = Duration::from_secs(2);
+pub const DEATH: Duration = Duration::from_secs(2);
 
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +29,9 @@ pub enum Reach {
     Session,
 }
 
-/// Kills a program that leads a session and was not reaped, and what belongs to it.
-pub fn kill(program: Pid, reach: Reach) {
+/// Kills a program that leads a session and was not reaped, and what belongs to it. All of that is in `groups`,
+/// if they are known.
+pub fn kill(program: Pid, reach: Reach, groups: Option<&Groups>) {
     // ESRCH: none is left, or it did not lead a group yet.
     let _ = kill_process_group(program, Signal::KILL);
     let _ = kill_process(program, Signal::KILL);
@@ -36,7 +41,7 @@ pub fn kill(program: Pid, reach: Reach) {
     let deadline = Instant::now() + DEATH;
     loop {
         // Again until there is none: one may have forked before it got the signal.
-        let members = members(program);
+        let members = members(program, groups);
         for member in &members {
             // ESRCH: it ended just now.
             let _ = pidfd_send_signal(member, Signal::KILL);
@@ -49,11 +54,37 @@ pub fn kill(program: Pid, reach: Reach) {
     }
 }
 
+/// Takes what a child's end left, waiting for that no longer than `patience`: its exit code as shells have it.
+///
+/// # Errors
+/// `TimedOut`: it did not end; in a frozen group of cgroup v1 not even SIGKILL ends anything. Else the kernel refuses.
+pub fn reap(child: Pid, patience: Duration) -> io::Result<u8> {
+    let deadline = Instant::now() + patience;
+    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    loop {
+        if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG)? {
+            let code = status.exit_status().or(status.terminating_signal().map(|s| 128 + s));
+            return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(125));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        // EINTR: looked at again.
+        let _ = poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&wait));
+    }
+}
+
 /// The living members of a session.
-fn members(session: Pid) -> Vec<OwnedFd> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+fn members(session: Pid, groups: Option<&Groups>) -> Vec<OwnedFd> {
+    // The guest's few, not the host's many.
+    let numbers = groups.and_then(Groups::processes).unwrap_or_else(|| {
+        let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    });
     numbers
+        .into_iter()
         .filter_map(|number: i32| {
             // First held, then looked at: it is killed by what was looked at.
             let held = pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()?;

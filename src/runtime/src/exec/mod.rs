@@ -41,15 +41,16 @@ use rustix::net::{
     recvmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::Pid;
 
 use crate::args::Options;
 use crate::create::start_ticks;
 use crate::guest::Guest;
 use crate::{cgroup, hygiene, status, sys};
 use enter::{Entry, Refusal};
-use relay::{Session, Streams};
-use request::Request;
+use kill::{DEATH, reap};
+use relay::{Session, Streams, Terms};
+use request::{Direction, Request};
 
 /// How long the client may take to come.
 const CLIENT: Duration = Duration::from_secs(30);
@@ -241,12 +242,23 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
             // A client that left has no say any more.
             let _ = relay::send_all(&mut client, &last, Instant::now() + TOKEN);
             drop(client);
-            let mut outputs = streams.into_outputs();
-            relay::attend(program, &mut outputs, request.limit())?;
-            relay::hear_out(outputs)
+            let mut outputs = streams.into_outputs()?;
+            let groups = Some(&guest.groups);
+            let attended = relay::attend(program, &mut outputs, request.limit(), groups);
+            // What it left behind goes on in any case.
+            let heard = relay::hear_out(outputs);
+            attended.and(heard)
         }
         Ok((program, streams)) => {
-            Session::new(client, streams, early)?.run(program, request.limit(), request.whole)
+            let receives = |copy: &request::CopyRequest| copy.direction == Direction::In;
+            let terms = Terms {
+                limit: request.limit(),
+                whole: request.whole,
+                // What is not whole is taken away.
+                tidies: request.copy.as_ref().is_some_and(receives),
+                groups: Some(&guest.groups),
+            };
+            Session::new(client, streams, early)?.run(program, terms)
         }
         Err(refusal) => {
             let mut last = Vec::new();
@@ -266,7 +278,8 @@ pub fn run_unheard(request: &Request, guest: &Guest, patience: Duration) -> io::
     let (client, _nobody) = UnixStream::pair()?;
     let (program, streams) =
         begin(request, guest, &client)?.map_err(|refusal| io::Error::other(refusal.message))?;
-    match relay::attend(program, &mut streams.into_outputs(), Some(patience))? {
+    let mut outputs = streams.into_outputs()?;
+    match relay::attend(program, &mut outputs, Some(patience), Some(&guest.groups))? {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::other(format!("it ended with {code}"))),
         None => Err(io::ErrorKind::TimedOut.into()),
@@ -297,7 +310,8 @@ fn begin(request: &Request, guest: &Guest, client: &UnixStream) -> io::Result<Be
     let said = listen_to(reader, client);
     // It has said all it had to say, or hangs: in a group that the guest froze, it would for ever.
     let _ = rustix::process::kill_process(first, rustix::process::Signal::KILL);
-    waitpid(Some(first), WaitOptions::empty())?;
+    // If it cannot die there it is the guest's to keep, until it thaws.
+    let _ = reap(first, DEATH);
     let said = said?;
     let program = said.lines().find_map(|line| line.strip_prefix("pid ")?.parse().ok());
     let program = program.and_then(Pid::from_raw);
@@ -309,7 +323,7 @@ fn begin(request: &Request, guest: &Guest, client: &UnixStream) -> io::Result<Be
         if let Some(program) = program {
             // It may hang on a file of the guest; ESRCH: it does not.
             let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
-            let _ = waitpid(Some(program), WaitOptions::empty());
+            let _ = reap(program, DEATH);
         }
         Ok(Err(refusal))
     };

@@ -5,8 +5,8 @@
 //!
 //! When the program ends, what it has written by then is delivered, and the client is told. Whatever the
 //! program left running goes on: what it says from then on is read and thrown away, so that no daemon
-//! dies of a closed pipe. A client that goes away, and a time limit, take the program with them, and all
-//! that it left in its session; but who merely lost a terminal ([`Reach::Group`]) expects what he put into
+//! dies of a closed pipe, however the session ended. A client that goes away, and a time limit, take the program with
+//! them, and all that it left in its session; but who merely lost a terminal ([`Reach::Group`]) expects what he put into
 //! the background there to go on.
 
 use std::io::{self, Read, Write};
@@ -18,10 +18,11 @@ use ocivisor_frame::BadFrame;
 use ocivisor_frame::session::{FromClient, FromSession};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread, read, write};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::kill::{Reach, kill};
+use super::kill::{DEATH, Reach, kill, reap};
+use crate::cgroup::Groups;
 
 /// Which stream of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,8 @@ const MAX_WAITING: usize = 64 * 1024;
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Most that is delivered of what a terminal showed until its program ended.
 const MAX_LAST: usize = 1 << 20;
+/// How long a program that tidies up may take for it.
+const TIDY: Duration = Duration::from_secs(2);
 /// The exit code of a program whose time was over, as of timeout(1).
 const TIME_OVER: u8 = 124;
 /// End of file on a terminal.
@@ -57,6 +60,20 @@ pub enum Streams {
         /// From its standard error.
         stderr: OwnedFd,
     },
+}
+
+/// What is agreed about a program's end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms<'g> {
+    /// How long it may run.
+    pub limit: Option<Duration>,
+    /// Whether what it left in its session ends with it.
+    pub whole: bool,
+    /// Whether it ends by itself when its input does, and has something to tidy up then: a client that goes away ends
+    /// its input first.
+    pub tidies: bool,
+    /// What all of it is in, if that is known.
+    pub groups: Option<&'g Groups>,
 }
 
 /// A running program and its client.
@@ -82,13 +99,18 @@ enum End {
 }
 
 impl Streams {
-    /// What the program says; its input ends.
-    #[must_use]
-    pub fn into_outputs(self) -> Vec<OwnedFd> {
-        match self {
+    /// What the program says; its input ends. Not blocking: the program may itself read what it said, between
+    /// our seeing it and our reading it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn into_outputs(self) -> io::Result<Vec<OwnedFd>> {
+        let outputs = match self {
             Self::Terminal(master) => vec![master],
             Self::Pipes { stdin: _, stdout, stderr } => vec![stdout, stderr],
-        }
+        };
+        outputs.iter().try_for_each(|fd| ioctl_fionbio(fd, true))?;
+        Ok(outputs)
     }
 }
 
@@ -129,20 +151,34 @@ impl Session {
     ///
     /// # Errors
     /// The kernel refuses to wait. The program is killed in any case.
-    pub fn run(mut self, program: Pid, limit: Option<Duration>, whole: bool) -> io::Result<()> {
-        let end = self.relay(program, limit.map(|limit| Instant::now() + limit));
+    pub fn run(mut self, program: Pid, terms: Terms<'_>) -> io::Result<()> {
+        let end = self.relay(program, terms.limit.map(|limit| Instant::now() + limit));
+        if matches!(end, Ok(End::ClientGone)) && terms.tidies {
+            self.end_input(program);
+        }
         // Before it is reaped: until then nobody else can have its number.
         match end {
-            Ok(End::Program) if whole => kill(program, Reach::Session),
+            Ok(End::Program) if terms.whole => kill(program, Reach::Session, terms.groups),
             Ok(End::Program) => {}
-            Ok(End::ClientGone) if self.terminal => kill(program, Reach::Group),
-            Ok(End::ClientGone | End::TimeOver) | Err(_) => kill(program, Reach::Session),
+            Ok(End::ClientGone) if self.terminal => kill(program, Reach::Group, terms.groups),
+            Ok(End::ClientGone | End::TimeOver) | Err(_) => {
+                kill(program, Reach::Session, terms.groups);
+            }
         }
-        let code = reap(program);
-        let end = end?;
+        let code = reap(program, DEATH);
+        let told = end.and_then(|end| self.tell(end, code, terms.limit));
+        // The client knows all that there is to know, or will not hear it.
+        drop((self.client, self.input));
+        let heard = hear_out(self.outputs.into_iter().map(|(_, fd)| fd).collect());
+        told.and(heard)
+    }
+
+    /// The last that the client is told.
+    fn tell(&mut self, end: End, code: io::Result<u8>, limit: Option<Duration>) -> io::Result<()> {
         let code = match end {
             End::ClientGone => return Ok(()),
             End::Program => code?,
+            // Whether it died of it or not.
             End::TimeOver => TIME_OVER,
         };
         self.deliver_rest()?;
@@ -151,10 +187,23 @@ impl Session {
             FromSession::Error(line.as_bytes()).encode(&mut self.to_client);
         }
         FromSession::Exit(code).encode(&mut self.to_client);
-        self.flush(Instant::now() + LAST_WORDS)?;
-        // The client knows all that there is to know.
-        drop((self.client, self.input));
-        hear_out(self.outputs.into_iter().map(|(_, fd)| fd).collect())
+        self.flush(Instant::now() + LAST_WORDS)
+    }
+
+    /// Ends the program's input and waits for its end, for a while.
+    fn end_input(&mut self, program: Pid) {
+        self.input = None;
+        let deadline = Instant::now() + TIDY;
+        let Ok(pidfd) = pidfd_open(program, PidfdFlags::empty()) else { return };
+        let mut outputs = self.outputs.drain(..).map(|(_, fd)| fd).collect();
+        while deadline > Instant::now() {
+            // What cannot be waited for is killed at once.
+            let ended = throw_away(&mut outputs, Some(&pidfd), until(Some(deadline)).as_ref());
+            if !matches!(ended, Ok(false)) {
+                break;
+            }
+        }
+        self.outputs = outputs.into_iter().map(|fd| (Stream::Out, fd)).collect();
     }
 
     fn relay(&mut self, program: Pid, deadline: Option<Instant>) -> io::Result<End> {
@@ -299,6 +348,7 @@ impl Session {
         let mut came = 0;
         let mut chunk = [0_u8; 16 * 1024];
         let mut open = Vec::new();
+        let mut failed = None;
         for (stream, fd) in self.outputs.drain(..) {
             match read(&fd, &mut chunk) {
                 // EIO: nobody has the terminal open.
@@ -313,11 +363,11 @@ impl Session {
                     open.push((stream, fd));
                 }
                 Err(Errno::AGAIN | Errno::INTR) => open.push((stream, fd)),
-                Err(e) => return Err(e.into()),
+                Err(e) => failed = Some(e),
             }
         }
         self.outputs = open;
-        Ok(came)
+        failed.map_or(Ok(came), |e| Err(e.into()))
     }
 
     fn send_some(&mut self) -> io::Result<()> {
@@ -352,6 +402,7 @@ pub fn attend(
     program: Pid,
     outputs: &mut Vec<OwnedFd>,
     limit: Option<Duration>,
+    groups: Option<&Groups>,
 ) -> io::Result<Option<u8>> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     let mut wait = || -> io::Result<bool> {
@@ -367,9 +418,9 @@ pub fn attend(
     };
     let ended = wait();
     if !matches!(ended, Ok(true)) {
-        kill(program, Reach::Session);
+        kill(program, Reach::Session, groups);
     }
-    let code = reap(program);
+    let code = reap(program, DEATH);
     if ended? { code.map(Some) } else { Ok(None) }
 }
 
@@ -415,20 +466,6 @@ fn until(deadline: Option<Instant>) -> Option<Timespec> {
     Timespec::try_from(left).ok()
 }
 
-/// Waits for a child and gives its exit code as shells do.
-fn reap(program: Pid) -> io::Result<u8> {
-    loop {
-        match waitpid(Some(program), WaitOptions::empty()) {
-            Err(Errno::INTR) | Ok(None) => {}
-            Err(e) => return Err(e.into()),
-            Ok(Some((_, status))) => {
-                let code = status.exit_status().or(status.terminating_signal().map(|s| 128 + s));
-                return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(125));
-            }
-        }
-    }
-}
-
 /// Sends bytes to a non-blocking client before a deadline.
 ///
 /// # Errors
@@ -451,3 +488,7 @@ pub fn send_all(client: &mut UnixStream, mut bytes: &[u8], deadline: Instant) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;
