@@ -71,7 +71,8 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 
 /// Closes all descriptors above the standard three but those named.
 ///
-/// Called first of all, when this program has opened nothing itself.
+/// Called first of all, when this program has opened nothing itself, or in the child of a fork, which
+/// ends by [`exit_now`] and uses none of the others.
 ///
 /// # Errors
 /// The kernel refuses (before 5.9).

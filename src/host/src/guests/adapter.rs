@@ -15,11 +15,12 @@ use ocivisor_core::ports::{Adoption, GuestView, Guests};
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::{GuestExit, GuestFacts, ProcessRef};
 use ocivisor_shim::client::{Client, ClientError};
-use ocivisor_shim::{exit, facts, json, sys};
+use ocivisor_shim::{exit, sys};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::exec::cards;
 use super::{ExitFds, HostGuests, Settings, bundle, client};
 use crate::fs::{self, io_error};
 use crate::layout::VmRun;
@@ -261,7 +262,7 @@ impl Guests for HostGuests {
                 kill_and_wait(shim, DEATH).map_err(|e| e.context(format!("shim of guest {id}")))?;
             }
         }
-        for session in exec_sessions(run.sockets()) {
+        for session in cards(run.sockets()).into_iter().filter_map(|(_, process)| process) {
             kill_and_wait(session, DEATH)
                 .map_err(|e| e.context(format!("exec session of guest {id}")))?;
         }
@@ -460,21 +461,6 @@ fn remove_files(run: &VmRun) -> Result<()> {
         fs::drop_file(&file)?;
     }
     fs::drop_file(&facts)
-}
-
-/// Processes of exec sessions, as their `*.json` name them: `{"pid":…,"start_ticks":…}`.
-fn exec_sessions(dir: &Path) -> Vec<ProcessRef> {
-    let Ok(entries) = stdfs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let jsons = paths.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
-    let read = |path: PathBuf| {
-        let value = json::parse(&fs::read_bounded(&path, facts::MAX_FILE).ok()??)?;
-        let pid = u32::try_from(value.number("pid")?).ok()?;
-        Some(ProcessRef { pid, start_ticks: value.number("start_ticks")? })
-    };
-    jsons.filter_map(read).collect()
 }
 
 /// Process ids in a `cgroup.procs`; none if the group is not there. Zero stands for a process of

@@ -4,21 +4,26 @@
 use std::fs::{self as stdfs, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
-use ocivisor_core::state::GuestFacts;
+use ocivisor_core::state::{GuestFacts, ProcessRef};
+use ocivisor_shim::{facts, json};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 
 use super::HostGuests;
 use super::spawn::quiet;
 use super::sys::Life;
-use crate::fs::io_error;
+use crate::fs::{self, io_error};
+use crate::process;
 
 /// Most sessions in one guest: a client that begins them without end hurts itself alone.
 const MAX_SESSIONS: usize = 64;
+/// Most that only wait for the end of what their command left running: each is a process of the host.
+const MAX_LEFT: usize = 256;
 
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -127,9 +132,17 @@ impl HostGuests {
         let run = self.settings.layout.run_vm(id);
         self.ensure_sockets(id)?;
         let dir = run.sockets();
-        if sessions(dir) >= MAX_SESSIONS {
+        let (left, busy): (Vec<_>, Vec<_>) =
+            living(dir)?.into_iter().partition(|path| path.as_os_str().as_bytes().ends_with(LEFT));
+        if busy.len() >= MAX_SESSIONS {
             let what = format!("vm {id} has {MAX_SESSIONS} exec sessions already");
             return Err(Error::new(ErrorKind::Exhausted, what).hint("end some of them"));
+        }
+        if left.len() >= MAX_LEFT {
+            let what =
+                format!("vm {id} has {MAX_LEFT} commands that ended and left something running");
+            let hint = "end it, or let it close its standard output and error";
+            return Err(Error::new(ErrorKind::Exhausted, what).hint(hint));
         }
         let token = random()?;
         let socket = dir.join(&token[..12]);
@@ -155,11 +168,41 @@ impl HostGuests {
     }
 }
 
-/// Sessions there, as their cards tell.
-fn sessions(dir: &Path) -> usize {
-    let entries = stdfs::read_dir(dir).map(|e| e.filter_map(std::io::Result::ok));
-    let is_session = |e: &stdfs::DirEntry| e.path().extension().is_some_and(|ext| ext == "json");
-    entries.map_or(0, |entries| entries.filter(is_session).count())
+/// How the card of one that only hears out what is left ends.
+const LEFT: &[u8] = b".left.json";
+
+/// The cards of a VM's sessions: what names their processes, if it is whole.
+pub(super) fn cards(dir: &Path) -> Vec<(PathBuf, Option<ProcessRef>)> {
+    let entries = stdfs::read_dir(dir).into_iter().flatten().filter_map(std::io::Result::ok);
+    let paths = entries.map(|entry| entry.path());
+    let read = |path: &Path| {
+        let value = json::parse(&fs::read_bounded(path, facts::MAX_FILE).ok()??)?;
+        let pid = u32::try_from(value.number("pid")?).ok()?;
+        Some(ProcessRef { pid, start_ticks: value.number("start_ticks")? })
+    };
+    let cards = paths.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
+    let whole = |path: PathBuf| {
+        let process = read(&path);
+        (path, process)
+    };
+    cards.map(whole).collect()
+}
+
+/// The cards of sessions that live, or are just about to say so. What one left that was killed goes.
+fn living(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut living = Vec::new();
+    for (card, process) in cards(dir) {
+        if process.is_none_or(process::is_alive) {
+            living.push(card);
+            continue;
+        }
+        let socket = card.file_name().and_then(|name| name.to_str()?.split('.').next());
+        if let Some(socket) = socket {
+            fs::drop_file(&dir.join(socket))?;
+        }
+        fs::drop_file(&card)?;
+    }
+    Ok(living)
 }
 
 /// 32 hex digits that nobody guesses.
@@ -177,4 +220,36 @@ pub(super) fn in_memory(name: &str, bytes: &[u8]) -> std::io::Result<File> {
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sessions_that_live_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let me = process::process_ref(std::process::id()).unwrap();
+        let card = |ticks: u64| format!("{{\"pid\":{},\"start_ticks\":{ticks}}}\n", me.pid);
+        for (name, text) in [
+            ("alive.json", card(me.start_ticks)),
+            ("left.left.json", card(me.start_ticks)),
+            ("begins.json", String::new()),
+            ("dead.json", card(me.start_ticks + 1)),
+            ("dead", String::new()),
+            ("gone.left.json", card(me.start_ticks + 1)),
+            ("other", String::new()),
+        ] {
+            fs::replace(&at(name), text.as_bytes()).unwrap();
+        }
+        let mut found = living(dir.path()).unwrap();
+        found.sort();
+        assert_eq!(found, ["alive.json", "begins.json", "left.left.json"].map(at));
+        let rest = stdfs::read_dir(dir.path()).unwrap();
+        let mut rest: Vec<_> = rest.map(|entry| entry.unwrap().path()).collect();
+        rest.sort();
+        assert_eq!(rest, ["alive.json", "begins.json", "left.left.json", "other"].map(at));
+        assert_eq!(living(&at("none")).unwrap(), Vec::<PathBuf>::new());
+    }
 }

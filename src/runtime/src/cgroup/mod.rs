@@ -267,6 +267,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "plays control groups")]
     fn processes_are_those_of_the_group_and_below() {
         let dir = tempfile::tempdir().unwrap();
         let group = |at: &str, procs: &str| {

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
+use std::os::fd::{AsRawFd, RawFd};
 
 use ocivisor_copy::Notes;
 use ocivisor_copy::pack::{Source, pack};
@@ -37,7 +38,8 @@ pub fn begin(wish: &CopyRequest, guest: &Guest) -> io::Result<(Pid, Streams)> {
         sys::Fork::Child => {
             drop((stdin, stdout, stderr));
             let mut notes = Notes::default();
-            let done = enter(guest, own)
+            let keep = [&input, &output, &report, &guest.init].map(AsRawFd::as_raw_fd);
+            let done = enter(guest, own, &keep)
                 .and_then(|()| copy(wish, File::from(input), File::from(output), &mut notes));
             let mut said: String = notes.lines().map(|line| format!("note {line}\n")).collect();
             if let Err(error) = &done {
@@ -52,7 +54,10 @@ pub fn begin(wish: &CopyRequest, guest: &Guest) -> io::Result<(Pid, Streams)> {
     }
 }
 
-fn enter(guest: &Guest, parent: Pid) -> Result<()> {
+fn enter(guest: &Guest, parent: Pid, keep: &[RawFd]) -> Result<()> {
+    // Not the session's: it would hold its client's connection open, and there is nothing of it in the guest.
+    sys::close_all_but(keep)
+        .map_err(|e| Error::new(ErrorKind::Host, format!("close descriptors: {e}")))?;
     // Killed as programs are: by session and group.
     rustix::process::setsid()
         .map_err(|e| Error::new(ErrorKind::Host, format!("begin a session: {e}")))?;

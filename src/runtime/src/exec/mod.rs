@@ -12,7 +12,8 @@
 //!      --request-fd N --status-fd M
 //! ```
 //!
-//! `S` gets a neighbour `S` with `.json` for its ending, which names this process while it lives.
+//! `S` gets a neighbour `S` with `.json` for its ending, which names this process while it lives; `.left.json` when
+//! it only hears out what its program left running.
 //! On the status descriptor comes `ready` or `error KIND MESSAGE`.
 
 mod copy;
@@ -29,7 +30,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
         }
     };
     let prepared = settled.and_then(|()| prepare(&place, asked));
-    let (request, guest, door) = match prepared {
+    let (request, guest, mut door) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
             status::report(told, &e);
@@ -117,7 +118,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
     };
     // The caller, if it is gone, gave up on the session; nobody will come.
     let told = File::from(told).write_all(b"ready\n");
-    let served = told.and_then(|()| serve(&request, &guest, &door));
+    let served = told.and_then(|()| serve(&request, &guest, &mut door));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -168,6 +169,16 @@ impl Door {
         Ok(door)
     }
 
+    /// Hears out what a program left running. That goes on for days, and is no session that anybody has.
+    fn hear_out(&mut self, outputs: Vec<OwnedFd>) -> io::Result<()> {
+        let left = self.socket.with_extension("left.json");
+        // If it cannot be said, this counts as a session.
+        if !outputs.is_empty() && rename_card(&self.card, &left).is_ok() {
+            self.card = left;
+        }
+        relay::hear_out(outputs)
+    }
+
     /// The first connection with the right token, and what came behind the token.
     fn admit(&self, token: &str) -> io::Result<(UnixStream, Vec<u8>)> {
         let deadline = Instant::now() + CLIENT;
@@ -183,6 +194,14 @@ impl Door {
             }
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it names who lives; a crash ends that, so nothing is synced"
+)]
+fn rename_card(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
 }
 
 impl Drop for Door {
@@ -225,7 +244,7 @@ fn check_token(client: &mut UnixStream, token: &str, deadline: Instant) -> io::R
     if difference == 0 { Ok(rest) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
+fn serve(request: &Request, guest: &Guest, door: &mut Door) -> io::Result<()> {
     let (mut client, early) = door.admit(&request.token)?;
     // Nobody else needs the socket; the card stays, because this process does.
     fs::remove_file(&door.socket)?;
@@ -246,7 +265,7 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
             let groups = Some(&guest.groups);
             let attended = relay::attend(program, &mut outputs, request.limit(), groups);
             // What it left behind goes on in any case.
-            let heard = relay::hear_out(outputs);
+            let heard = door.hear_out(outputs);
             attended.and(heard)
         }
         Ok((program, streams)) => {
@@ -258,7 +277,9 @@ fn serve(request: &Request, guest: &Guest, door: &Door) -> io::Result<()> {
                 tidies: request.copy.as_ref().is_some_and(receives),
                 groups: Some(&guest.groups),
             };
-            Session::new(client, streams, early)?.run(program, terms)
+            let (told, outputs) = Session::new(client, streams, early)?.run(program, terms);
+            let heard = door.hear_out(outputs);
+            told.and(heard)
         }
         Err(refusal) => {
             let mut last = Vec::new();

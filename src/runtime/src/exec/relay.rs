@@ -146,12 +146,12 @@ impl Session {
     }
 
     /// Relays until the program, a child of this process, ended, or had its time, or the client went
-    /// away; and reads on as long as anything the program left behind may write, which ends with it
-    /// if it is to be `whole`.
+    /// away. What the program left behind may write on to the outputs that are given back, so they are for
+    /// [`hear_out`].
     ///
     /// # Errors
-    /// The kernel refuses to wait. The program is killed in any case.
-    pub fn run(mut self, program: Pid, terms: Terms<'_>) -> io::Result<()> {
+    /// The kernel refuses to wait, or the client to listen. The program is killed in any case.
+    pub fn run(mut self, program: Pid, terms: Terms<'_>) -> (io::Result<()>, Vec<OwnedFd>) {
         let end = self.relay(program, terms.limit.map(|limit| Instant::now() + limit));
         if matches!(end, Ok(End::ClientGone)) && terms.tidies {
             self.end_input(program);
@@ -169,8 +169,7 @@ impl Session {
         let told = end.and_then(|end| self.tell(end, code, terms.limit));
         // The client knows all that there is to know, or will not hear it.
         drop((self.client, self.input));
-        let heard = hear_out(self.outputs.into_iter().map(|(_, fd)| fd).collect());
-        told.and(heard)
+        (told, self.outputs.into_iter().map(|(_, fd)| fd).collect())
     }
 
     /// The last that the client is told.

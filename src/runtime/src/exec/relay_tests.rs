@@ -60,7 +60,10 @@ fn leave(script: &str, terms: Terms<'_>) -> Program {
     let (mut client, ours) = UnixStream::pair().unwrap();
     let session = Session::new(ours, streams, Vec::new()).unwrap();
     std::thread::scope(|scope| {
-        let run = scope.spawn(|| session.run(pid, terms));
+        let run = scope.spawn(|| {
+            let (told, outputs) = session.run(pid, terms);
+            told.and(hear_out(outputs))
+        });
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 1);
         drop(client);
         run.join().unwrap().unwrap();
