@@ -8,6 +8,7 @@
 )]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -185,6 +186,14 @@ fn a_guest_leads_nobody_to_the_hosts_files() {
     let swap = "mkdir -p /race/a/d; echo inside > /race/a/d/f; ln -s / /race/b; cd /race; \
         while :; do mv a c; mv b a; mv a b; mv c a; done";
     host.cli(&["exec", "-d", "web", "--", "sh", "-c", swap]).ok();
+    for what in ["-L /race/a", "-d /race/a/d"] {
+        wait_for("both of them", || {
+            match host.cli(&["exec", "web", "--", "sh", "-c", &format!("test {what}")]) {
+                answer if answer.code == 0 => Ok(()),
+                answer => Err(answer),
+            }
+        });
+    }
     for n in 0..10 {
         let to = here.join(format!("race{n}"));
         let answer = cp(&host, &["-q", "web:/race", &to.display().to_string()]);
@@ -192,15 +201,27 @@ fn a_guest_leads_nobody_to_the_hosts_files() {
         // Never what is behind the link.
         for name in ["a", "b", "c"] {
             let got = to.join(name);
-            assert!(got.is_symlink() || !got.join("bin").exists(), "{}", got.display());
+            if got.is_symlink() || !got.exists() {
+                continue;
+            }
+            let within = fs::read_dir(&got).unwrap().map(|entry| entry.unwrap().file_name());
+            assert!(within.eq(["d"]), "{}", got.display());
         }
     }
     // And as the destination: all of it stays inside.
-    for _ in 0..10 {
-        let answer = cp(&host, &[&at("new"), "web:/race/a/tmp/"]);
-        assert!(matches!(answer.code, 0 | 1 | 3 | 4), "{answer:?}");
-    }
-    assert!(!PathBuf::from("/tmp/new").exists());
+    // The host has this directory, too: the one that all of this is in.
+    let both = host.dir().display().to_string();
+    inside(&host, &format!("mkdir -p {both}"));
+    let arrived = (0..40)
+        .filter(|_| {
+            let answer = cp(&host, &[&at("new"), &format!("web:/race/a{both}/")]);
+            assert!(matches!(answer.code, 0 | 3 | 4), "{answer:?}");
+            answer.code == 0
+        })
+        .count();
+    assert!(arrived > 0, "it was never a link when it was looked at");
+    assert_eq!(inside(&host, &format!("cat {both}/new")), "new");
+    assert!(!host.dir().join("new").exists());
 }
 
 #[test]
@@ -218,18 +239,46 @@ fn a_copy_that_is_broken_off_leaves_nothing_running() {
     tool(&["kill", "-INT", &child.id().to_string()]);
     drop(child.stdout.take());
     child.wait().unwrap();
-    // In, from a stream that does not come.
-    let mut into = host.cli_command(&["cp", "-", "web:/tmp"]);
+    // In, from a stream that does not go on: half of a file that is there already.
+    inside(&host, "mkdir /half; echo old > /half/new");
+    fs::write(here.join("new"), vec![b'x'; 2_000_000]).unwrap();
+    let archive = std::process::Command::new("tar")
+        .arg("-C")
+        .arg(&here)
+        .args(["-cf", "-", "new"])
+        .output()
+        .unwrap();
+    let mut into = host.cli_command(&["cp", "-", "web:/half"]);
     let mut child = into.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stream = child.stdin.take().unwrap();
+    stream.write_all(&archive.stdout[..1_000_000]).unwrap();
     wait_for("its session", || match host.counts().processes.len() {
         n if n > before.len() + 1 => Ok(()),
         n => Err(n),
     });
+    // The copy is under way.
+    wait_for("its beginning", || match inside(&host, "ls -A /half | wc -l").trim() {
+        "2" => Ok(()),
+        other => Err(other.to_owned()),
+    });
     tool(&["kill", "-INT", &child.id().to_string()]);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stream);
     wait_for("the end of both", || match host.counts().processes {
         now if now == before => Ok(()),
         now => Err(now),
     });
-    assert!(fs::read_dir(&here).unwrap().next().is_none());
+    assert_eq!(inside(&host, "ls -A /half; cat /half/new"), "new\nold\n");
+
+    // Out, the file half here: what was there before stays.
+    let mut out = host.cli_command(&["cp", "web:/big", &here.join("new").display().to_string()]);
+    let mut child = out.spawn().unwrap();
+    wait_for("its beginning", || match fs::read_dir(&here).unwrap().count() {
+        2 => Ok(()),
+        n => Err(n),
+    });
+    tool(&["kill", "-INT", &child.id().to_string()]);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs::read(here.join("new")).unwrap(), vec![b'x'; 2_000_000]);
+    assert_eq!(fs::read_dir(&here).unwrap().count(), 1);
 }

@@ -7,7 +7,7 @@
     reason = "tests start programs and stop them"
 )]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use ocivisor_tests::{Answer, Host, tool, wait_for};
@@ -15,6 +15,11 @@ use ocivisor_tests::{Answer, Host, tool, wait_for};
 /// A host with a guest `web` that runs.
 fn with_guest() -> Host {
     let host = Host::start();
+    add_guest(&host);
+    host
+}
+
+fn add_guest(host: &Host) {
     let disk = host.add_disk(0).display().to_string();
     host.cli(&[
         "define",
@@ -32,7 +37,6 @@ fn with_guest() -> Host {
     host.cli(&["start", "web"]).ok();
     let prepare = "echo 'log:x:77:app' >> /etc/group; mkdir /srv; chown app /srv";
     host.cli(&["exec", "web", "--", "sh", "-c", prepare]).ok();
-    host
 }
 
 fn exec(host: &Host, options: &[&str], script: &str) -> Answer {
@@ -140,7 +144,9 @@ fn commands_run_as_they_were_asked_to() {
 
 #[test]
 fn commands_end_when_they_must_and_daemons_go_on() {
-    let host = with_guest();
+    let host = Host::start();
+    let before = host.counts();
+    add_guest(&host);
     // Its time.
     let answer = exec(&host, &["--timeout", "300ms"], "sleep 11111 & sleep 11111");
     assert_eq!((answer.code, &*answer.err), (124, "ocivisor: killed, its time of 300ms is over\n"));
@@ -183,9 +189,28 @@ fn commands_end_when_they_must_and_daemons_go_on() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     gone(&host, "sleep 55555");
 
+    // A daemon that says more than a pipe holds outlives who began it and left.
+    let daemon = "setsid sh -c 'echo begun; until test -e /srv/go; do sleep 0.1; done; head -c 1000000 /dev/zero && : > /srv/heard' & sleep 66666";
+    let mut command = host.cli_command(&["exec", "web", "sh", "-c", daemon]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = [0; 6];
+    child.stdout.take().unwrap().read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"begun\n");
+    tool(&["kill", "-INT", &child.id().to_string()]);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    gone(&host, "sleep 66666");
+    exec(&host, &[], "touch /srv/go").ok();
+    wait_for("its work", || match exec(&host, &[], "ls /srv/heard") {
+        answer if answer.code == 0 => Ok(()),
+        answer => Err(answer),
+    });
+
     // None of it keeps a machine from ending.
-    let before = host.counts();
+    assert_eq!(running(&host, "sleep 22222"), 1);
     host.cli(&["destroy", "web"]).ok();
-    assert_ne!(host.counts(), before);
     host.cli(&["undefine", "web"]).ok();
+    let mut after = host.counts();
+    // What all guests have in common stays with the daemon.
+    after.files.retain(|file| !file.starts_with("r/skeleton"));
+    assert_eq!(after, before);
 }

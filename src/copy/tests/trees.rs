@@ -412,23 +412,56 @@ fn what_the_other_side_would_refuse_is_left_out() {
     assert_eq!((notes.lines().count(), more.lines().count()), (0, 1));
 }
 
+/// Does something whenever a piece of the stream was written.
+struct Meanwhile<F>(F, Vec<u8>);
+
+impl<F: FnMut(&[u8])> std::io::Write for Meanwhile<F> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.1.extend_from_slice(bytes);
+        (self.0)(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_directory_that_becomes_a_link_is_not_left() {
+    for swapped_at in ["from/", "from/a/", "from/a/d/"] {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("from/a/d")).unwrap();
+        fs::create_dir_all(at("outside/d")).unwrap();
+        fs::write(at("from/a/d/f"), "inside").unwrap();
+        fs::write(at("outside/d/f"), "secret").unwrap();
+        fs::write(at("outside/secret"), "secret").unwrap();
+        let swap = |written: &[u8]| {
+            if written.starts_with(&[swapped_at.as_bytes(), &[0]].concat()) {
+                fs::rename(at("from/a"), at("moved")).unwrap();
+                symlink("../outside", at("from/a")).unwrap();
+            }
+        };
+        let mut out = Meanwhile(swap, Vec::new());
+        let from = at("from");
+        pack(Source { path: bytes(&from), follow: false }, &mut out, &mut Notes::default())
+            .unwrap();
+        assert!(at("from/a").is_symlink(), "{swapped_at}");
+        put(&out.1, &at("to"), STRANGER).unwrap();
+        // Before it was looked at it is the link, afterwards the directory that it was.
+        assert_eq!(at("to/a").is_symlink(), swapped_at == "from/", "{swapped_at}");
+        assert!(!out.1.windows(6).any(|bytes| bytes == b"secret"), "{swapped_at}");
+    }
+}
+
 #[test]
 fn a_file_that_becomes_shorter_is_told_of() {
-    struct Cutter(fs::File, Vec<u8>);
-    impl std::io::Write for Cutter {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.set_len(1000)?;
-            self.1.write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     fs::write(&path, vec![1; 5000]).unwrap();
     let mut notes = Notes::default();
-    let mut out = Cutter(fs::File::options().write(true).open(&path).unwrap(), Vec::new());
+    let log = fs::File::options().write(true).open(&path).unwrap();
+    let mut out = Meanwhile(|_: &[u8]| log.set_len(1000).unwrap(), Vec::new());
     pack(Source { path: bytes(&path), follow: false }, &mut out, &mut notes).unwrap();
     let notes: Vec<String> = notes.lines().collect();
     assert_eq!(notes, ["log became shorter meanwhile: zeros at its end"]);
