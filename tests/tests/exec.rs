@@ -107,9 +107,10 @@ fn commands_run_as_they_were_asked_to() {
     let _broken = child.stdin.take().unwrap().write_all(&vec![b'\n'; 3_000_000]);
     assert_eq!(child.wait().unwrap().code(), Some(4));
 
-    // A terminal of its own. script(1) gives us one, too.
+    // A terminal of its own. script(1) gives us one, too. Its size comes right after its program.
+    let program = "tty; until stty size; do sleep 0.1; done 2>/dev/null; read x; echo got $x";
     let line = format!(
-        "exec {} exec -it web sh -c 'tty; stty size; read x; echo got $x'",
+        "exec {} exec -it web sh -c '{program}'",
         ocivisor_tests::bin_dir().join("ocivisor").display()
     );
     let mut script = Command::new("script");

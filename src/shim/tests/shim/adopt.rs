@@ -49,7 +49,7 @@ fn with_the_master_the_console_goes_on_and_the_exit_code_is_known() {
 #[test]
 fn without_the_master_the_guest_runs_on_and_its_end_is_known() {
     // Losing the last master hangs the terminal up; an init ignores that.
-    let mut guest = Guest::run("trap '' HUP; echo ready; sleep 1000 & wait");
+    let mut guest = Guest::run("trap '' HUP; echo ready; while :; do sleep 1; done");
     until("ready", || guest.log_text().contains("ready").then_some(()));
     guest.kill_shim();
     guest.adopt(None).unwrap();
