@@ -448,7 +448,7 @@ pub(crate) fn set_state(record: &mut Record, state: VmState, now: Timestamp) {
 
 pub(crate) fn finish(record: &mut Record, op: &Operation, at: Timestamp, result: Result<()>) {
     record.op = None;
-    upkeep::ended(record, op.request.kind(), result.is_ok(), at);
+    upkeep::ended(record, op.request.kind(), &result, at);
     record.finished.push(Finished {
         id: op.id,
         request_id: op.request_id.clone(),

@@ -72,7 +72,8 @@ struct State {
     fault: Option<(usize, Fault)>,
     trace: Vec<String>,
     stubborn: bool,
-    short_lived: bool,
+    /// How guests end as soon as they start.
+    short_lived: Option<GuestExit>,
     /// What guests were told, and their limits.
     told: BTreeMap<VmId, Context>,
     limits: BTreeMap<VmId, Resources>,
@@ -132,9 +133,9 @@ impl FakeHost {
         self.state().stubborn = true;
     }
 
-    /// Guests end as soon as they start from now on.
-    pub fn make_guests_short_lived(&self) {
-        self.state().short_lived = true;
+    /// Guests end so as soon as they start from now on.
+    pub fn make_guests_short_lived(&self, exit: GuestExit) {
+        self.state().short_lived = Some(exit);
     }
 
     /// The guest ends by itself.
@@ -453,11 +454,8 @@ impl Guests for FakeHost {
             "start_guest",
             |_| {},
             |state| {
-                let guest = if state.short_lived {
-                    Guest::Exited(GuestExit::Code(3))
-                } else {
-                    Guest::Running { shim: true }
-                };
+                let running = Guest::Running { shim: true };
+                let guest = state.short_lived.map_or(running, Guest::Exited);
                 state.guests.insert(id.clone(), guest);
                 Ok(())
             },

@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use crate::error::{ErrorKind, Result};
 use crate::spec::{Platform, Restart, Upkeep};
 use crate::state::{GuestExit, OpKind, Record, Tally, Timestamp, VmState};
 
@@ -128,19 +129,26 @@ pub(crate) fn begun(record: &mut Record, kind: OpKind, defined: Option<&Upkeep>,
 }
 
 /// Takes down what the end of an operation means, to be written with it.
-pub(crate) fn ended(record: &mut Record, kind: OpKind, done: bool, at: Timestamp) {
+pub(crate) fn ended(record: &mut Record, kind: OpKind, result: &Result<()>, at: Timestamp) {
     let tally = &mut record.tally;
     if record.spec.upkeep == Upkeep::default() {
         return;
     }
     match kind {
-        OpKind::Start | OpKind::Deploy | OpKind::Reboot | OpKind::Reset if done => {
+        OpKind::Start | OpKind::Deploy | OpKind::Reboot | OpKind::Reset if result.is_ok() => {
             // Wanted from now on: of a start that failed its caller knows, and decides.
             (tally.wanted, tally.failed) = (true, false);
         }
         OpKind::Restart => {
             tally.restarts = tally.restarts.saturating_add(1);
-            tally.failed = !done;
+            tally.failed = match result {
+                Ok(()) => false,
+                // It ran and ended as any other, only that it did so at once.
+                Err(error) if error.kind == ErrorKind::GuestExited => {
+                    record.last_exit.is_none_or(is_failure)
+                }
+                Err(_) => true,
+            };
         }
         OpKind::Collect => {
             if at.0.saturating_sub(tally.since.0) >= GOOD_RUN.as_millis() as u64 {

@@ -209,7 +209,7 @@ fn a_change_of_nothing_is_true_already_and_one_that_cannot_be_is_denied() {
 #[test]
 fn a_guest_that_ends_at_once_is_a_failed_start() {
     let daemon = prepared(&[]);
-    daemon.host.make_guests_short_lived();
+    daemon.host.make_guests_short_lived(GuestExit::Code(3));
     let Seen::Answer(Err(error)) = daemon.ask("one-1", deploy("one-1")) else { panic!() };
     assert_eq!(error.kind, ErrorKind::GuestExited);
     assert_eq!(error.message, "deploy vm one-1: the guest ended at once with exit code 3");

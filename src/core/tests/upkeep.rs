@@ -116,13 +116,46 @@ fn what_an_end_means_is_the_policys() {
 fn a_guest_that_fails_at_once_counts_as_well() {
     let daemon = running(Restart::OnFailure { most: Some(2) }, None);
     end(&daemon, FAILED);
-    daemon.host.make_guests_short_lived();
+    daemon.host.make_guests_short_lived(FAILED);
     let mut tries = 0;
     while supervise(&daemon) {
         tries += 1;
         assert_eq!(daemon.state("web"), Some(VmState::Stopped));
     }
     assert_eq!((tries, tally(&daemon).restarts), (2, 2));
+}
+
+/// The daemon dies at every call of the restart, also after the guest has ended.
+#[test]
+fn a_job_that_succeeds_at_once_is_not_done_twice() {
+    for fault in [Fault::CrashBefore, Fault::CrashHalfway, Fault::CrashAfter] {
+        for at in 0..200 {
+            let daemon = running(Restart::OnFailure { most: Some(5) }, None);
+            end(&daemon, FAILED);
+            daemon.host.make_guests_short_lived(GuestExit::Code(0));
+            daemon.host.inject(at, fault);
+            assert!(supervise(&daemon));
+            let reached = daemon.host.heal();
+            daemon.restart();
+            // It may have died before the restart was on record.
+            if what_next(&daemon) != Next::Rest {
+                assert_eq!(tally(&daemon).restarts, 0, "{fault:?} at {at}");
+                assert!(supervise(&daemon));
+            }
+            let record = daemon.host.record(&id("web")).unwrap();
+            assert_eq!(what_next(&daemon), Next::Rest, "{fault:?} at {at}: {record:?}");
+            assert_eq!(record.last_exit, Some(GuestExit::Code(0)), "{fault:?} at {at}");
+            assert_eq!(
+                (record.tally.restarts, record.tally.failed),
+                (1, false),
+                "{fault:?} at {at}"
+            );
+            if !reached {
+                break;
+            }
+            assert!(at < 199, "not all calls were reached");
+        }
+    }
 }
 
 #[test]
