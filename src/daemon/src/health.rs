@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::health::{Checks, Health};
-use ocivisor_core::ids::VmId;
+use ocivisor_core::ids::{Generation, VmId};
 use ocivisor_core::ports::Guests as _;
 use ocivisor_core::spec::HealthCheck;
 use ocivisor_core::state::{GuestFacts, ProcessRef, Record, VmState};
@@ -29,6 +29,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use crate::holds::Free;
 use crate::vms::{Vms, blocking};
 
 /// Checks that begin at once: each takes a process that enters the guest.
@@ -140,12 +141,14 @@ impl Healths {
             tokio::time::sleep(wait).await;
             first = false;
             // It is about to end, or stands still; neither is its fault.
-            let quiet = vms.get(id).is_ok_and(|now| now.op.is_none() && now.guest == record.guest);
-            if !quiet {
+            let Some(before) = undisturbed(vms, id, facts) else { continue };
+            let ran = vms.host.now().0.saturating_sub(record.tally.since.0);
+            let checked = self.check(vms, id, facts, spec).await;
+            if undisturbed(vms, id, facts) != Some(before) {
+                tracing::debug!(vm = %id, "vm {id}: a health check was disturbed, it does not count");
                 continue;
             }
-            let ran = vms.host.now().0.saturating_sub(record.tally.since.0);
-            match self.check(vms, id, facts, spec).await {
+            match checked {
                 Ok(checked) => {
                     let age = Duration::from_millis(ran);
                     self.note(vms, id, facts, (spec, checked, age)).await;
@@ -237,6 +240,14 @@ impl Healths {
 fn asked(record: &Record) -> Option<(&HealthCheck, &GuestFacts)> {
     let runs = record.state == VmState::Running;
     Some((record.spec.upkeep.health.as_ref().filter(|_| runs)?, record.guest.as_ref()?))
+}
+
+/// Now, if the guest runs and nobody is at work on it. Equal before and after a check: nor was anybody meanwhile.
+fn undisturbed(vms: &Vms, id: &VmId, facts: &GuestFacts) -> Option<(Free, Generation)> {
+    let free = vms.free(id)?;
+    let now = vms.get(id).ok()?;
+    let quiet = now.op.is_none() && now.guest.as_ref() == Some(facts);
+    quiet.then_some((free, now.generation))
 }
 
 /// A VM's place in the interval, 0 to 1: always the same, and another one for each.

@@ -21,6 +21,7 @@ mod events;
 mod exec;
 mod faults;
 mod health;
+mod holds;
 mod host;
 mod ids;
 mod images;

@@ -25,6 +25,7 @@ use tokio::task::spawn_blocking;
 
 use crate::events::Events;
 use crate::faults;
+use crate::holds::{Free, Holds};
 use crate::host::Host;
 use crate::operations::{Operations, Subject};
 
@@ -50,6 +51,7 @@ struct Slot {
     shown: Mutex<Option<Record>>,
     /// Why requests are refused, if the record on disk is damaged.
     damaged: Mutex<Option<String>>,
+    holds: Holds,
 }
 
 #[derive(Debug, Default)]
@@ -412,6 +414,11 @@ impl Vms {
         Ok(())
     }
 
+    /// Now, if the VM is known and nobody holds it ([`Self::hold`]).
+    pub fn free(&self, id: &VmId) -> Option<Free> {
+        lock(&self.slots).get(id)?.holds.free()
+    }
+
     /// Runs `work` on a VM as it is, with nothing else at work on it: requests that would change it
     /// wait meanwhile; those that end it tell `cancel` first.
     ///
@@ -437,6 +444,7 @@ impl Vms {
         let (done, receiver) = watch::channel(false);
         let give_up = Arc::new(AtomicBool::new(false));
         state.running = Some(Running { give_up, cancel: Some(cancel), done: receiver });
+        slot.holds.begin();
         drop(state);
         let (vms, vm) = (Arc::clone(self), id.clone());
         // A task of its own, so that the slot is free again whatever becomes of the caller.
@@ -444,6 +452,7 @@ impl Vms {
             let host = Arc::clone(&vms.host);
             let worked = blocking(move || work(&host, &record)).await;
             slot.state.lock().await.running = None;
+            slot.holds.end();
             done.send_replace(true);
             // What ended meanwhile was not looked at.
             if let Err(error) = vms.reconcile(&vm, None).await {
