@@ -31,8 +31,14 @@ struct Gate {
 }
 
 impl Gate {
+    /// With a guest `one-0`.
     fn new() -> Self {
-        let mut host = Host::start();
+        let host = Host::start();
+        deploy(&host, "busybox");
+        Self::of(host)
+    }
+
+    fn of(mut host: Host) -> Self {
         let (libexec, dir) = (host.dir().join("libexec"), host.dir().join("gate"));
         std::fs::create_dir(&libexec).unwrap();
         std::fs::create_dir(&dir).unwrap();
@@ -50,7 +56,6 @@ impl Gate {
         );
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        deploy(&host, "busybox");
         let config = host.dir().join("c.toml");
         let text = std::fs::read_to_string(&config).unwrap();
         let before = format!("libexec_dir = \"{}\"", bin_dir().display());
@@ -83,8 +88,9 @@ impl Gate {
     }
 
     /// Whether the guest stands still.
-    fn is_frozen(&self) -> bool {
-        let groups = tool(&["find", "/sys/fs/cgroup", "-type", "d", "-path", &self.group()]);
+    fn is_frozen(&self, vm: &str) -> bool {
+        let group = format!("*/{}/{vm}/guest", self.host.name());
+        let groups = tool(&["find", "/sys/fs/cgroup", "-type", "d", "-path", &group]);
         let says = |file: &str, what: &str| {
             groups.lines().any(|group| {
                 let text = std::fs::read_to_string(Path::new(group).join(file));
@@ -93,10 +99,6 @@ impl Gate {
         };
         assert_ne!(groups, "");
         says("cgroup.events", "frozen 1") || says("freezer.state", "FROZEN")
-    }
-
-    fn group(&self) -> String {
-        format!("*/{}/one-0/guest", self.host.name())
     }
 }
 
@@ -113,7 +115,7 @@ fn a_guest_goes_on_while_its_layer_is_made_and_may_even_end() {
     inside(host, "echo before > /root/note");
     let commit = gate.begin(&["image", "commit", "one-0", "made"]);
     gate.reached(1);
-    assert!(!gate.is_frozen());
+    assert!(!gate.is_frozen("one-0"));
     assert_eq!(inside(host, "echo after > /root/note; cat /root/note"), "after\n");
     // Nobody waits for the rest of the commit, and it needs the guest no more.
     host.cli(&["destroy", "one-0"]).ok();
@@ -132,15 +134,56 @@ fn a_guest_stands_still_while_its_files_are_copied_for_a_disk() {
     let to = host.dir().join("out.raw").display().to_string();
     let export = gate.begin(&["image", "export", "--vm", "one-0", "--format", "raw", "-f", &to]);
     gate.reached(1);
-    assert!(gate.is_frozen());
+    assert!(gate.is_frozen("one-0"));
     gate.open(1);
     // From here on the disk is made: mke2fs, and debugfs for mode and times of the root directory.
     gate.reached(2);
-    assert!(!gate.is_frozen());
+    assert!(!gate.is_frozen("one-0"));
     assert_eq!(inside(host, "echo on"), "on\n");
     (2..=5).for_each(|worker| gate.open(worker));
     ended(export);
     assert_eq!(std::fs::metadata(&to).unwrap().uid(), 0);
+}
+
+#[test]
+fn a_guest_that_stands_still_is_not_taken_for_a_dead_one() {
+    let host = Host::start();
+    let health = ["--health-interval", "100ms", "--health-timeout", "2s", "--health-retries", "1"];
+    // The machine may be slow; until a check succeeds once, none that fails counts.
+    let patient = ["--health-start-period", "10m", "--health-on-failure", "kill"];
+    let lives = ["--", "sleep", "1000"];
+    for (number, vm, check) in [(0, "read", "true"), (1, "other", "echo >> /checks")] {
+        let disk = host.add_disk(number).display().to_string();
+        let fixed = ["define", vm, "--disk", &disk, "--memory", "64M", "--init", "application"];
+        let check = ["--health-cmd", check];
+        // How the other one fares says nothing; it counts the time.
+        let patient = if vm == "read" { &patient[..] } else { &[] };
+        host.cli(&[&fixed[..], &health, patient, &check, &lives].concat()).ok();
+        host.cli(&["start", vm]).ok();
+    }
+    let gate = Gate::of(host);
+    let host = &gate.host;
+    let health = || host.info("read").unwrap()["health"]["status"].clone();
+    let healthy = || if health() == "healthy" { Ok(()) } else { Err(host.info("read")) };
+    wait_for("a first check", healthy);
+    let first = host.info("read").unwrap()["guest"]["init"].clone();
+    let checks = || host.cli(&["exec", "other", "--", "wc", "-l", "/checks"]).ok();
+    let checks = || checks().split_whitespace().next().unwrap().parse::<u32>().unwrap();
+
+    let to = host.dir().join("out.raw").display().to_string();
+    let export = gate.begin(&["image", "export", "--vm", "read", "--format", "raw", "-f", &to]);
+    gate.reached(1);
+    assert!(gate.is_frozen("read"));
+    // At least three seconds: a check and its timeout.
+    let enough = checks() + 30;
+    wait_for("time", || if checks() >= enough { Ok(()) } else { Err(checks()) });
+    assert_eq!(health(), "healthy");
+    (1..=5).for_each(|worker| gate.open(worker));
+    ended(export);
+    assert_eq!(host.info("read").unwrap()["guest"]["init"], first);
+    let events = host.cli(&["events", "--since", "0", "-o", "json"]).ok();
+    let mut told = events.lines().filter(|line| line.contains("\"read\""));
+    assert!(!told.any(|line| line.contains("unhealthy")), "{events}");
 }
 
 /// podman with a storage of its own. Containers it makes are in control groups named after the host.
