@@ -124,6 +124,39 @@ fn read(group: &Path, file: &str) -> String {
     fs::read_to_string(group.join(file)).unwrap().trim().to_owned()
 }
 
+/// The lines of a section of a unit.
+fn section<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = unit.lines().skip_while(|line| *line != format!("[{name}]")).skip(1);
+    lines.take_while(|line| !line.starts_with('[')).collect()
+}
+
+#[test]
+fn the_service_is_never_given_up_and_waits_for_what_it_needs() {
+    let (unit, service) = (section(SERVICE, "Unit"), section(SERVICE, "Service"));
+    // In the section of the service systemd ignores it, and gives up after five starts in ten seconds.
+    assert!(unit.contains(&"StartLimitIntervalSec=0"), "{unit:?}");
+    assert!(service.contains(&"Restart=on-failure") && service.contains(&"RestartSec=1s"));
+    assert!(unit.contains(&"RequiresMountsFor=/var/lib/ocivisor"), "{unit:?}");
+    // Ordering alone would not bring the target about.
+    assert!(unit.contains(&"Wants=network-online.target"), "{unit:?}");
+    let after = unit.iter().find_map(|line| line.strip_prefix("After=")).unwrap();
+    assert!(after.split(' ').any(|unit| unit == "network-online.target"), "{after}");
+}
+
+#[test]
+#[ignore = "needs systemd and cgroup v2 alone: cargo xtask test --vm"]
+fn a_daemon_that_dies_again_and_again_is_started_each_time() {
+    let host = Host::without_daemon();
+    let service = Service::start(&host);
+    // One more than systemd bears in ten seconds of a service that says nothing of it.
+    for _ in 0..6 {
+        let daemon = service.main_pid();
+        tool(&["kill", "-9", &daemon]);
+        service.another_than(&daemon);
+    }
+    host.cli(&["list"]).ok();
+}
+
 #[test]
 #[ignore = "needs systemd and cgroup v2 alone: cargo xtask test --vm"]
 fn guests_outlive_every_end_of_the_service() {
@@ -184,8 +217,7 @@ fn deploys_go_on_while_the_service_is_restarted_and_killed() {
     const GUESTS: u32 = 6;
     const CUT_OFF: &str = "ocivisord ended meanwhile; nothing of it was left running; try again";
     let host = Host::without_daemon();
-    // Four ends in a few seconds are more than systemd thinks healthy of a service.
-    let service = Service::start_with(&host, "[Unit]\nStartLimitIntervalSec=0\n");
+    let service = Service::start(&host);
     for vm in 0..GUESTS {
         host.add_disk(vm);
     }
