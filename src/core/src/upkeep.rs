@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
 use crate::spec::{Platform, Restart, Upkeep};
-use crate::state::{GuestExit, OpKind, Record, Tally, Timestamp, VmState};
+use crate::state::{Finished, GuestExit, OpKind, Record, Tally, Timestamp, VmState};
 
 /// Wait before the first restart of a row; each further one waits twice as long. As Docker's.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -26,6 +26,10 @@ const LONGEST_DELAY: Duration = Duration::from_mins(1);
 /// A guest that ran for so long begins a new row: long against the longest wait, so that one that
 /// cannot live does not look as if it could.
 const GOOD_RUN: Duration = Duration::from_mins(1);
+
+/// How often in a row a start with the host is tried that the host itself let fail: with the waits between
+/// them for some minutes, in which addresses, bridges and mounts of a host that boots come.
+const WITH_THE_HOST: u32 = 12;
 
 /// What is to be done for a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub fn next(record: &Record, now: Timestamp, host_boot: &str) -> Next {
         return if due { Next::InTurn(turn) } else { Next::Rest };
     }
     let again = match upkeep.restart {
-        Restart::No => false,
+        Restart::No => upkeep.autostart.is_some() && host_failed(record),
         Restart::OnFailure { .. } => tally.failed && !gave_up(record),
         Restart::UnlessStopped | Restart::Always => true,
     };
@@ -79,6 +83,17 @@ pub fn gave_up(record: &Record) -> bool {
     let Restart::OnFailure { most: Some(most) } = record.spec.upkeep.restart else { return false };
     let Tally { wanted, failed, restarts, .. } = record.tally;
     record.state == VmState::Stopped && wanted && failed && restarts >= most
+}
+
+/// Whether the last that happened is a start of our own that failed by the host, not by the guest, and may
+/// succeed if it is tried again.
+fn host_failed(record: &Record) -> bool {
+    let last = record.finished.iter().rfind(|done| done.kind != OpKind::Change);
+    let Some(Finished { kind: OpKind::Restart, result: Err(error), .. }) = last else {
+        return false;
+    };
+    let passes = matches!(error.kind, ErrorKind::Host | ErrorKind::NotFound | ErrorKind::Conflict);
+    passes && record.tally.restarts < WITH_THE_HOST
 }
 
 /// Whether it may be started although nobody asks, now or in its turn: then a wish for its end must be

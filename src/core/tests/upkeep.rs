@@ -246,6 +246,51 @@ fn after_the_host_booted_each_has_its_turn_once() {
     }
 }
 
+/// Addresses and bridges may come later than the daemon.
+#[test]
+fn a_start_with_the_host_that_the_host_let_fail_is_tried_again_for_a_while() {
+    let boot = || {
+        let daemon = running(Restart::No, Some(7));
+        daemon.host.reboot();
+        daemon.restart();
+        daemon
+    };
+    let fails = |daemon: &Daemon| {
+        // Soon enough that no guest is there.
+        daemon.host.inject(2, Fault::Fail);
+        assert!(supervise(daemon));
+        daemon.host.heal();
+        assert!(!runs(daemon));
+    };
+    let daemon = boot();
+    fails(&daemon);
+    fails(&daemon);
+    assert!(matches!(what_next(&daemon), Next::After(wait) if !wait.is_zero()));
+    // As another daemon sees it, too.
+    daemon.restart();
+    assert!(supervise(&daemon));
+    assert!(runs(&daemon));
+    // What the guest does then is as it was wished for.
+    end(&daemon, FAILED);
+    assert_eq!(what_next(&daemon), Next::Rest);
+
+    let daemon = boot();
+    for _ in 0..12 {
+        fails(&daemon);
+    }
+    assert_eq!((what_next(&daemon), tally(&daemon).restarts), (Next::Rest, 12));
+
+    // A guest that ends at once is not tried again, nor one that was stopped meanwhile.
+    let daemon = boot();
+    daemon.host.make_guests_short_lived(FAILED);
+    assert!(supervise(&daemon));
+    assert_eq!(what_next(&daemon), Next::Rest);
+    let daemon = boot();
+    fails(&daemon);
+    assert_eq!(daemon.ask("web", DESTROY), Seen::Answer(Ok(())));
+    assert_eq!(what_next(&daemon), Next::Rest);
+}
+
 #[test]
 fn a_definition_is_not_started_before_the_host_is_booted() {
     let daemon = Daemon::new();
