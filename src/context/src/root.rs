@@ -36,6 +36,10 @@ use crate::content::{Content, Sum};
 /// one in that directory.
 const UNFINISHED: &str = ".ocivisor-tell";
 
+/// How often a walk is begun that a rename on the host may have met: then the kernel cannot tell whether a `..` led
+/// out, and openat2(2) says to try again.
+const WALKS: u32 = 1024;
+
 /// Filesystems of the kernel, where names are no files of an image; linux/magic.h: proc, sysfs, cgroup, cgroup2,
 /// devpts, debugfs, tracefs, bpf, securityfs.
 const KERNEL: [u32; 9] = [
@@ -169,7 +173,7 @@ impl Root {
     #[must_use]
     pub fn leads_to(&self, path: &str, want: FileType) -> bool {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat2(&self.dir, path, flags, Mode::empty(), inside()).and_then(fstat);
+        let found = open_at(&self.dir, Path::new(path), flags, inside()).and_then(fstat);
         found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == want)
     }
 
@@ -283,7 +287,7 @@ impl Root {
     pub fn is_roots_alone(&self, path: &str) -> Result<bool> {
         let whole = checked(path)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(&self.dir, whole, flags, Mode::empty(), inside()).and_then(fstat) {
+        match open_at(&self.dir, whole, flags, inside()).and_then(fstat) {
             Err(Errno::NOENT) => Ok(true),
             Err(e) => Err(in_the_way(whole, e)),
             Ok(stat) => Ok(!others_write(&stat)),
@@ -297,7 +301,7 @@ impl Root {
     pub fn hold_dir(&self, path: &str, patience: Duration) -> Result<Option<File>> {
         let whole = checked(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = match openat2(&self.dir, whole, flags, Mode::empty(), inside()) {
+        let dir = match open_at(&self.dir, whole, flags, inside()) {
             Err(Errno::NOENT) => return Ok(None),
             other => other.map_err(|e| in_the_way(whole, e))?,
         };
@@ -390,15 +394,15 @@ impl Root {
             let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
             above.reverse();
             for above in above {
-                let dir = openat2(&self.dir, above, flags, Mode::empty(), inside())?;
+                let dir = open_at(&self.dir, above, flags, inside())?;
                 if others_write(&fstat(&dir)?) {
                     let rest = path.strip_prefix(above).map_err(|_| Errno::INVAL)?;
                     let plainly = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-                    return openat2(&dir, rest, flags, Mode::empty(), plainly);
+                    return open_at(&dir, rest, flags, plainly);
                 }
             }
         }
-        openat2(&self.dir, path, flags, Mode::empty(), inside())
+        open_at(&self.dir, path, flags, inside())
     }
 
     fn place_for_writing<'a>(&self, path: &'a str) -> Result<Place<'a>> {
@@ -474,6 +478,30 @@ fn give(file: impl AsFd, access: Access) -> std::result::Result<(), Errno> {
 /// Whether somebody else than root may change names in a directory.
 fn others_write(stat: &Stat) -> bool {
     stat.st_uid != 0 || stat.st_mode & 0o002 != 0 || (stat.st_gid != 0 && stat.st_mode & 0o020 != 0)
+}
+
+/// openat2(2) without creation, tried again if a rename or a mount anywhere on the host met the walk over a `..`
+/// ([`WALKS`]).
+fn open_at(
+    dir: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    how: ResolveFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    again(|| openat2(&dir, path, flags, Mode::empty(), how))
+}
+
+/// Calls until the answer is another than "try again", within bounds: a guest may rename without end.
+fn again<T>(
+    mut call: impl FnMut() -> std::result::Result<T, Errno>,
+) -> std::result::Result<T, Errno> {
+    for _ in 0..WALKS {
+        match call() {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 /// Links end inside, and none of the kernel's own (`/proc/self/fd`) is followed.

@@ -147,3 +147,50 @@ fn with_a_users_rights_a_process_stays_tied_to_its_parent() {
     guest.write("/x").unwrap();
     assert_eq!(std::fs::metadata(guest.path("x")).unwrap().uid(), 0);
 }
+
+#[test]
+fn a_rename_elsewhere_on_the_host_does_not_disturb_a_walk() {
+    let guest = Guest::new();
+    std::fs::create_dir(guest.path("d")).unwrap();
+    symlink(format!("{}d", "d/../".repeat(20)), guest.path("winding")).unwrap();
+    guest.root.write("/d/file", &Content::Bytes(b"x".to_vec()), Access::root(0o600)).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (one, other) = (elsewhere.path().join("one"), elsewhere.path().join("other"));
+    std::fs::create_dir(&one).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(order) {
+                rustix::fs::rename(&one, &other).unwrap();
+                rustix::fs::rename(&other, &one).unwrap();
+            }
+        });
+        // What each walk would meet without another try.
+        let plain = || {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            openat2(&guest.root.dir, "/winding", flags, Mode::empty(), inside())
+        };
+        let (mut met, mut led, mut walks) = (0, true, 0);
+        while met < 50 && walks < 1_000_000 {
+            walks += 1;
+            met += u32::from(plain().is_err_and(|e| e == Errno::AGAIN));
+            led &= guest.root.leads_to("/winding/file", FileType::RegularFile);
+            led &= matches!(guest.root.read("/winding/file", 9), Ok(Node::File(..)));
+        }
+        done.store(true, order);
+        assert_eq!((met, led), (50, true), "{walks} walks");
+    });
+}
+
+#[test]
+fn a_walk_that_is_met_each_time_ends() {
+    let mut calls = 0;
+    let met: std::result::Result<(), Errno> = again(|| {
+        calls += 1;
+        Err(if calls % 2 == 0 { Errno::AGAIN } else { Errno::INTR })
+    });
+    assert_eq!((met, calls), (Err(Errno::AGAIN), WALKS));
+    let mut answers = [Err(Errno::AGAIN), Err(Errno::NOENT), Ok(())].into_iter();
+    assert_eq!(again(|| answers.next().unwrap()), Err(Errno::NOENT), "an answer is an answer");
+}
