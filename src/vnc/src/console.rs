@@ -34,7 +34,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 /// Pauses between two looks for a guest that is away: the first, and the longest.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
-/// Bytes that are read at once.
+/// Bytes of output that are read at once: few, because the clock is looked at between two reads.
+const PIECE: usize = 4 * 1024;
+/// Bytes that are thrown away at once.
 const CHUNK: usize = 16 * 1024;
 
 /// What there is to say of the console.
@@ -283,9 +285,9 @@ impl Console {
         }
     }
 
-    /// Reads what the viewer has, about as many bytes as wanted; returns how many it was.
+    /// Reads what the viewer has until it is as many bytes as wanted, a few thousand at once; returns how many it was.
     pub fn read(&mut self, most: usize, now: Instant, mut take: impl FnMut(Said)) -> usize {
-        let mut chunk = [0; CHUNK];
+        let mut chunk = [0; PIECE];
         let mut read = 0;
         while read < most
             && let Viewer::Here { stream, decoder, ended } = &mut self.viewer

@@ -71,6 +71,7 @@ pub mod mouse;
 pub mod paste;
 pub mod picture;
 pub mod pointer;
+pub mod portion;
 pub mod record;
 pub mod rfb;
 pub mod screen;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One thread, because everything meets in one terminal and nothing here waits: sockets do not block, and the longest
-//! pieces of work are to encode a rectangle and to print [`PORTION`] bytes. Threads would cost a stack per client and a
+//! pieces of work are to encode a rectangle and to print a portion ([`crate::portion`]). Threads would cost a stack per client and a
 //! lock around the terminal, and win nothing for a picture of some thousand characters.
 //!
 //! What must hold: nobody makes this process wait, grow or spin. A guest that prints without end is read at a bounded
@@ -24,6 +24,7 @@ use rustix::net::sockopt;
 use crate::console::{Console, Said, Typed};
 use crate::journal::Journal;
 use crate::keys::Meant;
+use crate::portion::Portion;
 use crate::rfb::auth::{Book, Secret};
 use crate::rfb::client::{Client, Scene, Surroundings, Wish};
 use crate::rfb::handshake::Sharing;
@@ -37,12 +38,6 @@ pub const MAX_LISTENERS: usize = 4;
 pub const MAX_CLIENTS: usize = 8;
 /// Clients that knock.
 pub const MAX_KNOCKING: usize = 8;
-/// Bytes of the guest's output that are shown without a pause.
-pub const PORTION: usize = 256 * 1024;
-/// How long a portion has to last while somebody looks.
-const WATCHED: Duration = Duration::from_millis(33);
-/// And while nobody does.
-const UNWATCHED: Duration = Duration::from_millis(100);
 /// Shortest time between two changes of size: programs in the guest draw everything anew.
 const RESIZE_PERIOD: Duration = Duration::from_millis(100);
 /// Pause after descriptors ran out.
@@ -76,13 +71,6 @@ struct Seat {
     client: Client,
 }
 
-/// How much of the guest's output was read since when.
-#[derive(Debug)]
-struct Portion {
-    begin: Instant,
-    used: usize,
-}
-
 /// What a poll found.
 struct Ready {
     gate: bool,
@@ -105,7 +93,7 @@ impl Server {
             name: name.to_owned(),
             journal: Journal::new(name, now),
             seats: Vec::new(),
-            portion: Portion { begin: now, used: 0 },
+            portion: Portion::new(now),
             deaf_until: None,
             resize: None,
             resized: now,
@@ -208,17 +196,20 @@ impl Server {
     /// When the guest's output may be read again, if not now.
     fn fed_at(&self, now: Instant) -> Option<Instant> {
         let watched = self.seats.iter().any(|seat| seat.client.is_in());
-        let end = self.portion.begin + if watched { WATCHED } else { UNWATCHED };
-        (self.portion.used >= PORTION && now < end).then_some(end)
+        self.portion.free_at(watched, now)
     }
 
     fn print(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.portion.begin) >= WATCHED {
-            self.portion = Portion { begin: now, used: 0 };
-        }
-        let most = PORTION.saturating_sub(self.portion.used);
+        self.portion.renew(now);
         let screen = &mut self.screen;
-        self.portion.used += self.console.read(most, now, |said| screen.hear(said, now));
+        while self.portion.has_room() {
+            let begin = Instant::now();
+            let read = self.console.read(1, now, |said| screen.hear(said, now));
+            self.portion.add(read, begin.elapsed());
+            if read == 0 {
+                break;
+            }
+        }
         let answers = self.screen.take_answers();
         if !answers.is_empty() {
             // Without a client nobody types, and the guest is not answered, as on a line without a terminal.

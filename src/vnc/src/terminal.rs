@@ -10,9 +10,12 @@
 //!   (version 0.26 sets no limit).
 //! - Synchronized updates are shown as they come: the library would hold up to 2 MiB back for 150 ms, and clients are
 //!   sent at most thirty pictures a second anyway.
-//! - Size, scrollback and answers are bounded.
+//! - Size, scrollback and answers are bounded, and so is what a few bytes can have done many times: [`allowed`]. What a
+//!   piece takes nevertheless is measured by whoever prints it: [`crate::portion`].
 //!
 //! The guest's environment says `TERM=xterm`, and keys are sent accordingly: [`crate::keys`].
+
+mod allowed;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -24,12 +27,9 @@ use alacritty_terminal::grid::{Dimensions, Scroll};
 use alacritty_terminal::index::{Column, Line};
 use alacritty_terminal::term::cell::{self, Flags};
 use alacritty_terminal::term::{Config, Term, TermMode};
-use alacritty_terminal::vte::ansi::{
-    Attr, CharsetIndex, ClearMode, CursorShape, CursorStyle, Handler, LineClearMode, Mode,
-    PrivateMode, Processor, StandardCharset, TabulationClearMode, Timeout,
-};
-use unicode_width::UnicodeWidthChar;
+use alacritty_terminal::vte::ansi::{CursorShape, Processor, Timeout};
 
+use self::allowed::Allowed;
 use crate::colour::{Light, rgb};
 use crate::font::Glyph;
 use crate::picture::{Cell, Picture, Size, Style};
@@ -45,6 +45,8 @@ pub const MAX_SIZE: Size = Size { columns: 512, rows: 135 };
 const SCROLLBACK: usize = 500;
 /// Bytes of answers to the guest that wait to be fetched.
 const MAX_ANSWERS: usize = 1024;
+/// Bytes that are interpreted at once. What they may have repeated is bounded for each such piece.
+const PIECE: usize = 512;
 
 /// The terminal.
 pub struct Terminal {
@@ -167,10 +169,10 @@ impl Terminal {
     /// Shows what the guest printed.
     pub fn print(&mut self, bytes: &[u8]) {
         // In pieces, so that what is left of strings does not need memory for all.
-        for piece in bytes.chunks(4096) {
+        for piece in bytes.chunks(PIECE) {
             self.plain.clear();
             self.strings.filter(piece, &mut self.plain);
-            self.parser.advance(&mut Allowed(&mut self.term), &self.plain);
+            self.parser.advance(&mut Allowed::new(&mut self.term, self.plain.len()), &self.plain);
         }
     }
 
@@ -178,7 +180,7 @@ impl Terminal {
     pub fn reset(&mut self) {
         self.cut();
         // RIS: modes, colours, both screens and the scrollback.
-        self.parser.advance(&mut Allowed(&mut self.term), b"\x1bc");
+        self.parser.advance(&mut Allowed::new(&mut self.term, 0), b"\x1bc");
         *self.heard.borrow_mut() = Heard::default();
     }
 
@@ -186,7 +188,7 @@ impl Terminal {
     pub fn cut(&mut self) {
         self.strings.cut();
         // CAN, which every state of a parser hears.
-        self.parser.advance(&mut Allowed(&mut self.term), &[0x18]);
+        self.parser.advance(&mut Allowed::new(&mut self.term, 0), &[0x18]);
     }
 
     /// Gives memory back that the next lines would need: the library makes rows for the scrollback a thousand at a
@@ -350,90 +352,6 @@ impl Timeout for Never {
 
     fn pending_timeout(&self) -> bool {
         false
-    }
-}
-
-/// The functions of the terminal that a guest may use. What is not named here does nothing.
-struct Allowed<'a>(&'a mut Term<Ear>);
-
-macro_rules! pass_on {
-    ($($name:ident($($arg:ident: $type:ty),*);)*) => {
-        $(fn $name(&mut self, $($arg: $type),*) {
-            Handler::$name(self.0, $($arg),*);
-        })*
-    };
-}
-
-impl Handler for Allowed<'_> {
-    fn input(&mut self, c: char) {
-        if c.width().unwrap_or(0) > 0 {
-            Handler::input(self.0, c);
-        }
-    }
-
-    fn terminal_attribute(&mut self, attr: Attr) {
-        if !matches!(attr, Attr::UnderlineColor(_)) {
-            Handler::terminal_attribute(self.0, attr);
-        }
-    }
-
-    pass_on! {
-        // Printing and moving.
-        goto(line: i32, column: usize);
-        goto_line(line: i32);
-        goto_col(column: usize);
-        move_up(lines: usize);
-        move_down(lines: usize);
-        move_forward(columns: usize);
-        move_backward(columns: usize);
-        move_down_and_cr(lines: usize);
-        move_up_and_cr(lines: usize);
-        put_tab(count: u16);
-        backspace();
-        carriage_return();
-        linefeed();
-        newline();
-        reverse_index();
-        substitute();
-        bell();
-        save_cursor_position();
-        restore_cursor_position();
-        // Inserting, deleting, scrolling.
-        insert_blank(count: usize);
-        insert_blank_lines(lines: usize);
-        delete_lines(lines: usize);
-        delete_chars(count: usize);
-        erase_chars(count: usize);
-        clear_line(mode: LineClearMode);
-        clear_screen(mode: ClearMode);
-        scroll_up(lines: usize);
-        scroll_down(lines: usize);
-        set_scrolling_region(top: usize, bottom: Option<usize>);
-        decaln();
-        // Tabulators.
-        set_horizontal_tabstop();
-        set_tabs(interval: u16);
-        clear_tabs(mode: TabulationClearMode);
-        move_backward_tabs(count: u16);
-        move_forward_tabs(count: u16);
-        // Modes, characters, the cursor's shape.
-        set_mode(mode: Mode);
-        unset_mode(mode: Mode);
-        set_private_mode(mode: PrivateMode);
-        unset_private_mode(mode: PrivateMode);
-        set_keypad_application_mode();
-        unset_keypad_application_mode();
-        set_active_charset(index: CharsetIndex);
-        configure_charset(index: CharsetIndex, charset: StandardCharset);
-        set_cursor_style(style: Option<CursorStyle>);
-        set_cursor_shape(shape: CursorShape);
-        reset_state();
-        // Questions whose answers are numbers that we choose.
-        identify_terminal(intermediate: Option<char>);
-        device_status(kind: usize);
-        report_mode(mode: Mode);
-        report_private_mode(mode: PrivateMode);
-        text_area_size_chars();
     }
 }
 

@@ -104,7 +104,7 @@ fn reading_stops_where_it_is_told() {
     let mut far = setting.looks();
     far.write_all(&frames(&[Frame::Data(&[b'x'; 4096])]).repeat(20)).unwrap();
     let read = setting.console.read(10_000, setting.now, |_| ());
-    assert!((10_000..10_000 + CHUNK).contains(&read), "{read}");
+    assert!((10_000..10_000 + PIECE).contains(&read), "{read}");
 }
 
 #[test]

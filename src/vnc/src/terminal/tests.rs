@@ -202,3 +202,29 @@ fn a_reset_terminal_is_as_new() {
     assert_eq!(reset.picture(), new.picture());
     assert_eq!(reset.take_answers(), b"");
 }
+
+#[test]
+fn repetitions_are_cut_to_a_screenful_for_each_piece() {
+    let piece = b"x\x1b[65535b".repeat(50);
+    let mut terminal = shown(&piece);
+    let cells = |terminal: &Terminal| {
+        let grid = terminal.term.grid();
+        let oldest = i32::try_from(grid.history_size()).unwrap();
+        let lines = (-oldest..5).map(|line| &grid[Line(line)]);
+        lines.flat_map(|line| (0..20).map(|n| line[Column(n)].c)).filter(|c| *c == 'x').count()
+    };
+    assert_eq!(cells(&terminal), piece.len() + 20 * 5);
+    // As programs use it, it is as it was.
+    terminal.print(b"\x1bc=\x1b[4b>");
+    assert_eq!(text(&terminal.picture(), 0), "=====>");
+}
+
+#[test]
+fn tabulators_lead_where_they_are_and_no_further() {
+    let column = |bytes: &[u8]| shown(bytes).term.grid().cursor.point.column.0;
+    assert_eq!(column(b"\x1b[2I"), 16);
+    assert_eq!(column(b"\x1b[65535I"), 19);
+    assert_eq!(column(b"\x1b[20G\x1b[2Z"), 8);
+    assert_eq!(column(b"\x1b[20G\x1b[65535Z"), 0);
+    assert_eq!(column(b"\x1b[3g\x1b[20G\x1b[65535Z"), 19, "there is none");
+}
