@@ -271,11 +271,17 @@ impl Console {
             Typist::Here(_) if here => {}
             Typist::Unneeded | Typist::Missing { .. } | Typist::Here(_) => return Typed::InVain,
         }
-        if self.typed.len() + bytes.len() > MAX_TYPED {
+        if bytes.len() > self.room() {
             return Typed::Full;
         }
         Frame::Data(bytes).encode(&mut self.typed);
         Typed::Taken
+    }
+
+    /// How many more bytes may wait to be typed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        MAX_TYPED.saturating_sub(self.typed.len())
     }
 
     /// Tells the guest the terminal's size, if we are the one whose size counts.

@@ -7,19 +7,22 @@
 
 use crate::terminal::Modes;
 
-/// What is typed for a text that was copied: control characters but tab and newline are left out, so nothing in it can
-/// end the brackets or be a command by itself. It is UTF-8 if it can be, else what RFC 6143, section 7.5.6, says,
-/// Latin-1.
+/// What is kept of a text that was copied: control characters but tab and newline are left out, so nothing in it can end
+/// the brackets or be a command by itself. It is UTF-8 if it can be, else what RFC 6143, section 7.5.6, says, Latin-1.
 #[must_use]
-pub fn typed(copied: &[u8], modes: Modes) -> Vec<u8> {
+pub fn cleaned(copied: &[u8]) -> String {
     let latin = || copied.iter().copied().map(char::from).collect();
     let text = std::str::from_utf8(copied).map_or_else(|_| latin(), str::to_owned);
     let text = text.replace("\r\n", "\r").replace('\n', "\r");
-    let kept = text.chars().filter(|c| !c.is_control() || ['\r', '\t'].contains(c));
-    let kept: String = kept.collect();
+    text.chars().filter(|c| !c.is_control() || ['\r', '\t'].contains(c)).collect()
+}
+
+/// What is typed for a [`cleaned`] text.
+#[must_use]
+pub fn typed(text: &str, modes: Modes) -> Vec<u8> {
     match modes.bracketed_paste() {
-        true => format!("\x1b[200~{kept}\x1b[201~").into_bytes(),
-        false => kept.into_bytes(),
+        true => format!("\x1b[200~{text}\x1b[201~").into_bytes(),
+        false => text.as_bytes().to_vec(),
     }
 }
 
@@ -38,7 +41,7 @@ mod tests {
             ("gr\u{fc}n \u{9b}31m".as_bytes(), "gr\u{fc}n 31m"),
             (b"gr\xfcn \x9b31m", "gr\u{fc}n 31m"),
         ] {
-            assert_eq!(typed(copied, Modes::NONE), wanted.as_bytes(), "{copied:?}");
+            assert_eq!(typed(&cleaned(copied), Modes::NONE), wanted.as_bytes(), "{copied:?}");
         }
     }
 
@@ -47,6 +50,6 @@ mod tests {
         let mut terminal = Terminal::new(FIRST_SIZE);
         terminal.print(b"\x1b[?2004h");
         let wanted = b"\x1b[200~rm\r[201~x\x1b[201~";
-        assert_eq!(typed(b"rm\n\x1b[201~x", terminal.modes()), wanted);
+        assert_eq!(typed(&cleaned(b"rm\n\x1b[201~x"), terminal.modes()), wanted);
     }
 }

@@ -327,22 +327,32 @@ impl Server {
                 }
                 self.console.need_typist(true, now);
             }
-            Wish::Do(Meant::Typed(bytes)) => {
-                self.screen.look(View::Bottom);
-                match self.console.type_bytes(&bytes, now) {
-                    Typed::Taken => {}
-                    Typed::Full => self.seats[at].client.ring(),
-                    Typed::InVain => {
-                        self.seats[at].client.ring();
-                        if self.console.is_busy() {
-                            self.screen.hear(Said::Busy, now);
-                        }
-                    }
+            Wish::Do(Meant::Typed(bytes)) => self.type_bytes(at, &bytes, now),
+            Wish::Do(Meant::Paste) => {
+                let (room, modes) = (self.console.room(), self.screen.terminal().modes());
+                let client = &mut self.seats[at].client;
+                match client.pasted(room, modes) {
+                    Some(text) => self.type_bytes(at, &text, now),
+                    None => client.ring(),
                 }
             }
             Wish::Do(Meant::Look(view)) => self.screen.look(view),
-            Wish::Do(Meant::Paste | Meant::Nothing) => {}
+            Wish::Do(Meant::Nothing) => {}
             Wish::Resize(pixels) => self.resize = Some(pixels),
+        }
+    }
+
+    fn type_bytes(&mut self, at: usize, bytes: &[u8], now: Instant) {
+        self.screen.look(View::Bottom);
+        match self.console.type_bytes(bytes, now) {
+            Typed::Taken => {}
+            Typed::Full => self.seats[at].client.ring(),
+            Typed::InVain => {
+                self.seats[at].client.ring();
+                if self.console.is_busy() {
+                    self.screen.hear(Said::Busy, now);
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A client costs a bounded amount of memory whatever it does: input is taken as far as there is room for a message, and
-//! output is made only while little of it waits. It costs a bounded amount of time as well: a picture is sent at most
+//! output is made only while little of it waits; wishes are of the order of the bytes that made them. It costs a bounded amount of time as well: a picture is sent at most
 //! every [`PERIOD`], and the next one later if this one took long to encode.
 
 use std::net::IpAddr;
@@ -43,7 +43,7 @@ const BELL: u8 = 2;
 pub enum Wish {
     /// It is in.
     CameIn(Sharing),
-    /// It types or looks elsewhere; pasting is typing by now.
+    /// It types, pastes or looks elsewhere. What is pasted is asked for when there is room: [`Client::pasted`].
     Do(Meant),
     /// The screen should have this size.
     Resize(Pixels),
@@ -108,7 +108,7 @@ pub struct Client {
     written: usize,
     keyboard: Keyboard,
     mouse: Mouse,
-    copied: Vec<u8>,
+    copied: String,
     rings: bool,
     rang: Option<Instant>,
 }
@@ -135,7 +135,7 @@ impl Client {
             written: 0,
             keyboard: Keyboard::default(),
             mouse: Mouse::default(),
-            copied: Vec::new(),
+            copied: String::new(),
             rings: false,
             rang: None,
         }
@@ -250,7 +250,7 @@ impl Client {
                 return Some(Wish::Resize(Pixels { width, height }));
             }
             ClientMessage::CutText(text) => {
-                self.copied = text.unwrap_or_default();
+                self.copied = paste::cleaned(&text.unwrap_or_default());
                 return None;
             }
             ClientMessage::Key { down: true, keysym } => self.keyboard.press(keysym, around.modes),
@@ -265,9 +265,15 @@ impl Client {
         match meant {
             Meant::Nothing => None,
             Meant::Paste if self.copied.is_empty() => None,
-            Meant::Paste => Some(Wish::Do(Meant::Typed(paste::typed(&self.copied, around.modes)))),
-            Meant::Typed(_) | Meant::Look(_) => Some(Wish::Do(meant)),
+            Meant::Paste | Meant::Typed(_) | Meant::Look(_) => Some(Wish::Do(meant)),
         }
+    }
+
+    /// What is typed when it pastes, if no more than `room` bytes of it. Made when there is room: it may be thousands of
+    /// times as long as the message that asks for it.
+    #[must_use]
+    pub fn pasted(&self, room: usize, modes: Modes) -> Option<Vec<u8>> {
+        (self.copied.len() <= room).then(|| paste::typed(&self.copied, modes))
     }
 
     fn late_at(&self) -> Option<Instant> {

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 
 use ocivisor_shim::frame::Frame;
+use ocivisor_vnc::rfb::message::MAX_CUT_TEXT;
 use ocivisor_vnc::server::{MAX_CLIENTS, MAX_KNOCKING};
 use ocivisor_vnc::terminal::{FIRST_SIZE, Terminal};
 
@@ -206,6 +207,29 @@ fn clients_that_never_read() {
     }
     let mut viewer = Viewer::connect(program.port, "", "tight", 4).unwrap();
     until("a large picture", || (viewer.shot().width == 4096).then_some(()));
+    assert!(program.peak() < MOST_MEMORY, "{} kB", program.peak());
+}
+
+#[test]
+fn a_client_that_pastes_a_thousand_times_at_once() {
+    let program = open();
+    let shim = Shim::start(&program.socket());
+    let server = program.server();
+    let mut stream = program.come_in();
+    until("the typist", || shim.has_writer().then_some(()));
+    // The longest text that is kept, Latin-1 of which each byte becomes two.
+    let text = vec![0xe4; MAX_CUT_TEXT];
+    let copy = [&[6, 0, 0, 0][..], &(text.len() as u32).to_be_bytes(), &text].concat();
+    let key = |down: u8, keysym: u32| [&[4, down, 0, 0][..], &keysym.to_be_bytes()].concat();
+    let (shift, insert, mark) = (key(1, 0xffe1), key(1, 0xff63), key(1, 'x'.into()));
+    stream.write_all(&[copy, shift, insert.repeat(2000), key(0, 0xffe1)].concat()).unwrap();
+    until("the end of it", || {
+        // It is not heard while too much waits.
+        stream.write_all(&mark).unwrap();
+        shim.typed().ends_with(b"x").then_some(())
+    });
+    assert!(shim.typed().starts_with("\u{e4}".repeat(MAX_CUT_TEXT).as_bytes()));
+    assert_eq!(program.server(), server, "it is still the same");
     assert!(program.peak() < MOST_MEMORY, "{} kB", program.peak());
 }
 

@@ -380,8 +380,11 @@ fn keys_mice_and_pasting_become_wishes() {
     assert_eq!(server.hear(&mut client, &paste).unwrap(), [], "nothing was copied");
     let copy = [&[6, 0, 0, 0, 0, 0, 0, 3][..], b"ls\n"].concat();
     assert_eq!(server.hear(&mut client, &copy).unwrap(), []);
-    assert_eq!(server.hear(&mut client, &paste).unwrap(), [typed(b"ls\r")]);
-    assert_eq!(server.hear(&mut client, &[5, 2, 0, 0, 0, 0]).unwrap(), [typed(b"ls\r")]);
+    let pastes = Wish::Do(Meant::Paste);
+    assert_eq!(server.hear(&mut client, &paste).unwrap(), std::slice::from_ref(&pastes));
+    assert_eq!(server.hear(&mut client, &[5, 2, 0, 0, 0, 0]).unwrap(), [pastes]);
+    assert_eq!(client.pasted(3, Modes::NONE).as_deref(), Some(&b"ls\r"[..]));
+    assert_eq!(client.pasted(2, Modes::NONE), None);
     assert_eq!(server.hear(&mut client, &key(97)).unwrap(), [typed(b"a")]);
 }
 
