@@ -161,9 +161,10 @@ impl Session {
             pointer::put(&self.format, out);
         }
         self.seen = Some(scene.number);
-        let Some(plan) = self.view.plan(scene.picture, self.copying) else { return };
+        // Whatever comes of it: that nothing changed takes a look at every character.
         self.next = now + PERIOD;
         self.spent = Some(Duration::ZERO);
+        let Some(plan) = self.view.plan(scene.picture, self.copying) else { return };
         put_update(plan.rectangles + u16::from(plan.copy.is_some()), out);
         if let Some(copy) = plan.copy {
             put_rectangle(copy.to, COPY_RECT, out);

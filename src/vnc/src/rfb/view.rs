@@ -48,6 +48,8 @@ pub struct View {
     /// `None` where nobody knows what the client has.
     shown: Vec<Option<Cell>>,
     wanted: Option<Area>,
+    /// What of it the client lost.
+    forgotten: Option<Area>,
     planned: VecDeque<Area>,
 }
 
@@ -85,7 +87,15 @@ impl View {
         let columns = pixels.width.div_ceil(WIDTH as u16);
         let rows = pixels.height.div_ceil(HEIGHT as u16);
         let shown = vec![None; usize::from(columns) * usize::from(rows)];
-        Self { pixels, columns, rows, shown, wanted: None, planned: VecDeque::new() }
+        Self {
+            pixels,
+            columns,
+            rows,
+            shown,
+            wanted: None,
+            forgotten: None,
+            planned: VecDeque::new(),
+        }
     }
 
     /// Its size.
@@ -104,7 +114,8 @@ impl View {
     pub fn want(&mut self, region: Region, incremental: bool) {
         let Some(area) = self.area(region) else { return };
         if !incremental {
-            self.forget(area);
+            // When it is planned, not for each of the messages that ask for it.
+            self.forgotten = Some(self.forgotten.map_or(area, |before| union(before, area)));
         }
         self.wanted = Some(self.wanted.map_or(area, |wanted| union(wanted, area)));
     }
@@ -123,6 +134,9 @@ impl View {
     /// Begins an update; `None` if nothing is wanted or nothing changed. The last one has to be done.
     pub fn plan(&mut self, picture: &Picture, copying: Copying) -> Option<Plan> {
         let wanted = self.wanted?;
+        if let Some(area) = self.forgotten.take() {
+            self.forget(area);
+        }
         let all = Area { column: 0, row: 0, columns: self.columns, rows: self.rows };
         let copy = match copying {
             Copying::Able if wanted == all => self.copy(picture),

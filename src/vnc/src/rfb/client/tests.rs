@@ -228,6 +228,7 @@ fn pictures_come_when_asked_for_and_changed() {
     assert_eq!(server.update(&mut client, &mut viewer), [], "nothing changed");
     assert_eq!(client.deadline(server.number), None, "and nothing to wait for");
     server.print("\x1b[Hj");
+    server.now += PERIOD;
     assert!(client.is_due(server.number, server.now));
     assert_eq!(server.update(&mut client, &mut viewer).len(), 1);
     assert!(viewer.shows(&server.picture));
@@ -248,6 +249,26 @@ fn there_is_a_time_between_two_pictures() {
         server.now += Duration::from_millis(1);
     }
     assert!((1..=4).contains(&pictures), "{pictures} pictures in 100 ms");
+}
+
+#[test]
+fn there_is_a_time_between_two_looks_for_a_difference() {
+    let mut server = Server::new();
+    let (mut client, mut viewer) = server.come_in();
+    server.hear(&mut client, &request(true, PIXELS)).unwrap();
+    server.update(&mut client, &mut viewer);
+    server.hear(&mut client, &request(true, PIXELS)).unwrap();
+    server.now += Duration::from_secs(10);
+    assert!(client.is_due(server.number, server.now));
+    server.show(&mut client);
+    assert_eq!(client.output(), b"", "nothing changed");
+    server.hear(&mut client, &request(true, PIXELS)).unwrap();
+    assert!(!client.is_due(server.number, server.now));
+    assert_eq!(client.deadline(server.number), Some(server.now + PERIOD));
+    // Looking took long: others come first.
+    client.charge(Duration::from_secs(1), 1);
+    let due = client.deadline(server.number).unwrap();
+    assert!(due >= Instant::now() + Duration::from_millis(1900), "two seconds at most");
 }
 
 #[test]

@@ -185,3 +185,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_client_lost_is_sent_once_however_often_it_says_so() {
+    let picture = Terminal::new(SMALL).picture();
+    let mut client = Client::new(Pixels { width: 160, height: 96 });
+    client.request(true);
+    client.update(&picture);
+    for _ in 0..100 {
+        client.request(false);
+    }
+    assert!(client.view.shown.iter().all(Option::is_some), "nothing is done for each of them");
+    assert!(client.update(&picture).is_some());
+    client.request(true);
+    assert_eq!(client.update(&picture), None);
+}
