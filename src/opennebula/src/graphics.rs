@@ -3,7 +3,7 @@
 //! `KEYMAP` is obeyed by having no effect: it tells QEMU which scan codes the client's characters come from, and a
 //! terminal takes the characters themselves, whatever the layout.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ocivisor_core::error::Error;
 use ocivisor_core::spec::{Graphics, Secret};
@@ -47,6 +47,12 @@ pub(crate) fn graphics(
     }
     // Not trimmed: blanks may be part of it.
     let password = template.get("PASSWD").filter(|text| !text.is_empty());
+    if password.is_none() && !listen.is_loopback() {
+        let address = SocketAddr::new(listen, number);
+        notes.add(format_args!(
+            "GRAPHICS has no PASSWD: whoever reaches {address} types at the guest's console"
+        ));
+    }
     Ok(Some(Graphics { listen, port: number, password: password.cloned().map(Secret) }))
 }
 
@@ -81,6 +87,26 @@ mod tests {
         let given = [("TYPE", "vnc"), ("PORT", "5900"), ("PASSWD", ""), ("LISTEN", "")];
         assert_eq!(read(&given), (Ok(Some(least)), vec![]));
         assert_eq!(graphics(None, &mut Notes::default()), Ok(None));
+    }
+
+    #[test]
+    fn a_console_that_is_open_to_others_is_told() {
+        let noted = |listen: &str, password: &str| {
+            let given = [("LISTEN", listen), ("PASSWD", password)];
+            read(&[&[("TYPE", "VNC"), ("PORT", "5900")], &given[..]].concat()).1
+        };
+        for (listen, address) in
+            [("0.0.0.0", "0.0.0.0:5900"), ("2001:db8::1", "[2001:db8::1]:5900")]
+        {
+            let note = format!(
+                "GRAPHICS has no PASSWD: whoever reaches {address} types at the guest's console"
+            );
+            assert_eq!(noted(listen, ""), [note]);
+            assert_eq!(noted(listen, "secret"), [""; 0]);
+        }
+        for loopback in ["127.0.0.1", "::1", ""] {
+            assert_eq!(noted(loopback, ""), [""; 0]);
+        }
     }
 
     #[test]
