@@ -42,6 +42,29 @@ const MAX_PASSWORD: usize = 8;
 struct Known {
     keeper: ProcessRef,
     listen: Vec<SocketAddr>,
+    password: bool,
+}
+
+impl Known {
+    /// Whether it was made for this wish, as far as the record tells: a password is changed by a new boot alone.
+    fn serves(&self, graphics: &Graphics) -> bool {
+        let wished = SocketAddr::new(graphics.listen, graphics.port);
+        self.listen == [wished] && self.password == graphics.password.is_some()
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let value = json::parse(bytes)?;
+        let process = value.get("vnc")?;
+        let listen = value.text("listen")?.split_whitespace().map(str::parse);
+        Some(Self {
+            keeper: ProcessRef {
+                pid: u32::try_from(process.number("pid")?).ok()?,
+                start_ticks: process.number("start_ticks")?,
+            },
+            listen: listen.collect::<std::result::Result<_, _>>().ok()?,
+            password: value.bool("password")?,
+        })
+    }
 }
 
 impl HostGuests {
@@ -109,9 +132,8 @@ impl Displays for HostGuests {
     }
 
     fn observe_display(&self, id: &VmId, graphics: &Graphics) -> Result<bool> {
-        let wished = SocketAddr::new(graphics.listen, graphics.port);
         let known = known(&self.settings.layout.run_vm(id));
-        Ok(known.is_some_and(|it| it.listen == [wished] && process::is_alive(it.keeper)))
+        Ok(known.is_some_and(|it| it.serves(graphics) && process::is_alive(it.keeper)))
     }
 
     fn observe_displays(&self) -> Result<std::collections::BTreeSet<VmId>> {
@@ -134,16 +156,7 @@ impl Displays for HostGuests {
 /// The record; none, or one that cannot be read, tells nothing: the control group still knows.
 fn known(run: &VmRun) -> Option<Known> {
     let bytes = fs::read_bounded(&run.display_record(), facts::MAX_FILE).ok()??;
-    let value = json::parse(&bytes)?;
-    let process = value.get("vnc")?;
-    let listen = value.text("listen")?.split_whitespace().map(str::parse);
-    Some(Known {
-        keeper: ProcessRef {
-            pid: u32::try_from(process.number("pid")?).ok()?,
-            start_ticks: process.number("start_ticks")?,
-        },
-        listen: listen.collect::<std::result::Result<_, _>>().ok()?,
-    })
+    Known::parse(&bytes)
 }
 
 fn listen(graphics: &Graphics) -> Result<TcpListener> {
@@ -177,6 +190,24 @@ mod tests {
 
     fn wish(listen: &str, port: u16) -> Graphics {
         Graphics { listen: listen.parse().unwrap(), port, password: None }
+    }
+
+    #[test]
+    fn a_display_serves_the_wish_that_it_was_made_for() {
+        let record = |password: bool| {
+            let text = format!(
+                "{{\"version\":1,\"vnc\":{{\"pid\":7,\"start_ticks\":100}},\
+                 \"listen\":\"[::1]:5942\",\"password\":{password}}}"
+            );
+            Known::parse(text.as_bytes()).unwrap()
+        };
+        let open = wish("::1", 5942);
+        let closed = Graphics { password: Some(Secret("secret".to_owned())), ..open.clone() };
+        assert!(record(false).serves(&open) && record(true).serves(&closed));
+        assert!(!record(true).serves(&open) && !record(false).serves(&closed));
+        for other in [wish("::1", 5943), wish("127.0.0.1", 5942)] {
+            assert!(!record(false).serves(&other));
+        }
     }
 
     #[test]
