@@ -45,7 +45,11 @@ impl Program {
 
     /// Or the line with which it failed.
     pub fn start_with(options: &Options<'_>) -> Result<Self, String> {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), options)
+    }
+
+    /// In a directory where a shim may be already.
+    pub fn start_in(dir: TempDir, options: &Options<'_>) -> Result<Self, String> {
         let listener = TcpListener::bind(options.address).unwrap();
         let port = listener.local_addr().unwrap().port();
         // Not inherited by what other tests start meanwhile: an end that is left open is no end.
@@ -53,7 +57,7 @@ impl Program {
         let ((status, far_status), (far_password, password)) = (pipe(), pipe());
         let mut command = Command::new(PROGRAM);
         command.args(["--name", "one-42"]);
-        command.arg("--vm-dir").arg(dir.path()).arg("--socket").arg(dir.path().join("shim.sock"));
+        command.arg("--vm-dir").arg(dir.path()).arg("--socket").arg(socket(&dir));
         command.args(["--uid", &UID.to_string(), "--gid", &GID.to_string()]);
         let mut passed: Vec<OwnedFd> = vec![listener.into(), far_status];
         command.args(["--listen-fd", "10", "--status-fd", "11"]);
@@ -101,7 +105,7 @@ impl Program {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("shim.sock")
+        socket(&self.dir)
     }
 
     pub fn record(&self) -> Option<Record> {
@@ -161,6 +165,11 @@ impl Program {
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
+}
+
+/// Where the shim is.
+pub fn socket(dir: &TempDir) -> PathBuf {
+    dir.path().join("shim.sock")
 }
 
 fn move_to(from: i32, to: i32) -> std::io::Result<()> {
