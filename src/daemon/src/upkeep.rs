@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::error::{ErrorKind, Result};
 use ocivisor_core::ids::VmId;
 use ocivisor_core::state::{OpKind, Record, Request};
 use ocivisor_core::upkeep::{Next, next};
@@ -114,7 +114,7 @@ impl Upkeep {
         for record in due.into_iter().take(room) {
             self.begin(record).await;
         }
-        sleep
+        until_first(&self.held, Instant::now()).map_or(sleep, |wait| sleep.min(wait))
     }
 
     /// Notes which starts of this turn have ended.
@@ -148,10 +148,14 @@ impl Upkeep {
     async fn begin(&mut self, record: &Record) {
         let id = record.id();
         match self.try_begin(record).await {
-            Ok(()) => {
+            Ok(true) => {
                 if let Some(turn) = &mut self.turn {
                     turn.begun.insert(id.clone());
                 }
+            }
+            // The request stays, and begins by itself when it can: asking again is for the case that it was lost.
+            Ok(false) => {
+                self.held.insert(id.clone(), Instant::now() + RETRY);
             }
             // Somebody else was faster; what they do will be concluded.
             Err(error) if error.kind == ErrorKind::Conflict => {
@@ -164,17 +168,41 @@ impl Upkeep {
         }
     }
 
-    async fn try_begin(&self, record: &Record) -> Result<()> {
+    /// False: somebody is at work on it, for longer than others shall wait.
+    async fn try_begin(&self, record: &Record) -> Result<bool> {
         self.policy.grant(&record.spec)?;
         let of = record.generation;
         // One per record and write: asked again, it is the same.
         #[expect(clippy::expect_used, reason = "printable ASCII without blanks by construction")]
         let request_id = format!("upkeep-{}", of.0).parse().expect("a valid request id");
         let begun = self.vms.submit(record.id().clone(), Request::Restart { of }, request_id);
-        // An export may have the VM for long. The request stays, and others need not wait for it.
-        tokio::time::timeout(PATIENCE, begun).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Conflict, "something is at work on it"))
-        })?;
-        Ok(())
+        // An export may have the VM for long.
+        match tokio::time::timeout(PATIENCE, begun).await {
+            Ok(begun) => begun.map(|_| true),
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// How long until the first of those that are held is looked at again.
+fn until_first(held: &BTreeMap<VmId, Instant>, now: Instant) -> Option<Duration> {
+    held.values().min().map(|until| until.saturating_duration_since(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_that_is_held_waits_for_longer_than_it_must() {
+        let now = Instant::now();
+        let mut held = BTreeMap::new();
+        assert_eq!(until_first(&held, now), None);
+        held.insert("a".parse().unwrap(), now + RETRY);
+        assert_eq!(until_first(&held, now), Some(RETRY));
+        held.insert("b".parse().unwrap(), now + PATIENCE);
+        assert_eq!(until_first(&held, now), Some(PATIENCE));
+        // Its time has come: at once.
+        assert_eq!(until_first(&held, now + PATIENCE * 2), Some(Duration::ZERO));
     }
 }
