@@ -77,7 +77,7 @@ pub struct Guests {
     pub autostart_pause_ms: u64,
     /// Size at which a console log is rotated; one older one is kept.
     pub console_log_bytes: u64,
-    /// `embedded` (libcontainer) or `runc`.
+    /// `embedded` (libcontainer) or `runc`, whose guests cannot have a getty on the console.
     pub runtime: RuntimeName,
     /// Profiles of confinement that a VM may ask for.
     pub isolation: Vec<IsolationV1>,
