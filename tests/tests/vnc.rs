@@ -140,6 +140,47 @@ fn a_display_that_is_killed_comes_back_and_the_guest_does_not_notice() {
 }
 
 #[test]
+fn a_display_that_came_late_is_watched_as_any_other() {
+    let mut host = Host::start();
+    host.add_disk(0);
+    host.driver(&deploy(&host)).ok();
+    host.kill_daemon();
+    // None but who watches shall see it.
+    let config = host.dir().join("c.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("reconcile_seconds = 3600\n{text}")).unwrap();
+    let killed = |host: &Host| {
+        let old = keeper(host, "one-0");
+        tool(&["kill", "-KILL", &old.to_string()]);
+        old
+    };
+    let another_than = |host: &Host, old: u64| {
+        wait_for("another display", || match record(host, "one-0") {
+            Some(record) if record["vnc"]["pid"] != old => Ok(()),
+            record => Err(record),
+        });
+    };
+    let old = killed(&host);
+    host.in_netns(&["ip", "address", "del", "127.0.0.1/8", "dev", "lo"]).ok();
+    host.start_daemon();
+    wait_for("a display that cannot be made", || match host.daemon_log() {
+        log if log.contains("this host has no address 127.0.0.1") => Ok(()),
+        log => Err(log),
+    });
+    host.in_netns(&["ip", "address", "add", "127.0.0.1/8", "dev", "lo"]).ok();
+    // The VM is looked at when its disk was read.
+    let tar = host.dir().join("out.tar").display().to_string();
+    host.cli(&["image", "export", "--vm", "one-0", "-f", &tar]).ok();
+    another_than(&host, old);
+    for _ in 0..2 {
+        let old = killed(&host);
+        another_than(&host, old);
+    }
+    Viewer::connect(&host, 5942, PASSWORD).expect("the same password").shows("ready\n");
+    host.driver(&Call::recorded(&host, "0119-vmm-cancel").for_vm(2, 0)).ok();
+}
+
+#[test]
 fn a_port_that_is_taken_fails_the_deploy_and_leaves_nothing() {
     let host = Host::start();
     host.add_disk(0);

@@ -17,10 +17,11 @@ use crate::vms::{Vms, blocking};
 /// A display that dies as soon as it is made is not made faster than this.
 const SHOW_AGAIN: Duration = Duration::from_secs(1);
 
-/// Watches a guest until it, its shim or its display ends, then has the VM looked at. Watching twice is fine:
-/// the second look finds all as recorded. False: one of them is dead already.
+/// Watches a guest and its display until it or its shim ends, then has the VM looked at. Watching twice is
+/// fine: the second look finds all as recorded. False: guest or shim is dead already.
 pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
     let Some(facts) = record.guest.clone() else { return true };
+    display(vms, record.id());
     let (Some(init), Some(shim)) = (pidfd(facts.init), pidfd(facts.shim)) else { return false };
     if !vms.host.begin_watch(record.id(), &facts) {
         return true;
@@ -33,13 +34,10 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
             tracing::warn!(vm = %id, "vm {id}: its shim alone holds the console: {error}");
         }
         let oom = Oom::new(&vms, &id);
-        // Without one there is none to be missed, or it could not be made: the periodic comparison tries again.
-        let display = vms.host.guests.display_fd(&id);
         tokio::select! {
             () = ended(init) => {}
             () = ended(shim) => {}
             () = oom.watch() => {}
-            () = dies(display) => tokio::time::sleep(SHOW_AGAIN).await,
         }
         // It may be why the guest ended.
         oom.look();
@@ -48,6 +46,23 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
         look(&vms, &id).await;
     });
     true
+}
+
+/// Watches the display that a VM has now until it ends, then has the VM looked at. By itself: displays come and go
+/// while their guest runs, and how slowly they are made again must not keep anybody from seeing the guest's end.
+fn display(vms: &Arc<Vms>, id: &VmId) {
+    // Without one there is none to be missed, or it could not be made: the periodic comparison tries again.
+    let Some((keeper, fd)) = vms.host.guests.display_fd(id) else { return };
+    if !vms.host.begin_display_watch(id, keeper) {
+        return;
+    }
+    let (vms, id) = (Arc::clone(vms), id.clone());
+    tokio::spawn(async move {
+        ended(fd).await;
+        tokio::time::sleep(SHOW_AGAIN).await;
+        vms.host.end_display_watch(&id, keeper);
+        look(&vms, &id).await;
+    });
 }
 
 /// Watches a guest that was just made. If it ended in between, the VM is looked at now.
@@ -79,13 +94,6 @@ pub fn register(fd: OwnedFd, tells: Tells) -> Option<AsyncFd<OwnedFd>> {
     #[allow(unsafe_code, reason = "tokio leaves this promise about the descriptor to its caller")]
     let registered = unsafe { AsyncFd::<OwnedFd>::register_with_interest(fd, interest(tells)) };
     registered.ok()
-}
-
-async fn dies(display: Option<OwnedFd>) {
-    match display {
-        Some(fd) => ended(fd).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Resolves when the process is gone, or cannot be watched.

@@ -68,10 +68,11 @@ impl Known {
 }
 
 impl HostGuests {
-    /// Becomes readable when the VM's display ends; `None` if there is none.
+    /// The VM's display, and what becomes readable when it ends; `None` if there is none.
     #[must_use]
-    pub fn display_fd(&self, id: &VmId) -> Option<OwnedFd> {
-        process::pidfd(known(&self.settings.layout.run_vm(id))?.keeper)
+    pub fn display_fd(&self, id: &VmId) -> Option<(ProcessRef, OwnedFd)> {
+        let keeper = known(&self.settings.layout.run_vm(id))?.keeper;
+        Some((keeper, process::pidfd(keeper)?))
     }
 
     fn spawn_display(&self, id: &VmId, graphics: &Graphics, ids: IdRange) -> Result<()> {
