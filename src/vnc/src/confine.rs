@@ -124,3 +124,6 @@ fn landlock() -> Result<(), landlock::RulesetError> {
         .restrict_self()
         .map(drop)
 }
+
+#[cfg(test)]
+mod tests;
