@@ -201,8 +201,6 @@ impl Client {
                     Progress::Waiting if late => Err(Gone::TooSlow),
                     Progress::Waiting => Ok(()),
                     Progress::Refused(refusal) => Err(refusal.into()),
-                    // Others came in while it looked for its password.
-                    Progress::In(_) if !room => Err(Refusal::TooManyClients.into()),
                     Progress::In(sharing) => {
                         let Pixels { width, height } = around.pixels;
                         put_server_init(width, height, around.name, &mut self.out);

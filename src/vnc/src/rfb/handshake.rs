@@ -190,8 +190,13 @@ impl Handshake {
             }
             State::Init => {
                 self.state = State::Over;
-                let exclusive = input.first() == Some(&0);
-                Progress::In(if exclusive { Sharing::Exclusive } else { Sharing::Shared })
+                match input.first() {
+                    // It sends the others away.
+                    Some(0) => Progress::In(Sharing::Exclusive),
+                    // There is no word for this after the security result (RFC 6143, section 7.3.1): the end says it.
+                    _ if !door.room => Progress::Refused(Refusal::TooManyClients),
+                    _ => Progress::In(Sharing::Shared),
+                }
             }
             State::Verdict { .. } | State::Over => Progress::Waiting,
         }
@@ -208,12 +213,8 @@ impl Handshake {
             self.state = State::Over;
             return Progress::Refused(Refusal::NotRfb);
         };
-        let refusal = match () {
-            () if !door.book.admits(door.address, now) => Some(Refusal::TooManyFailures),
-            () if !door.room => Some(Refusal::TooManyClients),
-            () => None,
-        };
-        if let Some(refusal) = refusal {
+        if !door.book.admits(door.address, now) {
+            let refusal = Refusal::TooManyFailures;
             // No security type at all, and why.
             match version {
                 Version::V3 => out.extend_from_slice(&0_u32.to_be_bytes()),

@@ -250,15 +250,20 @@ fn a_crowd_at_the_door() {
 }
 
 #[test]
-fn a_ninth_client_is_told_that_there_is_no_room() {
+fn a_ninth_client_comes_in_if_it_wants_the_screen_alone() {
     let program = open();
     let inside: Vec<TcpStream> = (0..MAX_CLIENTS).map(|_| program.come_in()).collect();
     let mut ninth = program.connect();
-    ninth.write_all(b"RFB 003.008\n").unwrap();
+    ninth.write_all(b"RFB 003.008\n\x01\x01").unwrap();
     let mut said = Vec::new();
     ninth.read_to_end(&mut said).unwrap();
-    assert_eq!(said, b"RFB 003.008\n\0\0\0\0\x10too many clients");
-    drop(inside);
+    assert_eq!(said, b"RFB 003.008\n\x01\x01\0\0\0\0", "there is no room");
+    let mut alone = program.connect();
+    alone.write_all(b"RFB 003.008\n\x01\x00").unwrap();
+    alone.read_exact(&mut [0; 42]).unwrap();
+    for mut sent_away in inside {
+        assert_eq!(sent_away.read(&mut [0; 100]).unwrap_or(0), 0);
+    }
     until("room", || {
         let mut stream = program.connect();
         stream.write_all(b"RFB 003.008\n\x01\x01").ok()?;

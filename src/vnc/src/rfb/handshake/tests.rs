@@ -161,12 +161,22 @@ fn who_failed_too_often_sees_no_challenge() {
 }
 
 #[test]
-fn who_comes_to_a_full_house_is_told() {
-    let mut house = House::new(Secret::None);
-    house.room = false;
-    let mut guest = house.visit();
-    let wanted = ([vec![0], reason("too many clients")].concat(), refused(Refusal::TooManyClients));
-    assert_eq!(house.say(&mut guest, b"RFB 003.008\n"), wanted);
+fn a_full_house_is_for_who_wants_it_alone_and_knows_the_password() {
+    for (wish, end) in [
+        (1, refused(Refusal::TooManyClients)),
+        (255, refused(Refusal::TooManyClients)),
+        (0, Progress::In(Sharing::Exclusive)),
+    ] {
+        let mut house = House::with_password();
+        house.room = false;
+        let mut guest = house.visit();
+        house.say(&mut guest, b"RFB 003.008\n");
+        let (challenge, _) = house.say(&mut guest, &[2]);
+        let response = house.response(&challenge);
+        assert_eq!(house.say(&mut guest, &response), (vec![0; 4], WAITING));
+        assert_eq!(house.say(&mut guest, &[wish]), (vec![], end));
+        assert_eq!(guest.handshake.wants(), 0);
+    }
 }
 
 #[test]
