@@ -107,6 +107,13 @@ impl Inherited {
     }
 }
 
+/// Where the kernel names the host's boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+fn host_boot() -> io::Result<String> {
+    Ok(std::fs::read_to_string(BOOT_ID)?.trim().to_owned())
+}
+
 struct Keeper<'a> {
     args: &'a Args,
     listeners: Vec<TcpListener>,
@@ -174,6 +181,7 @@ impl<'a> Keeper<'a> {
             keeper: Process { pid, start_ticks },
             listen,
             password: matches!(secret, Secret::Password(_)),
+            host_boot: host_boot().map_err(|e| format!("read {BOOT_ID}: {e}"))?,
         };
         let signals = signals().map_err(|e| format!("listen to signals: {e}"))?;
         confine::keeper().map_err(|e| e.to_string())?;

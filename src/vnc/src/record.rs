@@ -23,6 +23,8 @@ pub struct Record {
     pub listen: Vec<SocketAddr>,
     /// Whether they need a password.
     pub password: bool,
+    /// The host's boot, as the kernel names it: numbers of processes mean nothing in another one.
+    pub host_boot: String,
 }
 
 impl Record {
@@ -31,11 +33,12 @@ impl Record {
     pub fn to_json(&self) -> String {
         let listen: Vec<String> = self.listen.iter().map(SocketAddr::to_string).collect();
         format!(
-            "{{\"version\":1,\"vnc\":{{\"pid\":{},\"start_ticks\":{}}},\"listen\":{},\"password\":{}}}\n",
+            "{{\"version\":1,\"vnc\":{{\"pid\":{},\"start_ticks\":{}}},\"listen\":{},\"password\":{},\"host_boot\":{}}}\n",
             self.keeper.pid,
             self.keeper.start_ticks,
             json::quote(&listen.join(" ")),
             self.password,
+            json::quote(&self.host_boot),
         )
     }
 
@@ -53,6 +56,7 @@ impl Record {
             keeper: Process { pid: u32::try_from(pid).ok()?, start_ticks },
             listen: listen.collect::<Result<_, _>>().ok()?,
             password: value.bool("password")?,
+            host_boot: value.text("host_boot")?.to_owned(),
         })
     }
 }
@@ -111,6 +115,7 @@ mod tests {
             keeper: Process { pid: 7, start_ticks: 100 },
             listen: vec!["0.0.0.0:5942".parse().unwrap(), "[::1]:5942".parse().unwrap()],
             password: true,
+            host_boot: "5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11".to_owned(),
         }
     }
 
@@ -120,7 +125,8 @@ mod tests {
         assert_eq!(
             json,
             "{\"version\":1,\"vnc\":{\"pid\":7,\"start_ticks\":100},\
-             \"listen\":\"0.0.0.0:5942 [::1]:5942\",\"password\":true}\n"
+             \"listen\":\"0.0.0.0:5942 [::1]:5942\",\"password\":true,\
+             \"host_boot\":\"5b2d6e0c-6a7a-4f5e-9f53-0f6f4f8f2a11\"}\n"
         );
         assert_eq!(Record::from_json(json.as_bytes()), Some(record()));
         assert_eq!(Record::from_json(json.replace(":1,", ":2,").as_bytes()), None);

@@ -409,7 +409,7 @@ fn ends_within(pidfd: &OwnedFd, patience: Duration) -> bool {
 }
 
 /// The host's boot, as the kernel names it.
-fn boot_id() -> Result<String> {
+pub(super) fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = stdfs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
     Ok(text.trim().to_owned())

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::HostGuests;
-use super::adapter::{DEATH, kill_and_wait, suffixed};
+use super::adapter::{DEATH, boot_id, kill_and_wait, suffixed};
 use super::spawn::quiet;
 use super::sys::Life;
 use crate::fs;
@@ -43,6 +43,7 @@ struct Known {
     keeper: ProcessRef,
     listen: Vec<SocketAddr>,
     password: bool,
+    host_boot: String,
 }
 
 impl Known {
@@ -63,6 +64,7 @@ impl Known {
             },
             listen: listen.collect::<std::result::Result<_, _>>().ok()?,
             password: value.bool("password")?,
+            host_boot: value.text("host_boot")?.to_owned(),
         })
     }
 }
@@ -157,7 +159,9 @@ impl Displays for HostGuests {
 /// The record; none, or one that cannot be read, tells nothing: the control group still knows.
 fn known(run: &VmRun) -> Option<Known> {
     let bytes = fs::read_bounded(&run.display_record(), facts::MAX_FILE).ok()??;
-    Known::parse(&bytes)
+    let known = Known::parse(&bytes)?;
+    // Of another boot it names processes that are gone, or others.
+    (known.host_boot == boot_id().ok()?).then_some(known)
 }
 
 fn listen(graphics: &Graphics) -> Result<TcpListener> {
@@ -188,6 +192,7 @@ fn in_pipe(Secret(text): &Secret) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::Layout;
 
     fn wish(listen: &str, port: u16) -> Graphics {
         Graphics { listen: listen.parse().unwrap(), port, password: None }
@@ -198,7 +203,7 @@ mod tests {
         let record = |password: bool| {
             let text = format!(
                 "{{\"version\":1,\"vnc\":{{\"pid\":7,\"start_ticks\":100}},\
-                 \"listen\":\"[::1]:5942\",\"password\":{password}}}"
+                 \"listen\":\"[::1]:5942\",\"password\":{password},\"host_boot\":\"x\"}}"
             );
             Known::parse(text.as_bytes()).unwrap()
         };
@@ -208,6 +213,23 @@ mod tests {
         assert!(!record(true).serves(&open) && !record(false).serves(&closed));
         for other in [wish("::1", 5943), wish("127.0.0.1", 5942)] {
             assert!(!record(false).serves(&other));
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_boot_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { run: dir.path().to_owned(), ..Layout::system() };
+        let run = layout.run_vm(&"one-42".parse().unwrap());
+        stdfs::create_dir_all(run.dir()).unwrap();
+        for (boot, told) in [(boot_id().unwrap(), true), ("another".to_owned(), false)] {
+            let text = format!(
+                "{{\"vnc\":{{\"pid\":7,\"start_ticks\":100}},\"listen\":\"[::1]:5942\",\
+                 \"password\":false,\"host_boot\":\"{boot}\"}}"
+            );
+            let mut file = stdfs::File::create(run.display_record()).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            assert_eq!(known(&run).is_some(), told, "{boot}");
         }
     }
 
