@@ -139,7 +139,8 @@ fn context() -> impl Strategy<Value = Context> {
     (
         vec(any::<IpAddr>(), 0..3),
         option::of("[a-z_][a-z0-9_-]{0,9}"),
-        vec(word(), 0..3),
+        // None is a comment.
+        vec("[a-z][!-~]{0,19}", 0..3),
         option::of(password),
         option::of(vec(any::<u8>(), 0..50)),
         vec(file, 0..3),
