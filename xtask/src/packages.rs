@@ -84,6 +84,9 @@ pub const FOR_VM: [Package; 3] = [
 pub const FOR_BENCH: [Package; 3] =
     [tool("runc", "runc"), tool("crun", "crun"), tool("dockerd", "docker.io")];
 
+/// What many guests need besides.
+pub const FOR_CROWD: [Package; 1] = [tool("busybox", "busybox-static")];
+
 /// With whom the bench of images compares; the last two make what is imported.
 pub const FOR_IMAGE_BENCH: [Package; 5] = [
     tool("podman", "podman"),

@@ -96,25 +96,8 @@ impl Ours {
         self.operate("vm.destroy", params, &unique("destroy"))
     }
 
-    /// A call of the API: HTTP on the socket, as the command line does it.
     fn call(&self, method: &str, params: &Value) -> Result<Value> {
-        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let body = body.to_string();
-        let mut stream = UnixStream::connect(self.daemon.socket())?;
-        let head = format!(
-            "POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all((head + &body).as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-        let mut value: Value = serde_json::from_str(body).context("read the answer")?;
-        if let Some(error) = value.get("error") {
-            bail!("{method}: {error}");
-        }
-        Ok(value["result"].take())
+        call(&self.daemon.socket(), method, params)
     }
 
     /// A call and the end of its operation.
@@ -176,6 +159,30 @@ impl Ours {
     }
 }
 
+/// A call of the API: HTTP on the socket, as the command line does it.
+///
+/// # Errors
+/// Nobody answers, or the answer is an error.
+pub fn call(socket: &Path, method: &str, params: &Value) -> Result<Value> {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+    let body = body.to_string();
+    let mut stream = UnixStream::connect(socket)?;
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let mut value: Value = serde_json::from_str(body).context("read the answer")?;
+    if let Some(error) = value.get("error") {
+        bail!("{method}: {error}");
+    }
+    Ok(value["result"].take())
+}
+
 /// An id that no other request has.
 fn unique(what: &str) -> String {
     format!("bench-{what}-{}", wall().as_nanos())
@@ -187,7 +194,10 @@ fn name(number: u32) -> String {
 }
 
 /// Ends all guests of this daemon and forgets them.
-fn forget_all(daemon: &Daemon) -> Result<()> {
+///
+/// # Errors
+/// One cannot be ended.
+pub fn forget_all(daemon: &Daemon) -> Result<()> {
     for vm in daemon.cli_output(&["list", "--quiet"])?.lines() {
         daemon.cli(&["destroy", "--forget", vm])?;
     }
@@ -273,7 +283,10 @@ impl Ours {
 }
 
 /// Time of all threads of a process on processors (sched-stats.rst: /proc/PID/schedstat).
-fn on_processors(pid: u32) -> Result<Duration> {
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn on_processors(pid: u32) -> Result<Duration> {
     let mut total = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("read its threads")? {
         let path = task?.path().join("schedstat");
