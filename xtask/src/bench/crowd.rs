@@ -34,7 +34,7 @@ const QUESTIONS: u32 = 300;
 /// How long a system may take to its target, with others beside it.
 const BOOT: Duration = Duration::from_mins(5);
 
-/// What a guest does that wants to harm others: processes, memory, memory file systems, its disk,
+/// What a system does that wants to harm others: processes, memory, memory file systems, its disk,
 /// terminals, watches, control groups, names, the console.
 const ATTACKS: [&str; 9] = [
     "f() { f | f & }; f; sleep 1000",
@@ -42,8 +42,9 @@ const ATTACKS: [&str; 9] = [
     "while :; do dd if=/dev/zero of=/dev/shm/x bs=1M; rm /dev/shm/x; done",
     "while :; do dd if=/dev/zero of=/tmp/x bs=1M; rm /tmp/x; done",
     "while :; do sleep 1000 < /dev/ptmx & done",
-    "i=0; while :; do mkdir -p /tmp/w/$i; inotifyd - /tmp/w/$i & i=$((i+1)); done",
-    "i=0; while :; do mkdir /sys/fs/cgroup/$i /sys/fs/cgroup/*/$i; i=$((i+1)); done",
+    "mkdir /w; i=0; while [ $i -lt 20000 ]; do : > /w/$i; i=$((i+1)); done; \
+     while :; do tail -qF /w/* & sleep 1; done",
+    "i=0; while :; do mkdir /sys/fs/cgroup/x$i; i=$((i+1)); done",
     "i=0; while :; do mkdir -p /tmp/d/$i; i=$((i+1)); done",
     "yes > /dev/console",
 ];
@@ -130,9 +131,9 @@ fn measure(places: &Places, undo: &mut Undo) -> Result<Figures> {
 
     step("one of them attacks");
     crowd.ask(&shell(1), &mut figures.peace)?;
-    let attackers = crowd.attack(&shell(0))?;
+    let attackers = crowd.attack(&system(0))?;
     let asked = crowd.ask(&shell(1), &mut figures.attack);
-    crowd.daemon.cli(&["destroy", "--forget", &shell(0)])?;
+    crowd.daemon.cli(&["destroy", "--forget", &system(0)])?;
     for mut child in attackers {
         // Its session ended with the guest.
         child.wait().context("end an attack")?;
@@ -225,7 +226,7 @@ impl Crowd {
         }
         for vm in all {
             let id = vm["id"].as_str().context("a guest without name")?;
-            let memory = vm["memory"]["current"].as_u64().context("no memory in statistics")?;
+            let memory = vm["memory"]["used"].as_u64().context("no memory in statistics")?;
             let kind =
                 if id.starts_with("shell") { &mut figures.shells } else { &mut figures.systems };
             kind.push(memory);
