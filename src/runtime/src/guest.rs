@@ -13,7 +13,6 @@ use rustix::process::{
 
 use crate::cgroup::{self, Groups};
 use crate::create::{load_config, start_ticks};
-use crate::label::Label;
 use crate::{embedded, sys};
 
 /// A guest.
@@ -27,8 +26,6 @@ pub struct Guest {
     pub groups: Groups,
     /// Where the first process is in the unified hierarchy.
     pub beside: PathBuf,
-    /// Labels of programs that are run in it.
-    pub label: Option<Label>,
 }
 
 impl Guest {
@@ -43,9 +40,7 @@ impl Guest {
         let linux = config.linux().as_ref().ok_or_else(incomplete)?;
         let groups = Groups::find(linux.cgroups_path().as_deref().ok_or_else(incomplete)?)?;
         let beside = unified_group(init)?;
-        let label = Label::of(&config)
-            .map_err(|e| Error::new(ErrorKind::Host, format!("labels of the guest: {e}")))?;
-        Ok(Self { init: open_init(init, start_ticks)?, config, groups, beside, label })
+        Ok(Self { init: open_init(init, start_ticks)?, config, groups, beside })
     }
 
     /// In a child of `parent`, for good: into the guest's control groups and namespaces, as its

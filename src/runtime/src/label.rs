@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use libcontainer::oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, fstatfs, openat};
+use rustix::io::Errno;
 
 /// The labels, and the `/proc` by which they are set.
 #[derive(Debug)]
@@ -61,12 +62,14 @@ impl Label {
     }
 
     fn write(&self, files: &[&str], text: &str) -> io::Result<()> {
-        let open = |file: &&str| {
-            let path = format!("thread-self/attr/{file}");
-            openat(&self.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        };
-        let mut opened = files.iter().map(open);
-        let file = opened.find(Result::is_ok).unwrap_or(Err(rustix::io::Errno::NOENT))?;
-        File::from(file).write_all(text.as_bytes())
+        let mut file = Err(Errno::NOENT);
+        for name in files {
+            let path = format!("thread-self/attr/{name}");
+            file = openat(&self.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+            if !matches!(file, Err(Errno::NOENT)) {
+                break;
+            }
+        }
+        File::from(file?).write_all(text.as_bytes())
     }
 }

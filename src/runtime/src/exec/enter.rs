@@ -30,6 +30,7 @@ use super::request::Request;
 use super::user::{self, User};
 use crate::console::is_pty_master;
 use crate::guest::Guest;
+use crate::label::Label;
 use crate::{embedded, sys};
 
 /// Why there is no program, with the exit code that shells and Docker have for it.
@@ -54,6 +55,8 @@ pub struct Entry<'a> {
     pub request: &'a Request,
     /// Where.
     pub guest: &'a Guest,
+    /// Labels of the program.
+    pub label: Option<&'a Label>,
     /// Where the session's ends of the standard streams go.
     pub streams: &'a OwnedFd,
 }
@@ -135,7 +138,7 @@ fn try_run(entry: &Entry<'_>) -> Result<std::convert::Infallible> {
             install([&in_read, &out_write, &err_write])?;
         }
     }
-    if let Some(label) = &entry.guest.label {
+    if let Some(label) = entry.label {
         label.apply().map_err(|e| ours("set the label of the program", e))?;
     }
     execute(entry.request, process.env().as_deref().unwrap_or_default(), &user)

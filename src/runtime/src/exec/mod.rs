@@ -47,6 +47,7 @@ use rustix::process::Pid;
 use crate::args::Options;
 use crate::create::start_ticks;
 use crate::guest::Guest;
+use crate::label::Label;
 use crate::{cgroup, hygiene, status, sys};
 use enter::{Entry, Refusal};
 use kill::{DEATH, reap};
@@ -314,7 +315,8 @@ fn begin(request: &Request, guest: &Guest, client: &UnixStream) -> io::Result<Be
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let entry = Entry { request, guest, streams: &theirs };
+    let label = Label::of(&guest.config)?;
+    let entry = Entry { request, guest, label: label.as_ref(), streams: &theirs };
     let first = match sys::fork()? {
         sys::Fork::Child => {
             let mut report = File::from(writer);
