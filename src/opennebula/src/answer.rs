@@ -34,7 +34,9 @@ impl Answer {
         Self { stdout, stderr: String::new(), exit: 0 }
     }
 
-    pub(crate) fn sentence(text: &str) -> Self {
+    /// A failure, as that sentence.
+    #[must_use]
+    pub fn sentence(text: &str) -> Self {
         Self {
             stdout: String::new(),
             stderr: format!("{}.\n", visible(text.trim_end_matches(['.', ' ']))),

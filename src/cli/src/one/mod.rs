@@ -1,0 +1,127 @@
+//! `ocivisor one DRIVER ACTION …`: what the driver scripts of OpenNebula call.
+//!
+//! The scripts run under oned's rules, not under those of the other commands: standard output
+//! carries the answer alone, a failure is one plain sentence, everything else is an `INFO:` line
+//! ([`ocivisor_opennebula`]). There is no terminal and perhaps nobody who reads; the input comes
+//! through a pipe, in pieces; `""` and `-` are arguments like others. So these arguments never pass
+//! the option parser when they come first, which is how the scripts give them ([`early`]).
+//!
+//! All scripts are the same two lines, which hand on where they lie: `ocivisor one script PATH …`. The directory
+//! tells the driver, the file the action ([`Kind::of_script`]).
+
+mod config;
+mod kind;
+mod vmm;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_opennebula::{Action, Answer, failure, xml};
+
+use self::kind::Kind;
+use crate::connect::Context;
+use crate::output::{complain, print};
+
+/// Options of `one`.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(subcommand)]
+    driver: Driver,
+}
+
+#[derive(Debug, Subcommand)]
+enum Driver {
+    /// Scripts of the virtual machine manager
+    #[command(disable_help_flag = true)]
+    Vmm(Call),
+}
+
+/// A script, as oned's driver process called it.
+#[derive(Debug, Args)]
+struct Call {
+    /// Name of the script
+    action: OsString,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    argv: Vec<OsString>,
+}
+
+impl Driver {
+    fn of(kind: Kind, call: Call) -> Self {
+        match kind {
+            Kind::Vmm => Self::Vmm(call),
+        }
+    }
+
+    fn serve(&self, socket: Option<PathBuf>) -> ExitCode {
+        match self {
+            Self::Vmm(Call { action, argv }) => {
+                let action = action.to_string_lossy();
+                tell(&match input(xml::MAX_INPUT) {
+                    Ok(stdin) => vmm::answer(&action, argv, &stdin, socket),
+                    Err(e) => {
+                        let known = Action::from_name(&action).unwrap_or(Action::Poll);
+                        failure(known, None, &e)
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// The call, if the command line is `ocivisor one script …` or `ocivisor one vmm …`: no argument of it is an
+/// option of ours.
+#[must_use]
+pub fn early() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    if args.next()? != "one" {
+        return None;
+    }
+    let word = args.next()?;
+    let (kind, action) = if word == "script" {
+        let path = PathBuf::from(args.next().unwrap_or_default());
+        match Kind::of_script(&path) {
+            Some(kind) => (kind, path.file_name().unwrap_or_default().to_owned()),
+            None => return Some(tell(&stray(&path))),
+        }
+    } else {
+        (Kind::from_name(word.to_str()?)?, args.next().unwrap_or_default())
+    };
+    let driver = Driver::of(kind, Call { action, argv: args.collect() });
+    Some(driver.serve(std::env::var_os("OCIVISOR_SOCKET").map(PathBuf::from)))
+}
+
+/// The call when global options stood before `one`.
+#[must_use]
+pub fn main(options: &Options, context: &Context) -> ExitCode {
+    options.driver.serve(Some(context.socket.clone()))
+}
+
+/// A script that lies where none of ours should.
+fn stray(script: &Path) -> Answer {
+    let shown = script.display();
+    Answer::sentence(&format!("Script {shown} is in no driver's directory that ocivisor knows"))
+}
+
+fn tell(answer: &Answer) -> ExitCode {
+    complain(&answer.stderr);
+    // Nobody is left to tell if it cannot be written, and what was done stays done.
+    let _ = print(&answer.stdout);
+    ExitCode::from(answer.exit)
+}
+
+/// All of standard input, one byte more than may be: that much is told from a whole document. An
+/// admin's terminal is no input.
+fn input(most: usize) -> Result<Vec<u8>, Error> {
+    let stdin = io::stdin();
+    let mut bytes = Vec::new();
+    if !stdin.is_terminal() {
+        let read = stdin.lock().take(most as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|e| Error::new(ErrorKind::Host, format!("read standard input: {e}")))?;
+    }
+    Ok(bytes)
+}

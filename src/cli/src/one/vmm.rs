@@ -1,0 +1,146 @@
+//! Scripts of the virtual machine manager, on a host.
+//!
+//! Every call is a request of its own: oned's retries must have an effect again. The daemon may be
+//! away for a moment (an upgrade); a call waits for it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_opennebula::vmm::{self, VmmCall};
+use ocivisor_opennebula::{Answer, progress};
+use ocivisor_rpc::Client;
+use ocivisor_schema::spec::ResourcesV1;
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
+
+use super::config::Config;
+use crate::args::DEFAULT_SOCKET;
+use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
+use crate::failure::{Exit, Failure};
+use crate::output::{Format, Output, complain};
+
+/// Carries a call out and answers it.
+pub fn answer(action: &str, argv: &[OsString], stdin: &[u8], socket: Option<PathBuf>) -> Answer {
+    let call = match vmm::plan(action, argv, stdin) {
+        Ok(call) => call,
+        Err(refusal) => return refusal.answer(),
+    };
+    for note in call.notes() {
+        complain(&note.line(call.vm()));
+    }
+    let began = Instant::now();
+    let done = Config::load().and_then(|config| {
+        let socket =
+            socket.or_else(|| config.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into());
+        block_on(carry_out(&call, &config, &context(socket))).map_err(Error::from)
+    });
+    match done {
+        Ok(()) => {
+            let text = format!("{} took {} ms", call.action().name(), began.elapsed().as_millis());
+            complain(&progress(call.vm(), &text));
+            call.success()
+        }
+        Err(error) => call.failure(&error),
+    }
+}
+
+impl From<Failure> for Error {
+    /// For the sentence; its kind is not told to oned.
+    fn from(failure: Failure) -> Self {
+        let error = Self::new(ErrorKind::Host, &failure.message);
+        match &failure.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+fn context(socket: PathBuf) -> Context {
+    Context {
+        socket,
+        output: Output { format: Format::Table, quiet: true },
+        request_id: fresh_request_id(),
+        timeout: None,
+        wait: Wait::ForResult,
+        wish: Wish::Presence,
+        // A failure told to oned while the operation goes on would be worse than any wait: oned
+        // believes it, and the guest runs unknown to it. oned has a timeout of its own if one is wanted.
+        patience: Duration::MAX,
+    }
+}
+
+async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result<(), Failure> {
+    if matches!(call, VmmCall::Prereconfigure { .. }) {
+        // Nothing is held: the disk is read when the guest is told.
+        return Ok(());
+    }
+    let away = Duration::from_secs(config.daemon_timeout);
+    let client = reach(call, context, away).await?;
+    let vm = || Text(call.vm_id());
+    let grace = config.shutdown_timeout.map(|seconds| millis(Duration::from_secs(seconds)));
+    match call {
+        VmmCall::Deploy { spec, .. } => {
+            // What an earlier try left is cleared within the operation, unless it is this very guest.
+            let spec = VmSpecV1::from(spec.as_ref());
+            let send = async |c: &Client, id| c.vm_deploy(id, spec.clone()).await;
+            context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Shutdown { .. } => {
+            let force = config.force_shutdown;
+            let send = async |c: &Client, id| c.vm_shutdown(id, vm(), grace, force, true).await;
+            context.wishing_absence().run_operation(&client, &send).await?;
+        }
+        VmmCall::Cancel { .. } => {
+            let send = async |c: &Client, id| c.vm_destroy(id, vm(), true).await;
+            context.wishing_absence().run_operation(&client, &send).await?;
+        }
+        VmmCall::Reboot { .. } => {
+            let send = async |c: &Client, id| c.vm_reboot(id, vm(), grace).await;
+            context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Reset { .. } => {
+            let send = async |c: &Client, id| c.vm_reset(id, vm()).await;
+            context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Resize { resources, .. } => {
+            let resources = Some(ResourcesV1::from(resources.as_ref()));
+            let change = ChangeV1 { resources, ..ChangeV1::default() };
+            let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
+            context.run_operation(&client, &send).await?;
+        }
+        VmmCall::Prereconfigure { .. } => {}
+        VmmCall::Reconfigure { context: told, .. } => {
+            let change = ChangeV1 { context: Some(told.as_ref().into()), ..ChangeV1::default() };
+            let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
+            if let Err(failure) = context.run_operation(&client, &send).await {
+                // Of a VM that is powered off (COLD_NIC_ATTACH) there is no record: the next deploy tells it.
+                let known = client.vm_get(vm()).await;
+                let unknown = known.is_err_and(|e| Failure::from(e).exit == Exit::NotFound);
+                if failure.exit != Exit::NotFound || !unknown {
+                    return Err(failure);
+                }
+                complain(&progress(call.vm(), "no guest to tell: it is told when it is deployed"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A client of a daemon that may be away for a moment.
+async fn reach(call: &VmmCall, context: &Context, away: Duration) -> Result<Client, Failure> {
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        match context.daemon().await {
+            Err(failure) if failure.exit == Exit::Unreachable && began.elapsed() < away => {
+                if !told {
+                    complain(&progress(call.vm(), "waiting for ocivisord"));
+                    told = true;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            result => return result,
+        }
+    }
+}
