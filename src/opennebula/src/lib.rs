@@ -26,6 +26,7 @@ mod invocation;
 mod nics;
 mod resources;
 mod signal;
+mod source;
 mod spec;
 mod told;
 mod vm;
@@ -41,6 +42,7 @@ use ocivisor_core::ids::VmId;
 
 pub use answer::{Answer, Note, Notes, failure, progress};
 pub use invocation::{Action, Invocation};
+pub use source::ImageSource;
 pub use spec::to_spec;
 pub use vm::{Disk, DiskKind, DriverVm, Nic, Vector, parse};
 
