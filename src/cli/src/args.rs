@@ -135,7 +135,6 @@ pub enum Command {
     Completions(completions::Options),
     /// Write the man pages into a directory
     Man(man::Options),
-    /// For the driver scripts of OpenNebula
-    #[command(hide = true)]
+    /// OpenNebula: install the drivers; what their scripts call
     One(one::Options),
 }

@@ -58,6 +58,7 @@ fn every_command_has_help() {
         "image history",
         "image df",
         "image tag",
+        "one install",
         "image rm",
         "image prune",
         "image fsck",

@@ -10,6 +10,7 @@
 //! tells the driver, the file the action ([`Kind::of_script`]).
 
 mod config;
+mod install;
 mod kind;
 mod vmm;
 
@@ -30,13 +31,15 @@ use crate::output::{complain, print};
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
-    driver: Driver,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Driver {
+enum Command {
+    /// Prepare a front-end or a host of OpenNebula's, or look at one
+    Install(install::Options),
     /// Scripts of the virtual machine manager
-    #[command(disable_help_flag = true)]
+    #[command(hide = true, disable_help_flag = true)]
     Vmm(Call),
 }
 
@@ -50,26 +53,14 @@ struct Call {
     argv: Vec<OsString>,
 }
 
-impl Driver {
-    fn of(kind: Kind, call: Call) -> Self {
-        match kind {
-            Kind::Vmm => Self::Vmm(call),
-        }
-    }
-
-    fn serve(&self, socket: Option<PathBuf>) -> ExitCode {
-        match self {
-            Self::Vmm(Call { action, argv }) => {
-                let action = action.to_string_lossy();
-                tell(&match input(xml::MAX_INPUT) {
-                    Ok(stdin) => vmm::answer(&action, argv, &stdin, socket),
-                    Err(e) => {
-                        let known = Action::from_name(&action).unwrap_or(Action::Poll);
-                        failure(known, None, &e)
-                    }
-                })
-            }
-        }
+fn serve(kind: Kind, call: &Call, socket: Option<PathBuf>) -> ExitCode {
+    let Call { action, argv } = call;
+    let action = action.to_string_lossy();
+    match kind {
+        Kind::Vmm => tell(&match input(xml::MAX_INPUT) {
+            Ok(stdin) => vmm::answer(&action, argv, &stdin, socket),
+            Err(e) => failure(Action::from_name(&action).unwrap_or(Action::Poll), None, &e),
+        }),
     }
 }
 
@@ -91,14 +82,23 @@ pub fn early() -> Option<ExitCode> {
     } else {
         (Kind::from_name(word.to_str()?)?, args.next().unwrap_or_default())
     };
-    let driver = Driver::of(kind, Call { action, argv: args.collect() });
-    Some(driver.serve(std::env::var_os("OCIVISOR_SOCKET").map(PathBuf::from)))
+    let call = Call { action, argv: args.collect() };
+    Some(serve(kind, &call, std::env::var_os("OCIVISOR_SOCKET").map(PathBuf::from)))
 }
 
-/// The call when global options stood before `one`.
+/// What an admin says, and the call when global options stood before `one`.
 #[must_use]
 pub fn main(options: &Options, context: &Context) -> ExitCode {
-    options.driver.serve(Some(context.socket.clone()))
+    match &options.command {
+        Command::Install(options) => match install::run(options, context.output) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                complain(&failure.render());
+                ExitCode::from(failure.exit as u8)
+            }
+        },
+        Command::Vmm(call) => serve(Kind::Vmm, call, Some(context.socket.clone())),
+    }
 }
 
 /// A script that lies where none of ours should.

@@ -1,0 +1,196 @@
+//! `ocivisor one install` on directories that stand for a front-end and a host.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+#![allow(clippy::disallowed_methods, reason = "tests write files and run the command")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const ONED: &str = "TM_MAD = [ EXECUTABLE = \"one_tm\", ARGUMENTS = \"-t 15 -d dummy,ssh\" ]\n\
+    DATASTORE_MAD = [ EXECUTABLE = \"one_datastore\", ARGUMENTS = \"-t 15 -d fs -s ssh\" ]\n\
+    MARKET_MAD = [ EXECUTABLE = \"one_market\", ARGUMENTS = \"-t 15 -m http\" ]\n";
+const ONEADMIN: u32 = 9869;
+
+/// A machine that has OpenNebula's directories and its user.
+fn machine() -> TempDir {
+    let temp = tempfile::tempdir().unwrap();
+    for dir in ["var/lib/one/remotes/vmm/kvm", "etc/one/vmm_exec"] {
+        fs::create_dir_all(temp.path().join(dir)).unwrap();
+    }
+    chown(temp.path().join("var/lib/one/remotes"), Some(ONEADMIN), Some(ONEADMIN)).unwrap();
+    fs::write(temp.path().join("etc/one/oned.conf"), ONED).unwrap();
+    fs::write(temp.path().join("etc/one/monitord.conf"), "").unwrap();
+    fs::write(temp.path().join("etc/one/vmm_exec/vmm_execrc"), "LIVE_DISK_SNAPSHOTS=\"a-b\"\n")
+        .unwrap();
+    let user = format!("oneadmin:x:{ONEADMIN}:{ONEADMIN}::/var/lib/one:/bin/bash\n");
+    fs::write(temp.path().join("etc/passwd"), user).unwrap();
+    fs::write(temp.path().join("etc/group"), format!("oneadmin:x:{ONEADMIN}:\n")).unwrap();
+    temp
+}
+
+fn install(root: &TempDir, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ocivisor"))
+        .args(["one", "install", "--root"])
+        .arg(root.path())
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Every file below, with owner, permissions and content.
+fn snapshot(dir: &Path) -> Vec<(PathBuf, u32, u32, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            let content = if meta.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+            found.push((path.clone(), meta.uid(), meta.permissions().mode(), content));
+            if meta.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_front_end_is_prepared_once_and_given_back_as_it_was() {
+    let root = machine();
+    let before = snapshot(root.path());
+    let told = done(&install(&root, &["--frontend"]));
+    for want in [
+        "ok       scripts in remotes/vmm/ocivisor",
+        "missing  VM_MAD ocivisor",
+        "ARGUMENTS = \"-t 15 -d fs,ocivisor -s ssh,ocivisor\"",
+        "LIVE_DISK_SNAPSHOTS=\"a-b ocivisor-ocivisor\"",
+        "onehost sync --force",
+    ] {
+        assert!(told.contains(want), "{want} in {told}");
+    }
+    let deploy = root.path().join("var/lib/one/remotes/vmm/ocivisor/deploy");
+    let meta = fs::metadata(&deploy).unwrap();
+    assert_eq!((meta.uid(), meta.permissions().mode() & 0o7777), (ONEADMIN, 0o755));
+    assert_eq!(fs::metadata(deploy.parent().unwrap()).unwrap().uid(), ONEADMIN);
+
+    let first = snapshot(root.path());
+    assert_eq!(done(&install(&root, &["--frontend"])), told);
+    assert_eq!(snapshot(root.path()), first, "a second run changes nothing");
+
+    done(&install(&root, &["--frontend", "--uninstall"]));
+    // The directory of the record stays, it is empty.
+    let after: Vec<_> = snapshot(root.path())
+        .into_iter()
+        .filter(|(path, ..)| !path.ends_with("var/lib/ocivisor-opennebula"))
+        .collect();
+    assert_eq!(after, before);
+    done(&install(&root, &["--frontend", "--uninstall"]));
+}
+
+#[test]
+fn a_check_changes_nothing_and_fails_while_anything_is_missing() {
+    let root = machine();
+    let before = snapshot(root.path());
+    let output = install(&root, &["--frontend", "--check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("missing  scripts in remotes/vmm/ocivisor"), "{said}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("things are missing"));
+    assert_eq!(snapshot(root.path()), before);
+}
+
+#[test]
+fn what_others_changed_is_neither_replaced_nor_taken_away() {
+    let root = machine();
+    done(&install(&root, &["--frontend"]));
+    let deploy = root.path().join("var/lib/one/remotes/vmm/ocivisor/deploy");
+    fs::write(&deploy, "#!/bin/sh\nexit 3\n").unwrap();
+    let output = install(&root, &["--frontend"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("vmm/ocivisor/deploy is not as ocivisor left it")
+    );
+    let told = done(&install(&root, &["--frontend", "--uninstall"]));
+    assert!(told.contains("vmm/ocivisor/deploy was changed by others and stays"), "{told}");
+    assert!(deploy.exists());
+    done(&install(&root, &["--frontend", "--force"]));
+    assert!(fs::read_to_string(&deploy).unwrap().contains("ocivisor"));
+}
+
+#[test]
+fn scripts_of_an_earlier_version_go() {
+    let root = machine();
+    done(&install(&root, &["--frontend"]));
+    let old = root.path().join("var/lib/one/remotes/vmm/ocivisor/bygone");
+    fs::write(&old, "x").unwrap();
+    let record = root.path().join("var/lib/ocivisor-opennebula/installed.json");
+    let hash = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let text = fs::read_to_string(&record).unwrap().replacen(
+        "\"files\": {",
+        &format!("\"files\": {{ \"var/lib/one/remotes/vmm/ocivisor/bygone\": [\"{hash}\"],"),
+        1,
+    );
+    fs::write(&record, text).unwrap();
+    done(&install(&root, &["--frontend"]));
+    assert!(!old.exists());
+    assert!(!fs::read_to_string(&record).unwrap().contains("bygone"));
+}
+
+#[test]
+fn a_host_lets_the_platforms_user_ask_the_daemon() {
+    let root = machine();
+    let said = done(&install(&root, &["--host"]));
+    assert!(!said.contains("missing"), "{said}");
+    let group = fs::read_to_string(root.path().join("etc/group")).unwrap();
+    let line = group.lines().find(|line| line.starts_with("ocivisor:")).unwrap();
+    assert!(line.ends_with(":oneadmin"), "{group}");
+    let gid = line.split(':').nth(2).unwrap();
+    let config = root.path().join("etc/ocivisor/ocivisor.toml");
+    assert!(fs::read_to_string(&config).unwrap().contains(&format!("operate_gid = {gid}\n")));
+    let first = snapshot(root.path());
+    assert_eq!(done(&install(&root, &["--host"])), said);
+    assert_eq!(snapshot(root.path()), first);
+
+    done(&install(&root, &["--host", "--uninstall"]));
+    assert!(!config.exists());
+    let group = fs::read_to_string(root.path().join("etc/group")).unwrap();
+    assert!(
+        group.lines().any(|line| line.starts_with("ocivisor:") && line.ends_with(':')),
+        "{group}"
+    );
+}
+
+#[test]
+fn an_admins_configuration_of_the_daemon_stays_his() {
+    let root = machine();
+    fs::create_dir_all(root.path().join("etc/ocivisor")).unwrap();
+    let config = root.path().join("etc/ocivisor/ocivisor.toml");
+    fs::write(&config, "[access]\nread_gids = [5]\n").unwrap();
+    let said = done(&install(&root, &["--host"]));
+    assert!(said.contains("missing  the daemon's socket belongs to group ocivisor"), "{said}");
+    assert!(said.contains("operate_gid = "), "{said}");
+    assert_eq!(fs::read_to_string(&config).unwrap(), "[access]\nread_gids = [5]\n");
+}
+
+#[test]
+fn a_machine_without_opennebula_is_no_front_end() {
+    let root = tempfile::tempdir().unwrap();
+    let output = install(&root, &["--frontend"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("not installed here"));
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
