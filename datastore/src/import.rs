@@ -13,6 +13,7 @@
 //! before it is used (`work`).
 
 mod docker;
+mod here;
 mod layer;
 mod progress;
 mod rootfs;
@@ -21,6 +22,8 @@ mod vmdisk;
 use std::fs::File;
 use std::rc::Rc;
 
+pub use here::Lacking;
+pub(crate) use here::lacking;
 use layer::{From, Wanted};
 pub use progress::Progress;
 use rustix::fs::FlockOperation;
@@ -28,7 +31,6 @@ use rustix::fs::FlockOperation;
 use crate::blobs::Blobs;
 use crate::config::ImageConfig;
 use crate::digest::{DiffId, Digest};
-use crate::disk;
 use crate::document::{self, Class, Descriptor, Manifest, OCI_CONFIG};
 use crate::error::{DocumentFault, Error, Limit, Result, escape};
 use crate::files::Files;
@@ -123,10 +125,7 @@ impl Import<'_> {
         held: Held,
         tell: Tell<'_>,
     ) -> Result<(ImageRecord, Held)> {
-        self.check_layout(files)?;
-        let object = format!("{} file index.json", files.shown());
-        let bytes = files.document("index.json", self.limits)?;
-        let top = follow(files, object, bytes, None, tag, self.limits)?;
+        let top = top_of(files, tag, self.limits)?;
         self.image(files, &top, held, tell)
     }
 
@@ -140,7 +139,7 @@ impl Import<'_> {
         let signed = self.store.wants_signatures(source);
         if !signed && let Some(digest) = registry.digest() {
             let held = self.hold()?;
-            if let Some(record) = self.present(&held, &digest)? {
+            if let Some(record) = here::image(self.store, &held.known, &digest)? {
                 return Ok((record, held));
             }
         }
@@ -158,7 +157,7 @@ impl Import<'_> {
         tell: Tell<'_>,
     ) -> Result<(ImageRecord, Held)> {
         self.store.check_name(self.name, Some(&top.digest), self.by)?;
-        if let Some(record) = self.present(&held, &top.digest)? {
+        if let Some(record) = here::image(self.store, &held.known, &top.digest)? {
             return Ok((record, held));
         }
         let held = release(blobs, held);
@@ -180,7 +179,7 @@ impl Import<'_> {
         self.staged.keep(&kept).map_err(|e| self.store.io("write a file in", "staging", e))?;
         let mut known = Vec::new();
         for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
-            known.push(self.known_layer(&held, &layer.digest, diff_id)?);
+            known.push(here::layer(self.store, &held.known, &layer.digest, diff_id)?);
         }
         let images = Rc::clone(&held.known);
         let held = release(blobs, held);
@@ -232,7 +231,7 @@ impl Import<'_> {
     fn check_kept(&self, layers: &[LayerRef]) -> Result<()> {
         for layer in layers {
             let gone = |what| Err(Error::damaged(what, "went away while the image came in"));
-            if !self.has_blob(&layer.blob, layer.size)? {
+            if !here::blob(self.store, &layer.blob, layer.size)? {
                 return gone(format!("blob {}", layer.blob));
             }
             if !self.store.has_layer(&layer.diff_id)? {
@@ -240,64 +239,6 @@ impl Import<'_> {
             }
         }
         Ok(())
-    }
-
-    fn check_layout(&self, files: &Files) -> Result<()> {
-        #[derive(serde::Deserialize)]
-        struct Layout {
-            #[serde(rename = "imageLayoutVersion")]
-            version: String,
-        }
-        let bytes = files.document("oci-layout", self.limits)?;
-        let about = |why| Error::document(format!("{} file oci-layout", files.shown()), why);
-        let layout: Layout = document::parse(&bytes).map_err(about)?;
-        if layout.version == "1.0.0" {
-            Ok(())
-        } else {
-            let text =
-                format!("imageLayoutVersion {} is not 1.0.0", escape(layout.version.as_bytes()));
-            Err(about(DocumentFault::Json(text)))
-        }
-    }
-
-    /// A layer that a whole image has, made from the same blob.
-    fn known_layer(
-        &self,
-        held: &Held,
-        blob: &Digest,
-        diff_id: &DiffId,
-    ) -> Result<Option<LayerRef>> {
-        let same = |l: &&LayerRef| l.blob == *blob && l.diff_id == *diff_id;
-        let Some(known) = held.known.iter().flat_map(|r| &r.layers).find(same) else {
-            return Ok(None);
-        };
-        let whole = self.has_blob(blob, known.size)? && self.store.has_layer(diff_id)?;
-        Ok(whole.then(|| known.clone()))
-    }
-
-    /// The image of that manifest, if nothing of it is missing.
-    fn present(&self, held: &Held, manifest: &Digest) -> Result<Option<ImageRecord>> {
-        let Some(record) = held.known.iter().find(|r| r.manifest == *manifest) else {
-            return Ok(None);
-        };
-        for (digest, size) in record.blobs() {
-            if !self.has_blob(&digest, size)? {
-                return Ok(None);
-            }
-        }
-        match self.store.assemble(record) {
-            Ok(_) => Ok(Some(record.clone())),
-            // A damaged image is what an import is to repair.
-            Err(Error::Damaged { .. } | Error::Document { .. }) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
-        let hex = digest.hex();
-        let found = disk::file_size(&self.store.blobs, &hex)
-            .map_err(|e| self.store.io("inspect", &format!("blobs/sha256/{hex}"), e))?;
-        Ok(found == Some(size))
     }
 
     fn manifest_for(&self, config: &[u8], layers: &[LayerRef]) -> Result<Vec<u8>> {
@@ -336,6 +277,31 @@ fn release(blobs: &dyn Blobs, held: Held) -> Option<Held> {
 
 fn not_local(from: &dyn std::fmt::Display) -> Error {
     Error::Source { from: escape(from.to_string().as_bytes()), why: "it is not local".into() }
+}
+
+/// The manifest that a layout leads to.
+fn top_of(files: &Files, tag: Option<&str>, limits: &Limits) -> Result<Descriptor> {
+    check_layout(files, limits)?;
+    let object = format!("{} file index.json", files.shown());
+    let bytes = files.document("index.json", limits)?;
+    follow(files, object, bytes, None, tag, limits)
+}
+
+fn check_layout(files: &Files, limits: &Limits) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Layout {
+        #[serde(rename = "imageLayoutVersion")]
+        version: String,
+    }
+    let bytes = files.document("oci-layout", limits)?;
+    let about = |why| Error::document(format!("{} file oci-layout", files.shown()), why);
+    let layout: Layout = document::parse(&bytes).map_err(about)?;
+    if layout.version == "1.0.0" {
+        Ok(())
+    } else {
+        let text = format!("imageLayoutVersion {} is not 1.0.0", escape(layout.version.as_bytes()));
+        Err(about(DocumentFault::Json(text)))
+    }
 }
 
 /// Follows an index, which is `object`, down to one manifest.

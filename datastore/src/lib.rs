@@ -88,7 +88,7 @@ pub use fsck::{
 pub use fuzzing::{
     fuzz_answer, fuzz_config, fuzz_header, fuzz_manifest, fuzz_reference, fuzz_stream, fuzz_tar,
 };
-pub use import::Progress;
+pub use import::{Lacking, Progress};
 pub use limits::Limits;
 pub use name::{ImageName, Reference};
 pub use out::{

@@ -20,7 +20,7 @@ use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::format::{self, Access};
-use crate::import::{self, Progress};
+use crate::import::{self, Lacking, Progress};
 use crate::limits::Limits;
 use crate::name::{FileName, ImageName, Reference};
 use crate::record::{self, ImageRecord, LayerRecord, Record, RefRecord};
@@ -194,6 +194,11 @@ impl Store {
         self.check_writable()?;
         self.admit(source)?;
         self.cancel.told(import::run(self, source, name, limits, progress))
+    }
+
+    /// Which layers' blobs an import of a directory in OCI image layout would read; the others need not be in it.
+    pub fn lacking(&self, layout: &Source, limits: &Limits) -> Result<Lacking> {
+        import::lacking(self, layout, limits)
     }
 
     /// Finds an image by name or digest, and verifies its config and that its layers are there.

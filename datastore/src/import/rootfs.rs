@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::layer::Brought;
-use super::{Held, Import, Progress, Tell};
+use super::{Held, Import, Progress, Tell, here};
 use crate::blobs::Opened;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
@@ -147,7 +147,7 @@ impl Import<'_> {
         // What has no other name keeps the one it has.
         let media_type = document::layer_compression(&known.media_type)
             .map_or(known.media_type.clone(), |c| document::layer_media_type(c).to_owned());
-        let whole = self.known_layer(held, blob, &known.diff_id)?;
+        let whole = here::layer(self.store, &held.known, blob, &known.diff_id)?;
         Ok(whole.map(|layer| LayerRef { media_type, ..layer }))
     }
 }

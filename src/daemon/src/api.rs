@@ -14,7 +14,8 @@ use ocivisor_rpc::{
     API_VERSION, ApiError, ApiServer, Extensions, MAX_EVENTS, MAX_WAIT_MS, async_trait,
 };
 use ocivisor_schema::image::{
-    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, MadeV1, SourceStatV1,
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, MadeV1,
+    SourceStatV1,
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
@@ -399,6 +400,15 @@ impl ApiServer for Daemon {
         Ok(self.asking.ask(Caller::of(caller), &what, question).await?)
     }
 
+    async fn image_lacking(&self, caller: &Extensions, source: String) -> Reply<LackingV1> {
+        let (who, paths) = (Caller::of(caller), self.paths.clone());
+        self.work(move |vms| {
+            let source = images::layout(&source, who, &paths)?;
+            vms.host.images.lacking(&source)
+        })
+        .await
+    }
+
     async fn image_push(
         &self,
         caller: &Extensions,
@@ -565,6 +575,11 @@ impl ApiServer for Daemon {
             host.images.create_disk(&host.storage, &image, size_bytes, &path, backend)
         })
         .await
+    }
+
+    async fn disk_adopt(&self, caller: &Extensions, path: String) -> Reply<DiskInfo> {
+        let path = self.resolve(caller, path.into()).await?;
+        self.work(move |vms| vms.host.images.adopt_disk(&vms.host.storage, &path)).await
     }
 
     async fn host_info(&self, _: &Extensions) -> Reply<HostInfo> {

@@ -14,7 +14,7 @@
 use jsonrpsee::proc_macros::rpc;
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_schema::image::{
-    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
@@ -197,6 +197,10 @@ pub trait Api {
     #[method(name = "image.stat", param_kind = map, with_extensions)]
     async fn image_stat(&self, source: String) -> Result<SourceStatV1, ApiError>;
 
+    /// Which layers of an image in a directory an import would read.
+    #[method(name = "image.lacking", param_kind = map, with_extensions)]
+    async fn image_lacking(&self, source: String) -> Result<LackingV1, ApiError>;
+
     /// Send an image to a registry.
     #[method(name = "image.push", param_kind = map, with_extensions)]
     async fn image_push(
@@ -297,6 +301,10 @@ pub trait Api {
         path: String,
         backend: DiskBackendV1,
     ) -> Result<DiskInfo, ApiError>;
+
+    /// Take a disk that was brought here for one of this host's.
+    #[method(name = "disk.adopt", param_kind = map, with_extensions)]
+    async fn disk_adopt(&self, path: String) -> Result<DiskInfo, ApiError>;
 
     /// The host and its daemon.
     #[method(name = "host.info", param_kind = map, with_extensions)]

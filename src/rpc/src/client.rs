@@ -24,7 +24,7 @@ use jsonrpsee::types::{ErrorObjectOwned, Id, Request as Call};
 use ocivisor_core::error::{Error, ErrorKind, one_line};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_schema::image::{
-    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
@@ -425,6 +425,7 @@ methods! {
         options: Option<ImportOptionsV1>
     ) -> ImageOperationReply;
     image_stat(source: String) -> SourceStatV1;
+    image_lacking(source: String) -> LackingV1;
     image_push(
         request_id: Text<RequestId>, image: String, target: String
     ) -> ImageOperationReply;
@@ -451,6 +452,7 @@ methods! {
     disk_create(
         image: String, size_bytes: u64, path: String, backend: DiskBackendV1
     ) -> DiskInfo;
+    disk_adopt(path: String) -> DiskInfo;
     host_info() -> HostInfo;
     daemon_version() -> VersionReply;
 }

@@ -19,6 +19,15 @@ pub struct ImportOptionsV1 {
     pub digest: Option<String>,
 }
 
+/// What of an image in a directory is not on this host yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LackingV1 {
+    /// Digest of the image's manifest.
+    pub digest: String,
+    /// Digests of the layers' blobs that an import would read, lowest first.
+    pub blobs: Vec<String>,
+}
+
 /// What a committed image says besides its files; what is left out stays as in the image that the
 /// VM was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

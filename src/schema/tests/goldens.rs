@@ -11,8 +11,8 @@ use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::spec::VmSpec;
 use ocivisor_core::state::{Record, Request, Timestamp};
 use ocivisor_schema::image::{
-    DfReply, FileV1, FindingV1, FindingsV1, HistoryV1, ImageInspect, ImageUseV1, LayerV1, MadeV1,
-    PrunedV1, PushedV1, SourceStatV1,
+    DfReply, FileV1, FindingV1, FindingsV1, HistoryV1, ImageInspect, ImageUseV1, LackingV1,
+    LayerV1, MadeV1, PrunedV1, PushedV1, SourceStatV1,
 };
 use ocivisor_schema::record::{GuestExitV1, RequestV1};
 use ocivisor_schema::reply::{
@@ -366,6 +366,7 @@ fn images(op: Text<OpId>) {
             size_bytes: 50_000_000,
         },
     );
+    pin("lacking.json", &LackingV1 { digest: digest("0"), blobs: vec![digest("2")] });
     pin(
         "image_inspect.json",
         &ImageInspect {

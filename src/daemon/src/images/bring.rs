@@ -10,7 +10,7 @@ use ocivisor_datastore::{
 };
 use ocivisor_host::command;
 use ocivisor_host::fs::{drop_dir_all, ensure_dir};
-use ocivisor_schema::image::{ImportOptionsV1, SourceStatV1};
+use ocivisor_schema::image::{ImportOptionsV1, LackingV1, SourceStatV1};
 use ocivisor_schema::reply::{ImageInfo, ProgressV1};
 
 use super::{Images, named, ours};
@@ -78,6 +78,18 @@ impl Images {
             platform: format!("{}/{}", config.os, config.architecture),
             layers: u32::try_from(found.layers.len()).unwrap_or(u32::MAX),
             size_bytes: found.size,
+        })
+    }
+
+    /// Which layers of an image in a directory an import would read.
+    ///
+    /// # Errors
+    /// `Invalid`: the source is no such directory. `Image`: what is in it is at fault.
+    pub fn lacking(&self, source: &Source) -> Result<LackingV1> {
+        let found = self.store.lacking(source, &Limits::default()).map_err(|e| ours(&e))?;
+        Ok(LackingV1 {
+            digest: found.manifest.to_string(),
+            blobs: found.blobs.iter().map(ToString::to_string).collect(),
         })
     }
 
@@ -156,6 +168,19 @@ pub(super) fn replaced(image: &ImageName, layer: &store::DiffId, old: &str) {
 /// `Invalid`.
 pub fn name(text: &str) -> Result<ImageName> {
     text.parse().map_err(|e| ours(&e))
+}
+
+/// A directory with an image as a caller wrote it, with its path resolved.
+///
+/// # Errors
+/// It is none, or the caller may not name it.
+pub fn layout(text: &str, caller: Caller, paths: &PathPolicy) -> Result<Source> {
+    match named::source(text, caller, paths)? {
+        Source::OciLayout { dir, tag } => {
+            Ok(Source::OciLayout { dir: paths.resolve(caller, &dir)?, tag })
+        }
+        _ => Err(Error::new(ErrorKind::Invalid, format!("{text} is not oci: and a directory"))),
+    }
 }
 
 /// A source as a caller wrote it, with its path resolved, and the name that the image gets.

@@ -114,6 +114,28 @@ impl Images {
     }
 }
 
+impl Images {
+    /// Takes a disk that was brought here, by a move or a copy, for one of this host's: no prune takes its
+    /// layers from then on. Asked again it is the same.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no disk, or it has no manifest, or one of its layers is not on this host: then it
+    /// is not one of this host's.
+    pub fn adopt_disk(&self, storage: &HostStorage, path: &Path) -> Result<DiskInfo> {
+        let _making = self.making.read().unwrap_or_else(PoisonError::into_inner);
+        let manifest = storage.inspect_disk(path)?;
+        if !self.known_disks(false)?.iter().any(|known| known == path) {
+            let entry = self.disks.join(uuid::Uuid::new_v4().to_string());
+            replace(&entry, path.as_os_str().as_encoded_bytes())?;
+        }
+        Ok(DiskInfo {
+            path: path.display().to_string(),
+            manifest: DiskManifest::path_of(path).display().to_string(),
+            image_digest: manifest.image.manifest_digest,
+        })
+    }
+}
+
 fn principal(principal: &store::Principal) -> String {
     match principal {
         store::Principal::Id(id) => id.to_string(),

@@ -26,7 +26,7 @@ use ocivisor_host::fs::{drop_dir_all, ensure_dir};
 use ocivisor_host::layout::Layout;
 use ocivisor_host::storage::Layers;
 
-pub use bring::{name, source};
+pub use bring::{layout, name, source};
 pub use out::{Form, Rest};
 
 use crate::caller::Caller;

@@ -104,6 +104,21 @@ impl HostStorage {
         Ok(manifest)
     }
 
+    /// The manifest of a disk, all of whose layers are on this host.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no disk, no manifest, or a layer is missing. `Integrity`: the manifest is damaged.
+    pub fn inspect_disk(&self, path: &Path) -> Result<DiskManifest> {
+        let place = Place::of(path)?;
+        let manifest = DiskManifest::read_at(&place)?;
+        if place.stat(&place.name)?.is_none() {
+            let what = format!("disk {} does not exist", path.display());
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
+        layer::find_all(&*self.layers, &manifest, path)?;
+        Ok(manifest)
+    }
+
     /// Removes a disk, its manifest and what a broken-off [`Self::create_disk`] left; absent is
     /// fine.
     ///

@@ -57,6 +57,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "image.stat" => {
             value!(client.image_stat("docker://registry.example.com/debian:12".into()))
         }
+        "image.lacking" => value!(client.image_lacking("oci:/srv/debian".into())),
         "image.push" => {
             let target = "docker://registry.example.com/debian:12";
             value!(client.image_push(id, "debian:12".into(), target.into()))
@@ -89,6 +90,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
             "/srv/web-1.img".into(),
             DiskBackendV1::Ext4
         )),
+        "disk.adopt" => value!(client.disk_adopt("/srv/web-1.img".into())),
         "host.info" => value!(client.host_info()),
         "daemon.version" => value!(client.daemon_version()),
         other => panic!("no sample call of {other}: add one here"),

@@ -9,7 +9,7 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_rpc::{ApiError, ApiServer, Extensions, Peer, Server, ServerConfig, async_trait};
 use ocivisor_schema::image::{
-    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, SourceStatV1,
+    CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
@@ -236,6 +236,10 @@ impl ApiServer for Fake {
         Ok(sample!("source_stat"))
     }
 
+    async fn image_lacking(&self, _: &Extensions, _: String) -> Answer<LackingV1> {
+        Ok(sample!("lacking"))
+    }
+
     async fn image_push(
         &self,
         _: &Extensions,
@@ -342,6 +346,10 @@ impl ApiServer for Fake {
         _: String,
         _: DiskBackendV1,
     ) -> Answer<DiskInfo> {
+        Ok(sample!("disk"))
+    }
+
+    async fn disk_adopt(&self, _: &Extensions, _: String) -> Answer<DiskInfo> {
         Ok(sample!("disk"))
     }
 
