@@ -43,6 +43,16 @@ pub enum Error {
         /// Version or feature that is not known.
         what: String,
     },
+    /// The store is for another kind of machine: a front-end's keeps images packed, a host's unpacks them.
+    #[error("image store {root} {is}; name {wanted}")]
+    OtherKind {
+        /// The store.
+        root: PathBuf,
+        /// What it does with layers.
+        is: &'static str,
+        /// What is needed.
+        wanted: &'static str,
+    },
     /// The store has a feature that lets this program only read.
     #[error("image store {root} may only be read by this version: it uses feature {feature:?}")]
     ReadOnly {

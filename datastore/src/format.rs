@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::packed::{self, Kind};
 
 const NAME: &str = "format.json";
 const DRAFT: &str = "format.json.new";
@@ -19,9 +20,9 @@ const KIND: &str = "ocivisor-datastore";
 const VERSION: u32 = 1;
 const MAX: u64 = 64 * 1024;
 
-/// Features this program knows, by list. None yet.
+/// Features this program knows, by list.
 const READ_ONLY_COMPATIBLE: &[&str] = &[];
-const INCOMPATIBLE: &[&str] = &[];
+const INCOMPATIBLE: &[&str] = &[packed::FEATURE];
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Format {
@@ -44,15 +45,15 @@ pub(crate) enum Access {
 }
 
 /// Checks the format, or writes it into an empty directory. The caller holds the store's lock.
-pub(crate) fn check_or_create(root: &Path, dir: &File) -> Result<Access> {
+pub(crate) fn check_or_create(root: &Path, dir: &File, kind: Kind) -> Result<Access> {
     let io = |op| move |e| Error::io(op, root.join(NAME).display().to_string(), e);
     match disk::read_file(dir, NAME, MAX).map_err(io("read"))? {
-        Some(bytes) => check(root, &bytes),
-        None => create(root, dir).map(|()| Access::Full),
+        Some(bytes) => check(root, &bytes, kind),
+        None => create(root, dir, kind).map(|()| Access::Full),
     }
 }
 
-fn create(root: &Path, dir: &File) -> Result<()> {
+fn create(root: &Path, dir: &File, kind: Kind) -> Result<()> {
     let io = |op| move |e| Error::io(op, root.join(NAME).display().to_string(), e);
     let known = ["lock", DRAFT, "lost+found"];
     if disk::names(dir).map_err(io("look for"))?.iter().any(|n| !known.contains(&n.as_str())) {
@@ -63,7 +64,10 @@ fn create(root: &Path, dir: &File) -> Result<()> {
         version: VERSION,
         compatible: vec![],
         read_only_compatible: vec![],
-        incompatible: vec![],
+        incompatible: match kind {
+            Kind::Unpacked => vec![],
+            Kind::Packed => vec![packed::FEATURE.into()],
+        },
     };
     let mut bytes = serde_json::to_vec_pretty(&format).map_err(|e| io("encode")(e.into()))?;
     bytes.push(b'\n');
@@ -97,7 +101,7 @@ pub(crate) fn add_compatible(dir: &File, feature: &str) -> io::Result<()> {
     disk::publish(dir, DRAFT, dir, NAME)
 }
 
-fn check(root: &Path, bytes: &[u8]) -> Result<Access> {
+fn check(root: &Path, bytes: &[u8], kind: Kind) -> Result<Access> {
     let damaged = |why: String| Error::damaged(root.join(NAME).display().to_string(), why);
     let format: Format = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
     if format.kind != KIND {
@@ -107,10 +111,16 @@ fn check(root: &Path, bytes: &[u8]) -> Result<Access> {
     if format.version != VERSION {
         return Err(newer(format!("format version {}", format.version)));
     }
+    let packed = format.incompatible.iter().any(|feature| feature == packed::FEATURE);
     let unknown =
         |list: Vec<String>, known: &[&str]| list.into_iter().find(|f| !known.contains(&f.as_str()));
     if let Some(feature) = unknown(format.incompatible, INCOMPATIBLE) {
         return Err(newer(format!("feature {feature:?}")));
+    }
+    match (kind, packed) {
+        (Kind::Unpacked, true) => return Err(packed::wrong_kind(root, Kind::Packed)),
+        (Kind::Packed, false) => return Err(packed::wrong_kind(root, Kind::Unpacked)),
+        _ => {}
     }
     Ok(match unknown(format.read_only_compatible, READ_ONLY_COMPATIBLE) {
         Some(feature) => Access::ReadOnly(feature),

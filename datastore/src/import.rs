@@ -234,7 +234,7 @@ impl Import<'_> {
             if !here::blob(self.store, &layer.blob, layer.size)? {
                 return gone(format!("blob {}", layer.blob));
             }
-            if !self.store.has_layer(&layer.diff_id)? {
+            if !self.store.layer_is_ready(&layer.diff_id)? {
                 return gone(format!("layer {}", layer.diff_id));
             }
         }

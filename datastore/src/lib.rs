@@ -53,6 +53,7 @@ mod limits;
 mod name;
 mod namer;
 mod out;
+mod packed;
 mod proof;
 mod prune;
 mod publish;
@@ -95,6 +96,7 @@ pub use out::{
     Archive, BegunCommit, BegunTar, CommitChanges, CommitOptions, Committed, Exported, HistoryRow,
     IdMap, Inspection, LayerInfo, Omitted, Packing, ReadCommit, ReadTar, Upper,
 };
+pub use packed::{LayerBlob, Parts};
 pub use prune::{PruneOptions, Pruned, Usage};
 pub use registry::{
     HttpsUrl, Patience, PushProgress, Pushed, Registries, RegistriesConfig, RegistryConfig,

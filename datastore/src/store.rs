@@ -23,6 +23,7 @@ use crate::format::{self, Access};
 use crate::import::{self, Lacking, Progress};
 use crate::limits::Limits;
 use crate::name::{FileName, ImageName, Reference};
+use crate::packed::Kind;
 use crate::record::{self, ImageRecord, LayerRecord, Record, RefRecord};
 use crate::source::Source;
 use crate::staging;
@@ -47,6 +48,7 @@ pub struct Store {
     pub(crate) user: Option<u32>,
     pub(crate) cancel: Cancel,
     access: Access,
+    pub(crate) kind: Kind,
 }
 
 /// An image that is whole in the store.
@@ -102,6 +104,10 @@ impl Store {
     /// Removes what importers that died left in staging. Fails if the directory holds something else, or a
     /// format this program does not know.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_kind(root, Kind::Unpacked)
+    }
+
+    pub(crate) fn open_kind(root: &Path, kind: Kind) -> Result<Self> {
         let io =
             |op: &'static str| move |e: io::Error| Error::io(op, root.display().to_string(), e);
         let absolute = std::path::absolute(root).map_err(io("resolve"))?;
@@ -114,7 +120,7 @@ impl Store {
         // Two that create must not meet halfway. The directory itself is locked, not the file `lock`: opening
         // does not wait for imports.
         disk::lock(&dir, FlockOperation::LockExclusive).map_err(io("lock"))?;
-        let access = format::check_or_create(root, &dir)?;
+        let access = format::check_or_create(root, &dir, kind)?;
         open_lock(&dir).map_err(io("make the lock in"))?;
         let ensure =
             |at: &File, name: &str| disk::ensure_dir(at, name).map_err(io("make a directory in"));
@@ -130,6 +136,7 @@ impl Store {
             user: None,
             cancel: Cancel::default(),
             access,
+            kind,
             dir,
         };
         disk::lock(&store.dir, FlockOperation::Unlock).map_err(io("unlock"))?;
@@ -171,6 +178,7 @@ impl Store {
             user: self.user,
             cancel: self.cancel.clone(),
             access: self.access.clone(),
+            kind: self.kind,
         })
     }
 
@@ -262,7 +270,7 @@ impl Store {
             return Err(Error::damaged(object(), "lists other layers than the image record"));
         }
         for layer in &layers {
-            if !self.has_layer(layer)? {
+            if !self.layer_is_ready(layer)? {
                 return Err(Error::damaged(format!("layer {layer}"), "is absent"));
             }
         }
@@ -436,7 +444,7 @@ fn size(record: &ImageRecord) -> u64 {
     record.blobs().map(|(_, size)| size).sum()
 }
 
-fn not_found(reference: &Reference) -> Error {
+pub(crate) fn not_found(reference: &Reference) -> Error {
     Error::NotFound { reference: reference.to_string() }
 }
 

@@ -124,10 +124,20 @@ impl<'a> Work<'a> {
         blob.map_or(Ok(Compression::None), |blob| Compression::of(&blob))
     }
 
+    /// Opens the blob in staging to read.
+    pub fn reopen(&self) -> std::result::Result<File, Fault> {
+        let blob = disk::open_file(&self.staged.dir, BLOB).doing("open")?;
+        blob.ok_or_else(|| Fault::Io("open", io::ErrorKind::NotFound.into()))
+    }
+
     /// Moves blob and layer to their places, or sees to it that the layer there is the right one.
     pub fn place(&self, candidate: &Candidate<'_>) -> Result<Settled> {
         let Candidate { blob, diff_id, unpacked, known, .. } = candidate;
         let unread = |placed| Settled { placed, bytes: 0, headers: 0 };
+        if self.store.is_packed() {
+            self.publish_blob(blob, Synced::No)?;
+            return Ok(unread(Placed::New(unpacked.clone().unwrap_or_default())));
+        }
         let mut pairs =
             known.iter().flat_map(|r| &r.layers).filter(|l: &&LayerRef| l.diff_id == *diff_id);
         let here = self.store.has_layer(diff_id)?;

@@ -69,7 +69,7 @@ pub(super) fn layer(
     let Some(found) = known.iter().flat_map(|r| &r.layers).find(same) else {
         return Ok(None);
     };
-    let whole = self::blob(store, blob, found.size)? && store.has_layer(diff_id)?;
+    let whole = self::blob(store, blob, found.size)? && store.layer_is_ready(diff_id)?;
     Ok(whole.then(|| found.clone()))
 }
 

@@ -10,6 +10,7 @@ use crate::document::{self, Descriptor};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::ingest::{self, Budget, Promise};
+use crate::packed;
 use crate::proof::Terms;
 use crate::record::{ImageRecord, LayerRef};
 use crate::staging::Staged;
@@ -147,8 +148,8 @@ impl Import<'_> {
                 tell(Progress::Fetched { done, total });
             }
         };
-        let (size, blob, unpacked) = if self.store.has_layer(diff_id)? {
-            // Unpacking it once more is the last resort.
+        let (size, blob, unpacked) = if self.store.layer_is_ready(diff_id)? {
+            // Unpacking it once more is the last resort, or no affair of this store's.
             let kept = ingest::keep(&mut from, copy, promise, &self.store.cancel, &mut progress)
                 .map_err(|fault| fault.about(object))?;
             (kept.size, kept.digest, None)
@@ -160,6 +161,10 @@ impl Import<'_> {
         };
         wanted.from.settle(&claimed.dir, "blob")?;
         let compression = work.compression().map_err(|fault| fault.about(object))?;
+        if self.store.is_packed() {
+            packed::check_plain(compression, &blob, diff_id)
+                .map_err(|why| Error::Refused { object: object.clone(), why })?;
+        }
         let said_by = SaidBy::Config;
         let settled = work.place(&Candidate {
             object,

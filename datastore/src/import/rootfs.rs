@@ -13,8 +13,9 @@ use crate::blobs::Opened;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::document;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::ingest::{self, Budget, Ingested, Promise};
+use crate::packed;
 use crate::proof::Terms;
 use crate::record::{ImageRecord, LayerRef};
 use crate::registry::{HttpsFile, Part};
@@ -45,7 +46,10 @@ impl Import<'_> {
             why: "state the digest that the file must have, as sha256:HEX".into(),
         })?;
         let held = self.hold()?;
-        if let Some(layer) = self.known_blob(&held, &digest)? {
+        // What a packed store has of diff ids is what images say, and one that lies would be believed here.
+        if !self.store.is_packed()
+            && let Some(layer) = self.known_blob(&held, &digest)?
+        {
             tell(Progress::Started { layers: 1 });
             tell(Progress::LayerPresent { layer: 1 });
             return Ok((self.of_layer(layer)?, held));
@@ -86,18 +90,26 @@ impl Import<'_> {
         let mut budget =
             Budget::new(self.limits).unpacked_by(&self.store.unpacker).until(&self.store.cancel);
         let terms = self.terms(&budget, None);
-        let read = ingest::ingest(
-            &mut from as &mut dyn Read,
-            part.is_none().then_some(&work.blob),
-            promise,
-            (&work.fs, Trailer::Required),
-            &mut budget,
-            &mut |done| tell(Progress::Layer { layer: 1, done, total }),
-        )
-        .map_err(|(fault, at)| fault.about_entry(shown, at))?;
-        if let Some((file, part)) = part {
-            file.settle(part, &staged.dir, "blob")?;
-        }
+        let copy = part.is_none().then_some(&work.blob);
+        let settle = || match part {
+            Some((file, part)) => file.settle(part, &staged.dir, "blob"),
+            None => Ok(()),
+        };
+        let progress = &mut |done| tell(Progress::Layer { layer: 1, done, total });
+        let about = |(fault, at): (Fault, _)| fault.about_entry(shown, at);
+        let read = if self.store.is_packed() {
+            let kept = ingest::keep(&mut from, copy, promise, &self.store.cancel, progress)
+                .map_err(|fault| fault.about(shown))?;
+            settle()?;
+            packed::measure(&work, &kept, promise, &terms, &mut budget).map_err(about)?
+        } else {
+            let from = &mut from as &mut dyn Read;
+            let into = (&work.fs, Trailer::Required);
+            let read = ingest::ingest(from, copy, promise, into, &mut budget, progress);
+            let read = read.map_err(about)?;
+            settle()?;
+            read
+        };
         let layer = self.unpromised(shown, &work, read, terms, held, tell)?;
         if let Some((file, part)) = part {
             file.published(part)?;

@@ -12,6 +12,7 @@ use crate::diskimage::{DiskFacts, DiskFiles, DiskOptions, DiskReading, OpenDisk,
 use crate::error::{Error, Fault, Result};
 use crate::ingest::{self, Budget, Promise};
 use crate::limits::Limits;
+use crate::packed;
 use crate::record::ImageRecord;
 use crate::store::Store;
 use crate::tarball::Trailer;
@@ -35,15 +36,17 @@ impl Import<'_> {
         let work = Work::new(self.store, &self.staged)?;
         let terms = self.terms(&budget, None);
         let promise = Promise { compression: Some(Compression::Zstd), ..Promise::default() };
-        let read = ingest::ingest(
-            &mut reader,
-            Some(&work.blob),
-            &promise,
-            (&work.fs, Trailer::Required),
-            &mut budget,
-            // How much comes is not known before; what the disk could hold would promise too much.
-            &mut |done| tell(Progress::Layer { layer: 1, done, total: 0 }),
-        );
+        // How much comes is not known before; what the disk could hold would promise too much.
+        let progress = &mut |done| tell(Progress::Layer { layer: 1, done, total: 0 });
+        let copy = Some(&work.blob);
+        let read = if self.store.is_packed() {
+            ingest::keep(&mut reader, copy, &promise, &self.store.cancel, progress)
+                .map_err(|fault| (fault, None))
+                .and_then(|kept| packed::measure(&work, &kept, &promise, &terms, &mut budget))
+        } else {
+            let into = (&work.fs, Trailer::Required);
+            ingest::ingest(&mut reader, copy, &promise, into, &mut budget, progress)
+        };
         let mut read = read.map_err(|(fault, at)| {
             reader.fault(&files).unwrap_or_else(|| fault.about_entry(files.shown(), at))
         })?;

@@ -119,6 +119,7 @@ impl Store {
         options: &CommitOptions,
     ) -> Result<BegunCommit> {
         self.check_writable()?;
+        self.check_unpacked()?;
         self.check_name(name, None, By::Choice)?;
         let shared = self.lock(FlockOperation::LockShared)?;
         let limits = Limits { ratio: u64::MAX, ..options.limits.clone() };

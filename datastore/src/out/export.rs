@@ -100,6 +100,7 @@ pub(crate) struct Merging {
 
 impl Merging {
     pub fn begin(store: &Store, image: &Reference, limits: &Limits) -> Result<Self> {
+        store.check_unpacked()?;
         let shared = store.lock(FlockOperation::LockShared)?;
         let (image, store) = (store.resolve(image)?, store.again()?);
         Ok(Self { store, _shared: shared, image, limits: limits.clone() })

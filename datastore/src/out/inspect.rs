@@ -102,7 +102,11 @@ impl Store {
                 blob: layer.blob,
                 media_type: layer.media_type.clone(),
                 size: layer.size,
-                report: self.layer_record(&layer.diff_id)?.report,
+                report: if self.is_packed() {
+                    Report::default()
+                } else {
+                    self.layer_record(&layer.diff_id)?.report
+                },
             });
         }
         let refs = self.readable_refs()?;

@@ -77,6 +77,69 @@ pub(crate) struct Tar {
 /// Reads a blob to its end and compares what it holds with a layer's files. An error: it does not even begin, or the disk
 /// does not give it.
 pub(crate) fn read(blob: File, fs: io::Result<File>, terms: &Terms<'_>) -> Result<Reading, Fault> {
+    let compared = examine(blob, Trailer::Optional, terms, |tarball| {
+        fs.map_err(|why| Doubt::Unreadable { path: Vec::new(), why })
+            .and_then(|fs| Compare::new(&fs).and_then(|compare| compare.run(tarball)))
+    })?;
+    let tar = compared.tar.map(|Plain { diff_id, bytes, headers, looked: same }| Tar {
+        diff_id,
+        bytes,
+        headers,
+        same,
+    });
+    Ok(Reading { digest: compared.digest, size: compared.size, tar })
+}
+
+/// A tar that was read to its end and compared with nothing.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// Of the blob.
+    pub digest: Digest,
+    pub diff_id: DiffId,
+    pub bytes: u64,
+    pub headers: u64,
+}
+
+/// Reads a blob to its end, which must be a tar with something in it.
+pub(crate) fn measure(blob: File, trailer: Trailer, terms: &Terms<'_>) -> Result<Measured, Fault> {
+    let Examined { digest, tar, .. } = examine(blob, trailer, terms, |mut tarball| {
+        let mut entries = 0u64;
+        while tarball.next()?.is_some() {
+            entries += 1;
+        }
+        Ok(entries)
+    })?;
+    let Plain { diff_id, bytes, headers, looked } = tar?;
+    match looked {
+        Ok(0) => Err(Refusal::NoFiles.into()),
+        Ok(_) => Ok(Measured { digest, diff_id, bytes, headers }),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// A blob that was read to its end.
+struct Examined<T> {
+    digest: Digest,
+    size: u64,
+    tar: Result<Plain<T>, Fault>,
+}
+
+/// What it holds, and what came of looking at that.
+struct Plain<T> {
+    diff_id: DiffId,
+    bytes: u64,
+    headers: u64,
+    looked: T,
+}
+
+type PlainBytes = BufReader<Hashing<Noting<Bounded<Hashing<Heeding>>>>>;
+
+fn examine<T>(
+    blob: File,
+    trailer: Trailer,
+    terms: &Terms<'_>,
+    look: impl FnOnce(Tarball<'_, Streaming<&mut PlainBytes>>) -> T,
+) -> Result<Examined<T>, Fault> {
     let Terms { limits, bytes, entries, .. } = *terms;
     let compressed = blob.metadata().doing("inspect")?.len();
     let source = Hashing::new(Heeding { from: blob, cancel: terms.cancel.clone() });
@@ -84,10 +147,7 @@ pub(crate) fn read(blob: File, fs: io::Result<File>, terms: &Terms<'_>) -> Resul
     let bounded = Noting { from: Bounded::new(plain, compressed, limits, bytes), fault: None };
     let mut tar = BufReader::with_capacity(BUFFER, Hashing::new(bounded));
     let mut left = entries;
-    let tarball = Tarball::new(Streaming(&mut tar), limits, &mut left, Trailer::Optional);
-    let same = fs
-        .map_err(|why| Doubt::Unreadable { path: Vec::new(), why })
-        .and_then(|fs| Compare::new(&fs).and_then(|compare| compare.run(tarball)));
+    let looked = look(Tarball::new(Streaming(&mut tar), limits, &mut left, trailer));
     // Whatever the tar says: what follows its end belongs to its digest.
     let ended = drain(&mut tar);
     let Hashing { from: Noting { from: bounded, fault }, hasher, count } = tar.into_inner();
@@ -99,16 +159,16 @@ pub(crate) fn read(blob: File, fs: io::Result<File>, terms: &Terms<'_>) -> Resul
         (Some(fault), ..) => Err(fault),
         (None, Err(e), _) => Err(Fault::from_read(e)),
         (None, Ok(_), Ok(1..)) => Err(Refusal::Stream("bytes after its end".to_owned()).into()),
-        (None, Ok(_), _) => Ok(Tar {
+        (None, Ok(_), _) => Ok(Plain {
             diff_id: DiffId(Digest::finish(hasher)),
             bytes: count,
             headers: entries - left,
-            same,
+            looked,
         }),
     };
     more.doing("read")?;
     let blob = rest.into_inner();
-    Ok(Reading { digest: Digest::finish(blob.hasher), size: blob.count, tar })
+    Ok(Examined { digest: Digest::finish(blob.hasher), size: blob.count, tar })
 }
 
 /// Unpacks the layer of that diff id from a blob; no other will do.
