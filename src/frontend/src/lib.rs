@@ -4,3 +4,8 @@
 //! has the layout of an image datastore and why it is so.
 
 #![forbid(unsafe_code)]
+
+pub mod depot;
+mod fault;
+
+pub use depot::Depot;
