@@ -187,7 +187,7 @@ fn admit_settled(record: &Record, request: &Request) -> Admission {
                 _ if wished == record.spec => Admission::AlreadyTrue,
                 VmState::Stopped | VmState::Running => run(),
                 // Its files are changed by processes of its own, which stand still as well.
-                VmState::Paused if change.context.is_none() => run(),
+                VmState::Paused if !wished.is_told_apart_from(&record.spec) => run(),
                 VmState::Paused => deny("it cannot be told anything", "resume it first"),
                 VmState::Suspended => deny("it cannot be changed", "resume it first"),
                 VmState::Failed(_) => deny("it cannot be changed", "destroy it first"),

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::{Failure, Plan, Step, Target};
 use crate::ports::{GuestView, Ports};
+use crate::rewire::{self, Move};
 use crate::spec::{NicSpec, Upkeep, VmSpec};
 use crate::state::{Finished, GuestExit, Operation, Phase, Record, Request, Timestamp, VmState};
 use crate::upkeep;
@@ -229,6 +230,7 @@ impl Engine<'_> {
                 }
             }
             Step::Limit => cgroups.change_limits(&id, &wish_of(record).resources)?,
+            Step::Rewire => self.rewire(record)?,
             Step::Start => {
                 if let Some(facts) = &record.guest {
                     guests.start_guest(&id, facts)?;
@@ -267,6 +269,33 @@ impl Engine<'_> {
             Step::DropNamespaces => network.drop_namespaces(&id)?,
         }
         Ok(true)
+    }
+
+    /// Forward from the NICs in force to the changed ones, on the way back the other way round: whatever was done
+    /// of it is done again, or taken back.
+    fn rewire(&self, record: &Record) -> Result<()> {
+        let Some(Operation { request: Request::Change(change), phase, .. }) = &record.op else {
+            return Ok(());
+        };
+        let (old, new) = (&record.spec, record.spec.changed(change));
+        let (from, to) = match phase {
+            Phase::Doing => (&old.nics, &new.nics),
+            Phase::Undoing(_) => (&new.nics, &old.nics),
+        };
+        let (id, network) = (record.id(), self.ports.network);
+        let mut result = Ok(());
+        for step in rewire::moves(from, to) {
+            // Forward the first failure ends it; on the way back one NIC less is no reason for two.
+            if result.is_err() && *phase == Phase::Doing {
+                break;
+            }
+            result = result.and(match step {
+                Move::Drop(nic) => network.drop_nic(id, nic),
+                Move::Alter { from, to } => network.alter_nic(id, from, to),
+                Move::Make(nic) => network.ensure_nic(id, nic),
+            });
+        }
+        result
     }
 
     /// Sees that the display that is wished for is there.

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod ports;
 pub mod reconcile;
 mod recover;
+mod rewire;
 pub mod spec;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]

@@ -3,6 +3,7 @@
 //! Every way down is the same list, [`release`]: each of its steps succeeds on absence, so it
 //! clears whole guests, half-made ones and nothing alike, and serves as the undo of every boot.
 
+use crate::rewire;
 use crate::state::{Record, Request, VmState};
 
 /// One step; each may run twice.
@@ -24,6 +25,8 @@ pub enum Step {
     Tell,
     /// A guest that lives has the limits of the changed wish.
     Limit,
+    /// A guest that lives has the NICs of the changed wish; those that are the same in both are not touched.
+    Rewire,
     /// First process runs.
     Start,
     /// It still runs a moment later.
@@ -62,6 +65,7 @@ impl Step {
             Self::Create => "create",
             Self::Tell => "tell",
             Self::Limit => "limit",
+            Self::Rewire => "rewire",
             Self::Start => "start",
             Self::Settle => "settle",
             Self::AskToEnd { .. } => "ask-to-end",
@@ -79,7 +83,7 @@ impl Step {
     pub fn failure(self) -> Failure {
         match self {
             Self::AskToEnd { .. } => Failure::Keep,
-            Self::Limit => Failure::Revert,
+            Self::Limit | Self::Rewire => Failure::Revert,
             Self::Namespaces
             | Self::Nics
             | Self::Root
@@ -219,7 +223,10 @@ impl Plan {
                     if wished.resources != spec.resources {
                         steps.push(Step::Limit);
                     }
-                    if wished.context != spec.context {
+                    if !rewire::moves(&spec.nics, &wished.nics).is_empty() {
+                        steps.push(Step::Rewire);
+                    }
+                    if spec.is_told_apart_from(&wished) {
                         steps.push(Step::Tell);
                     }
                 }

@@ -4,6 +4,8 @@
 //! there but not whole, which only running `ensure_*` or `drop_*` again mends). Tests catch it,
 //! throw the engine's memory away, and go on from what [`FakeHost`] holds, as after `kill -9`.
 
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,8 +13,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{IdRange, VmId};
 use crate::ports::{
-    Adoption, BlockDevice, Cgroups, Clock, Displays, GuestView, Guests, IdRanges, Loaded, Network,
-    Ports, Records, Storage,
+    Adoption, BlockDevice, Cgroups, Clock, Displays, GuestView, Guests, IdRanges, Loaded, Ports,
+    Records, Storage,
 };
 use crate::spec::{Context, Graphics, InitKind, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
@@ -77,6 +79,8 @@ struct State {
     /// What guests were told, and their limits.
     told: BTreeMap<VmId, Context>,
     limits: BTreeMap<VmId, Resources>,
+    /// As what NICs were made, by the name of the host's end.
+    nics: BTreeMap<VmId, BTreeMap<String, NicSpec>>,
     disk_limits: BTreeMap<VmId, (Option<BlockDevice>, IoLimits)>,
     now: u64,
     boot: u64,
@@ -319,29 +323,6 @@ impl Records for FakeHost {
                 Ok(())
             },
         )
-    }
-}
-
-impl Network for FakeHost {
-    fn ensure_namespaces(&self, id: &VmId, _: IdRange) -> Result<()> {
-        self.ensure("ensure_namespaces", id, &Thing::Namespaces, &[])
-    }
-
-    fn drop_namespaces(&self, id: &VmId) -> Result<()> {
-        self.drop_thing("drop_namespaces", id, &Thing::Namespaces, &[Thing::Guest])
-    }
-
-    fn ensure_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()> {
-        let thing = Thing::Nic(nic.host_name.to_string());
-        self.ensure("ensure_nic", id, &thing, &[Thing::Namespaces])
-    }
-
-    fn drop_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()> {
-        self.drop_thing("drop_nic", id, &Thing::Nic(nic.host_name.to_string()), &[])
-    }
-
-    fn observe_network(&self) -> Result<BTreeSet<VmId>> {
-        Ok(self.anything_of())
     }
 }
 

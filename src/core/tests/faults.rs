@@ -11,9 +11,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy};
+use common::{
+    CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy, rewire, unwire,
+};
 use ocivisor_core::error::ErrorKind;
-use ocivisor_core::spec::InitKind;
+use ocivisor_core::spec::{Change, InitKind};
 use ocivisor_core::state::{GuestExit, OpKind, Request, VmState};
 use ocivisor_core::testing::Fault;
 
@@ -34,6 +36,8 @@ fn scenarios() -> Vec<(&'static str, Vec<Request>, Request)> {
         ("undefine", vec![define(vm)], Request::Undefine),
         ("change", vec![deploy(vm)], change()),
         ("change at rest", vec![define(vm)], change()),
+        ("rewire", vec![deploy(vm)], rewire(vm)),
+        ("rewire back", vec![deploy(vm), rewire(vm)], unwire(vm)),
     ]
 }
 
@@ -173,25 +177,52 @@ fn absence_that_cannot_be_had_is_a_failed_vm_and_destroy_leads_out() {
 
 #[test]
 fn a_change_that_fails_leaves_the_guest_running_by_the_old_wish() {
-    for n in 0.. {
-        let daemon = prepared(&[deploy("one-1")]);
-        let before = daemon.host.record(&common::id("one-1")).unwrap();
-        daemon.host.inject(n, Fault::Fail);
-        let answer = daemon.ask("one-1", change());
-        if !daemon.host.heal() {
-            assert_eq!(answer, Seen::Answer(Ok(())));
-            let after = daemon.host.record(&common::id("one-1")).unwrap();
-            let Request::Change(change) = change() else { panic!() };
-            assert_eq!(after.spec, before.spec.changed(&change));
-            assert_eq!((after.guest, after.state), (before.guest, before.state));
+    for request in [change(), rewire("one-1")] {
+        for n in 0.. {
+            let daemon = prepared(&[deploy("one-1")]);
+            let before = daemon.host.record(&common::id("one-1")).unwrap();
+            daemon.host.inject(n, Fault::Fail);
+            let answer = daemon.ask("one-1", request.clone());
+            if !daemon.host.heal() {
+                assert_eq!(answer, Seen::Answer(Ok(())));
+                let after = daemon.host.record(&common::id("one-1")).unwrap();
+                let Request::Change(change) = &request else { panic!() };
+                assert_eq!(after.spec, before.spec.changed(change));
+                assert_eq!((after.guest, after.state), (before.guest, before.state));
+                daemon.check();
+                break;
+            }
+            daemon.restart();
             daemon.check();
-            break;
+            let after = daemon.host.record(&common::id("one-1")).unwrap();
+            assert_eq!((after.guest, after.state), (before.guest, before.state), "call {n}");
         }
-        daemon.restart();
-        daemon.check();
-        let after = daemon.host.record(&common::id("one-1")).unwrap();
-        assert_eq!((after.guest, after.state), (before.guest, before.state), "call {n}");
     }
+}
+
+#[test]
+fn a_guest_boots_anew_with_the_nics_that_it_was_given_while_it_ran() {
+    let daemon = prepared(&[deploy("one-1"), rewire("one-1")]);
+    let nics = daemon.host.nics(&common::id("one-1"));
+    assert_eq!(nics.len(), 3);
+    for request in [REBOOT, Request::Reset, DESTROY, Request::Start] {
+        assert_eq!(daemon.ask("one-1", request), Seen::Answer(Ok(())));
+        daemon.check();
+    }
+    assert_eq!(daemon.host.nics(&common::id("one-1")), nics);
+}
+
+#[test]
+fn what_stays_as_it_is_is_not_touched() {
+    let daemon = prepared(&[deploy("one-1")]);
+    let mut nics = common::spec("one-1", 3).nics;
+    nics[1].dns = vec!["10.0.0.1".parse().unwrap()];
+    let calls = daemon.host.trace().len();
+    let change = Change { nics: Some(nics), ..Change::default() };
+    assert_eq!(daemon.ask("one-1", Request::Change(Box::new(change))), Seen::Answer(Ok(())));
+    let trace = daemon.host.trace();
+    assert_eq!(trace[calls..], ["save", "ensure_nic", "tell_guest", "save"]);
+    daemon.check();
 }
 
 #[test]

@@ -9,7 +9,9 @@
 
 mod common;
 
-use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy, id};
+use common::{
+    CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, change, define, deploy, id, rewire, unwire,
+};
 use ocivisor_core::state::{GuestExit, Request, VmState};
 use ocivisor_core::testing::Fault;
 use proptest::prelude::*;
@@ -47,6 +49,8 @@ fn request(vm: usize) -> impl Strategy<Value = Request> {
         Just(Request::Reset),
         Just(Request::Undefine),
         Just(change()),
+        Just(rewire(NAMES[vm])),
+        Just(unwire(NAMES[vm])),
     ]
 }
 

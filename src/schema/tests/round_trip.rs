@@ -260,9 +260,12 @@ fn request_of(id: VmId) -> impl Strategy<Value = Request> {
         any::<u64>().prop_map(|timeout_ms| Request::Reboot { timeout_ms }),
         Just(Request::Start),
         Just(Request::Reset),
-        (option::of(resources()), option::of(context())).prop_map(|(resources, context)| {
-            Request::Change(Box::new(Change { resources, context }))
-        }),
+        (option::of(resources()), option::of(context()), option::of((nic(0), nic(3)))).prop_map(
+            |(resources, context, nics)| {
+                let nics = nics.map(|(first, second)| vec![first, second]);
+                Request::Change(Box::new(Change { resources, context, nics }))
+            }
+        ),
         Just(Request::Undefine),
         Just(Request::Collect),
         any::<u64>().prop_map(|of| Request::Restart { of: Generation(of) }),

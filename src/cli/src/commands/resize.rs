@@ -91,7 +91,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let info = context.ask(client.vm_get(vm())).await?;
     let resources = options.limits.over(info.record.spec.resources);
     let send = async |client: &Client, id: Text<_>| {
-        let change = ChangeV1 { resources: Some(resources.clone()), context: None };
+        let change = ChangeV1 { resources: Some(resources.clone()), ..ChangeV1::default() };
         client.vm_change(id, vm(), change).await
     };
     context.operate("resized", send).await?;

@@ -82,6 +82,8 @@ pub struct Change {
     pub resources: Option<Resources>,
     /// What it is told.
     pub context: Option<Context>,
+    /// Its network interfaces, all of them.
+    pub nics: Option<Vec<NicSpec>>,
 }
 
 impl Isolation {
@@ -110,12 +112,19 @@ impl VmSpec {
     /// The wish with that change made.
     #[must_use]
     pub fn changed(&self, change: &Change) -> Self {
-        let Change { resources, context } = change.clone();
+        let Change { resources, context, nics } = change.clone();
         Self {
             resources: resources.unwrap_or_else(|| self.resources.clone()),
             context: context.unwrap_or_else(|| self.context.clone()),
+            nics: nics.unwrap_or_else(|| self.nics.clone()),
             ..self.clone()
         }
+    }
+
+    /// Whether a guest of this wish is told something else than one of `other`: files in the guest name its
+    /// addresses and its networks' name servers, too.
+    pub(crate) fn is_told_apart_from(&self, other: &Self) -> bool {
+        self.context != other.context || self.nics != other.nics
     }
 
     /// Checks what the types cannot: bounds, duplicates and combinations.

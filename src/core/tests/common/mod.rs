@@ -79,7 +79,31 @@ pub fn define(name: &str) -> Request {
 pub fn change() -> Request {
     let resources = Resources { memory: Bytes::mib(256), ..spec("one-1", 0).resources };
     let context = Context { user: Some("admin".into()), ..Context::default() };
-    Request::Change(Box::new(Change { resources: Some(resources), context: Some(context) }))
+    Request::Change(Box::new(Change {
+        resources: Some(resources),
+        context: Some(context),
+        nics: None,
+    }))
+}
+
+/// Of the two NICs one gets an MTU, the other one's place is taken by another, and a third comes.
+pub fn rewire(name: &str) -> Request {
+    let mut nics = spec(name, 3).nics;
+    nics[0].mtu = Some(1400);
+    nics[1].mac = MacAddr([2, 0, 0, 0, 1, 1]);
+    Request::Change(Box::new(Change { nics: Some(nics), ..Change::default() }))
+}
+
+/// The NICs of [`deploy`] again.
+pub fn unwire(name: &str) -> Request {
+    let nics = Some(spec(name, 2).nics);
+    Request::Change(Box::new(Change { nics, ..Change::default() }))
+}
+
+/// What the network knows of them.
+fn bare(nics: &[NicSpec]) -> Vec<NicSpec> {
+    let bare = |nic: &NicSpec| NicSpec { dns: Vec::new(), search: Vec::new(), ..nic.clone() };
+    nics.iter().map(bare).collect()
 }
 
 pub const SHUTDOWN: Request = Request::Shutdown { timeout_ms: 10, force: true, forget: false };
@@ -232,6 +256,7 @@ impl Daemon {
                         let (limits, told) = self.host.obeys(&id);
                         assert_eq!(limits.as_ref(), Some(&record.spec.resources), "{id}");
                         assert_eq!(told.as_ref(), Some(&record.spec.context), "{id}");
+                        assert_eq!(self.host.nics(&id), bare(&record.spec.nics), "{id}");
                         let (device, io) = self.host.disk_limits(&id).unwrap();
                         assert_eq!((device.is_some(), io), (true, record.spec.root.io), "{id}");
                     }

@@ -5,11 +5,13 @@
 //! in which the guest already runs.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::{NicSpec, Route};
 
+use super::fault;
 use super::link;
 use super::socket::{Answer, Netlink, Refusal};
 use super::wire::{Message, attributes, number};
@@ -20,6 +22,8 @@ const IPV6_METRIC: u32 = 1024;
 const ONLINK: u32 = 4;
 /// Route of a router advertisement (include/uapi/linux/rtnetlink.h).
 const RTPROT_RA: u8 = 9;
+/// The one request that is not about what the caller gave.
+const UP: &str = "bring it up inside";
 /// Lengths of `struct ifaddrmsg` and `struct rtmsg`.
 const ADDRESS_FIXED: usize = 8;
 const ROUTE_FIXED: usize = 12;
@@ -32,24 +36,41 @@ pub(super) struct Hop {
     pub(super) metric: u32,
 }
 
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {}/{} via {}", self.to.0, self.to.1, self.via)
+    }
+}
+
 /// Brings the guest's end up with its addresses and routes.
 pub(super) fn configure(netlink: &mut Netlink, index: u32, nic: &NicSpec) -> Result<()> {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     let mut requests = vec![link::change(index, libc::IFF_UP)];
-    let mut names = vec!["bring it up inside".to_owned()];
+    let mut names = vec![UP.to_owned()];
     for (address, len) in &nic.addresses {
-        requests.push(new_address(index, *address, *len));
+        requests.push(address_request(libc::RTM_NEWADDR, flags, index, *address, *len));
         names.push(format!("address {address}/{len}"));
     }
     for hop in hops(nic) {
-        names.push(format!("route {}/{} via {}", hop.to.0, hop.to.1, hop.via));
-        requests.push(new_route(index, nic, &hop));
+        names.push(hop.to_string());
+        requests.push(route_request(libc::RTM_NEWROUTE, flags, index, nic, &hop));
     }
+    set_all(netlink, nic, requests, &names)
+}
+
+/// Sends these requests; `names` is what each is about.
+fn set_all(
+    netlink: &mut Netlink,
+    nic: &NicSpec,
+    requests: Vec<Message>,
+    names: &[String],
+) -> Result<()> {
     netlink.changes(requests).map_err(|(at, refusal)| {
         let what = names.get(at).map_or("configure", String::as_str);
         let error = refusal.error(format!("nic {}: {what}", nic.host_name));
         match refusal.errno {
             // What the kernel checks of addresses and routes is what the caller gave.
-            libc::EINVAL | libc::EEXIST | libc::ENETUNREACH | libc::EHOSTUNREACH if at > 0 => {
+            libc::EINVAL | libc::EEXIST | libc::ENETUNREACH | libc::EHOSTUNREACH if what != UP => {
                 Error { kind: ErrorKind::Invalid, ..error }
             }
             libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES => {
@@ -58,6 +79,46 @@ pub(super) fn configure(netlink: &mut Netlink, index: u32, nic: &NicSpec) -> Res
             _ => error,
         }
     })
+}
+
+/// Takes away the addresses and routes that `from` has and `to` has not, and sees that all of `to` are there: the
+/// kernel takes what depends on an address away with it. What somebody else gave the link stays.
+pub(super) fn reconfigure(
+    netlink: &mut Netlink,
+    index: u32,
+    from: &NicSpec,
+    to: &NicSpec,
+) -> Result<()> {
+    let wanted = hops(to);
+    for hop in hops(from).iter().filter(|hop| !wanted.contains(hop)) {
+        let gone = netlink.change(route_request(libc::RTM_DELROUTE, 0, index, from, hop));
+        absent_is_fine(gone, &[libc::ESRCH])
+            .map_err(|e| e.error(format!("nic {}: remove {}", to.host_name, hop)))?;
+        fault::point()?;
+    }
+    for (ip, len) in from.addresses.iter().filter(|address| !to.addresses.contains(address)) {
+        let gone = netlink.change(address_request(libc::RTM_DELADDR, 0, index, *ip, *len));
+        absent_is_fine(gone, &[libc::EADDRNOTAVAIL])
+            .map_err(|e| e.error(format!("nic {}: remove address {ip}/{len}", to.host_name)))?;
+        fault::point()?;
+    }
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let addresses = to.addresses.iter().map(|(ip, len)| {
+        let request = address_request(libc::RTM_NEWADDR, flags, index, *ip, *len);
+        (request, format!("address {ip}/{len}"))
+    });
+    let routes = wanted
+        .iter()
+        .map(|hop| (route_request(libc::RTM_NEWROUTE, flags, index, to, hop), format!("{hop}")));
+    let (requests, names): (_, Vec<_>) = addresses.chain(routes).unzip();
+    set_all(netlink, to, requests, &names)
+}
+
+fn absent_is_fine(answer: Answer<()>, absent: &[i32]) -> Answer<()> {
+    match answer {
+        Err(e) if absent.contains(&e.errno) => Ok(()),
+        other => other,
+    }
 }
 
 /// Whether the guest's end has these addresses and routes, no more and no fewer. What the kernel
@@ -134,9 +195,9 @@ fn address_fixed(family: u8, len: u8, index: u32) -> [u8; ADDRESS_FIXED] {
     [family, len, 0, libc::RT_SCOPE_UNIVERSE, a, b, c, d]
 }
 
-fn new_address(index: u32, ip: IpAddr, len: u8) -> Message {
-    let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    let message = Message::new(libc::RTM_NEWADDR, flags, &address_fixed(family(ip), len, index))
+fn address_request(kind: u16, flags: i32, index: u32, ip: IpAddr, len: u8) -> Message {
+    let fixed = address_fixed(family(ip), len, index);
+    let message = Message::new(kind, libc::NLM_F_ACK | flags, &fixed)
         .attr(libc::IFA_LOCAL, &octets(ip))
         .attr(libc::IFA_ADDRESS, &octets(ip));
     match ip {
@@ -157,11 +218,11 @@ fn route_fixed(family: u8, len: u8, flags: u32) -> [u8; ROUTE_FIXED] {
     [family, len, 0, 0, table, protocol, scope, kind, a, b, c, d]
 }
 
-fn new_route(index: u32, nic: &NicSpec, hop: &Hop) -> Message {
-    let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+fn route_request(kind: u16, flags: i32, index: u32, nic: &NicSpec, hop: &Hop) -> Message {
+    let flags = libc::NLM_F_ACK | flags;
     let onlink = if is_near(nic, hop.via) { 0 } else { ONLINK };
     let (to, len) = hop.to;
-    Message::new(libc::RTM_NEWROUTE, flags, &route_fixed(family(to), len, onlink))
+    Message::new(kind, flags, &route_fixed(family(to), len, onlink))
         .attr(libc::RTA_DST, &octets(to))
         .attr(libc::RTA_GATEWAY, &octets(hop.via))
         .number(libc::RTA_OIF, index)

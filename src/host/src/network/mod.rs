@@ -22,6 +22,7 @@
 //! Attaching a NIC with a smaller MTU than the bridge's lowers the bridge's, unless that was set by
 //! hand: the kernel does so for any port.
 
+mod alter;
 mod claim;
 mod counters;
 mod fault;
@@ -93,6 +94,15 @@ impl Network for HostNetwork {
         };
         let mark = Mark { daemon: self.daemon(), vm: id.clone(), mac: nic.mac };
         nic::ensure(&nic::Wish { nic, mark, namespace: namespace.as_fd() })
+    }
+
+    fn alter_nic(&self, id: &VmId, from: &NicSpec, to: &NicSpec) -> Result<()> {
+        let Some(namespace) = namespaces::net(&self.layout.run_vm(id))? else {
+            let what = format!("nic {}: vm {id} has no network namespace", to.host_name);
+            return Err(Error::new(ErrorKind::NotFound, what));
+        };
+        let mark = Mark { daemon: self.daemon(), vm: id.clone(), mac: to.mac };
+        alter::alter(from, &nic::Wish { nic: to, mark, namespace: namespace.as_fd() })
     }
 
     fn drop_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()> {

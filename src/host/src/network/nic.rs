@@ -48,9 +48,9 @@ pub(super) struct Wish<'a> {
 }
 
 /// What the host's end is plugged into, found on this host.
-struct Plug<'a> {
+pub(super) struct Plug<'a> {
     kind: Kind<'a>,
-    index: u32,
+    pub(super) index: u32,
     mtu: u32,
 }
 
@@ -83,7 +83,8 @@ pub(super) fn ensure(wish: &Wish<'_>) -> Result<()> {
     })
 }
 
-fn find_plug<'a>(host: &mut Netlink, bridge: &'a Bridge) -> Result<Option<Plug<'a>>> {
+/// The bridge, if there is to be one.
+pub(super) fn find_plug<'a>(host: &mut Netlink, bridge: &'a Bridge) -> Result<Option<Plug<'a>>> {
     let (name, kind) = match bridge {
         Bridge::None => return Ok(None),
         Bridge::Linux(name) => (name, Kind::Linux(name)),

@@ -29,7 +29,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "vm.reboot" => value!(client.vm_reboot(id, vm, Some(30_000))),
         "vm.reset" => value!(client.vm_reset(id, vm)),
         "vm.change" => {
-            let change = ChangeV1 { resources: Some(spec.resources), context: None };
+            let change = ChangeV1 { resources: Some(spec.resources), ..ChangeV1::default() };
             value!(client.vm_change(id, vm, change))
         }
         "vm.undefine" => value!(client.vm_undefine(id, vm)),

@@ -71,6 +71,9 @@ pub struct ChangeV1 {
     /// What it is told, all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<ContextV1>,
+    /// Network interfaces, all of them; one that is in it as it was is not touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicV1>>,
 }
 
 impl ChangeV1 {
@@ -83,6 +86,10 @@ impl ChangeV1 {
         Ok(Change {
             resources: self.resources.as_ref().map(|r| fields.resources(r)).transpose()?,
             context: self.context.map(|context| fields.context(context)).transpose()?,
+            nics: self
+                .nics
+                .map(|nics| nics.iter().map(|nic| fields.nic(nic)).collect())
+                .transpose()?,
         })
     }
 
@@ -101,6 +108,7 @@ impl From<&Change> for ChangeV1 {
         Self {
             resources: change.resources.as_ref().map(ResourcesV1::from),
             context: change.context.as_ref().map(ContextV1::from),
+            nics: change.nics.as_ref().map(|nics| nics.iter().map(NicV1::from).collect()),
         }
     }
 }

@@ -248,6 +248,7 @@ pub fn requests() -> Vec<Request> {
         Request::Change(Box::new(Change {
             resources: Some(small_spec().resources),
             context: Some(full_spec().context),
+            nics: Some(full_spec().nics),
         })),
         Request::Collect,
         Request::Restart { of: Generation(41) },

@@ -9,24 +9,35 @@ fn subject() -> (VmId, NicSpec) {
     ("one-1".parse().unwrap(), nic("ocv-1-0", "ocvbr0", 1))
 }
 
+/// The subject with another MTU, an address less and one more, and another route.
+fn altered() -> NicSpec {
+    let mut nic = subject().1;
+    nic.mtu = Some(1400);
+    nic.addresses[0] = (IpAddr::from([10, 0, 1, 1]), 24);
+    nic.routes[0] = route("10.0.1.254");
+    nic
+}
+
 type Verb = fn(&HostNetwork) -> ocivisor_core::error::Result<()>;
 
 const ENSURE_NAMESPACES: Verb = |network| network.ensure_namespaces(&subject().0, IDS);
 const ENSURE_NIC: Verb = |network| network.ensure_nic(&subject().0, &subject().1);
+const ALTER_NIC: Verb = |network| network.alter_nic(&subject().0, &subject().1, &altered());
 const DROP_NIC: Verb = |network| network.drop_nic(&subject().0, &subject().1);
 const DROP_NAMESPACES: Verb = |network| network.drop_namespaces(&subject().0);
 
 /// What was done before, and the verb that is cut off.
-const CASES: [(&str, &[Verb], Verb); 5] = [
+const CASES: [(&str, &[Verb], Verb); 6] = [
     ("ensure namespaces", &[], ENSURE_NAMESPACES),
     ("ensure nic", &[ENSURE_NAMESPACES], ENSURE_NIC),
+    ("alter nic", &[ENSURE_NAMESPACES, ENSURE_NIC], ALTER_NIC),
     ("drop nic", &[ENSURE_NAMESPACES, ENSURE_NIC], DROP_NIC),
     ("drop namespaces", &[ENSURE_NAMESPACES], DROP_NAMESPACES),
     ("drop namespaces with nic", &[ENSURE_NAMESPACES, ENSURE_NIC], DROP_NAMESPACES),
 ];
 
 /// Places in a verb, so that a test cannot pass by passing none.
-const AT_LEAST: [u32; 5] = [10, 4, 1, 4, 5];
+const AT_LEAST: [u32; 6] = [10, 4, 5, 1, 4, 5];
 
 fn complete(host: &Host, id: &VmId) {
     for verb in [ENSURE_NAMESPACES, ENSURE_NIC] {
@@ -36,6 +47,47 @@ fn complete(host: &Host, id: &VmId) {
     for verb in [DROP_NIC, DROP_NAMESPACES] {
         verb(&host.network).unwrap();
     }
+}
+
+#[test]
+fn a_change_that_fails_or_crashes_at_any_place_is_gone_on_with_or_taken_back() {
+    let alter = |host: &Host, from: &NicSpec, to: &NicSpec| {
+        host.network.alter_nic(&subject().0, from, to).unwrap();
+    };
+    let seen = |host: &Host| {
+        host.inside(&subject().0, || {
+            let routes = fs::read_to_string("/proc/thread-self/net/route").unwrap();
+            let given = addresses("eth0").into_iter().filter(|a| !a.contains("fe80"));
+            (mtu("eth0"), given.collect::<Vec<_>>(), routes.matches("FE").count())
+        })
+    };
+    let index =
+        |host: &Host| (host.find("ocv-1-0").unwrap().index, host.find("ocv-1-0").unwrap().mtu);
+    let case = CASES.iter().position(|case| case.0 == "alter nic").unwrap();
+    on_a_host(|host| {
+        host.bridge("ocvbr0", 1500);
+        ENSURE_NAMESPACES(&host.network).unwrap();
+        ENSURE_NIC(&host.network).unwrap();
+        let (old, link) = (seen(host), index(host));
+        alter(host, &subject().1, &altered());
+        let new = seen(host);
+        assert_eq!(new.0, 1400);
+        assert_eq!(new.1, ["10.0.1.1/24", "fd00::1/64"]);
+        assert_eq!(index(host), (link.0, 1400), "the same link");
+        alter(host, &altered(), &subject().1);
+        assert_eq!((seen(host), index(host)), (old.clone(), link));
+        for at in 0.. {
+            if !crash(host, case, at) {
+                break;
+            }
+            if at % 2 == 0 {
+                alter(host, &subject().1, &altered());
+                assert_eq!(seen(host), new, "place {at}");
+            }
+            alter(host, &altered(), &subject().1);
+            assert_eq!((seen(host), index(host)), (old.clone(), link), "place {at}");
+        }
+    });
 }
 
 fn no_namespace_lives() {

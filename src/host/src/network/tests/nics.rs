@@ -416,3 +416,80 @@ fn of_many_guests_that_want_one_mac_one_gets_it() {
         assert_eq!(host.netlink().veths().unwrap().len(), 1);
     });
 }
+
+#[test]
+fn a_change_of_addresses_leaves_alone_what_the_guest_set_itself() {
+    on_a_host(|host| {
+        host.bridge("ocvbr0", 1500);
+        let id = host.vm("one-42");
+        let old = nic("ocv-42-0", "ocvbr0", 5);
+        host.network.ensure_nic(&id, &old).unwrap();
+        let own = || {
+            run(&["ip", "address", "add", "172.16.0.1/24", "dev", "eth0"]);
+            run(&["ip", "route", "add", "192.168.9.0/24", "via", "172.16.0.9"]);
+        };
+        host.inside(&id, own);
+        // An alias in the same network, as a platform adds it; then the first address goes, which the kernel takes
+        // for the end of the second one as well.
+        let mut both = old.clone();
+        both.addresses.push((IpAddr::from([10, 0, 0, 6]), 24));
+        host.network.alter_nic(&id, &old, &both).unwrap();
+        host.network.alter_nic(&id, &old, &both).unwrap();
+        let given = || {
+            let all = host.addresses_inside(&id, "eth0");
+            all.into_iter().filter(|a| !a.contains("fe80")).collect::<Vec<_>>()
+        };
+        assert_eq!(given(), ["10.0.0.5/24", "10.0.0.6/24", "172.16.0.1/24", "fd00::5/64"]);
+        let mut second = both.clone();
+        second.addresses.remove(0);
+        host.network.alter_nic(&id, &both, &second).unwrap();
+        assert_eq!(given(), ["10.0.0.6/24", "172.16.0.1/24", "fd00::5/64"]);
+        host.inside(&id, || {
+            let routes = fs::read_to_string("/proc/thread-self/net/route").unwrap();
+            assert!(routes.contains("eth0\t00000000\tFE00000A"), "{routes}");
+            assert!(routes.contains("0009A8C0\t090010AC"), "{routes}");
+        });
+    });
+}
+
+#[test]
+fn a_nic_whose_end_the_guest_deleted_is_made_anew_by_a_change() {
+    on_a_host(|host| {
+        host.bridge("ocvbr0", 1500);
+        let id = host.vm("one-42");
+        let old = nic("ocv-42-0", "ocvbr0", 5);
+        host.network.ensure_nic(&id, &old).unwrap();
+        host.inside(&id, || run(&["ip", "link", "del", "eth0"]));
+        let new = NicSpec { mtu: Some(1400), ..old.clone() };
+        host.network.alter_nic(&id, &old, &new).unwrap();
+        assert_eq!(host.inside(&id, || mtu("eth0")), 1400);
+    });
+}
+
+#[test]
+fn an_mtu_that_is_taken_back_is_the_bridges_without_this_port() {
+    on_a_host(|host| {
+        host.link("ocvbr0", "bridge", |m| m);
+        let id = host.vm("one-42");
+        let [first, mut second] = [1, 2].map(|n| nic(&format!("ocv-42-{n}"), "ocvbr0", n));
+        second.index = 1;
+        second.addresses.clear();
+        second.routes.clear();
+        host.network.ensure_nic(&id, &first).unwrap();
+        let small = NicSpec { mtu: Some(1400), ..first.clone() };
+        host.network.alter_nic(&id, &first, &small).unwrap();
+        assert_eq!(mtu("ocvbr0"), 1400);
+        host.network.alter_nic(&id, &small, &first).unwrap();
+        assert_eq!((mtu("ocvbr0"), mtu("ocv-42-1")), (1500, 1500), "no other port");
+        second.mtu = Some(1450);
+        host.network.ensure_nic(&id, &second).unwrap();
+        host.network.alter_nic(&id, &first, &small).unwrap();
+        host.network.alter_nic(&id, &small, &first).unwrap();
+        assert_eq!((mtu("ocvbr0"), mtu("ocv-42-1")), (1450, 1450));
+    });
+}
+
+/// Runs a tool in the network namespace of this thread.
+fn run(argv: &[&str]) {
+    crate::command::run(argv, std::time::Duration::from_secs(20)).unwrap();
+}
