@@ -8,7 +8,7 @@ use ocivisor_core::ids::RequestId;
 
 use crate::commands::{
     completions, console, cp, define, destroy, disk, doctor, events, exec, host, image, info, list,
-    logs, man, reboot, reconfigure, reset, resize, shutdown, start, stats, undefine, version,
+    logs, man, nic, reboot, reconfigure, reset, resize, shutdown, start, stats, undefine, version,
 };
 use crate::one;
 use crate::output::Format;
@@ -104,6 +104,8 @@ pub enum Command {
     Reset(reset::Options),
     /// Change what a virtual machine may use; a guest that runs obeys at once
     Resize(resize::Options),
+    /// Network interfaces of a virtual machine, while it runs or not
+    Nic(nic::Options),
     /// Forget a virtual machine that does not run; its disk stays
     #[command(visible_alias = "rm")]
     Undefine(undefine::Options),

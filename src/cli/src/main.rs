@@ -87,6 +87,7 @@ async fn ask_daemon(command: &Command, context: &Context) -> Result<(), Failure>
         Command::Reset(options) => commands::reset::run(options, context).await,
         Command::Stats(options) => commands::stats::run(options, context).await,
         Command::Resize(options) => commands::resize::run(options, context).await,
+        Command::Nic(options) => commands::nic::run(options, context).await,
         Command::Undefine(options) => commands::undefine::run(options, context).await,
         Command::Console(options) => commands::console::run(options, context).await,
         Command::Logs(options) => commands::logs::run(options, context).await,

@@ -101,6 +101,30 @@ impl NicOption {
     }
 }
 
+/// Those of `now` with `nic` in place of any that has its index, its host's end or its MAC address; by index.
+pub fn with(mut now: Vec<NicV1>, nic: NicV1) -> Vec<NicV1> {
+    now.retain(|other| {
+        other.index != nic.index && other.host_name != nic.host_name && other.mac != nic.mac
+    });
+    now.push(nic);
+    now.sort_by_key(|nic| nic.index);
+    now
+}
+
+/// The first index that none has.
+pub fn lowest_free(now: &[NicV1]) -> u32 {
+    (0..).find(|index| now.iter().all(|nic| nic.index != *index)).unwrap_or_default()
+}
+
+/// What the host's end is plugged into, for people.
+pub fn bridge_text(bridge: &BridgeV1) -> String {
+    match bridge {
+        BridgeV1::None => "none".to_owned(),
+        BridgeV1::Linux { name } => name.clone(),
+        BridgeV1::OpenVswitch { name } => format!("{name} (Open vSwitch)"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +153,25 @@ mod tests {
         spec.host_name.parse::<IfName>().unwrap();
         spec.mac.parse::<MacAddr>().unwrap();
         assert!(spec.mac.starts_with("02:"));
+    }
+
+    #[test]
+    fn a_nic_takes_the_place_of_what_has_its_index_name_or_mac() {
+        let nic = |index: u32, name: &str, mac: &str| NicV1 {
+            index,
+            host_name: name.into(),
+            mac: mac.into(),
+            ..NicOption::default().to_spec(&"web".parse().unwrap(), index)
+        };
+        let now = || vec![nic(0, "a", "x"), nic(1, "b", "y"), nic(3, "c", "z")];
+        let left = |new: NicV1| -> Vec<String> {
+            with(now(), new).into_iter().map(|nic| nic.host_name).collect()
+        };
+        assert_eq!(lowest_free(&now()), 2);
+        assert_eq!(left(nic(2, "d", "v")), ["a", "b", "d", "c"]);
+        assert_eq!(left(nic(1, "d", "v")), ["a", "d", "c"]);
+        assert_eq!(left(nic(2, "c", "v")), ["a", "b", "c"]);
+        assert_eq!(left(nic(0, "b", "z")), ["b"]);
     }
 
     #[test]

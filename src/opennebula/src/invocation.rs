@@ -12,6 +12,8 @@
 //! | `exec` | none; behind the pair the command and base64 of its input |
 //! | `prereconfigure` | deploy id, name of the context's device |
 //! | `reconfigure` | the same, path of the context disk |
+//! | `attach_nic` | deploy id, MAC; what follows is in the XML as well |
+//! | `detach_nic` | deploy id, MAC |
 //! | others | not read yet |
 
 use std::ffi::{OsStr, OsString};
@@ -81,6 +83,8 @@ impl Action {
     pub(crate) fn verb(self) -> &'static str {
         match self {
             Self::Shutdown => "shut down",
+            Self::AttachNic => "attach a NIC to",
+            Self::DetachNic => "detach a NIC from",
             other => other.name(),
         }
     }

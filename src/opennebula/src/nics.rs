@@ -22,6 +22,19 @@ const IPV6_METRIC: u32 = 1024;
 /// As [`ocivisor_core::spec::VmSpec::check`]; here so that a hostile template costs no time.
 const MAX_NICS: usize = 64;
 
+/// The NIC with that MAC that is to be attached. All are read, for the routes of one are told from those of others,
+/// but only what is wrong with this one is worth a note.
+pub(crate) fn attached(vm: &DriverVm, mac: MacAddr, notes: &mut Notes) -> Result<NicSpec, Error> {
+    let found = nics(vm, &mut Notes::default())?.into_iter().find(|nic| {
+        let marked = |of: &&Nic| of.id == nic.index && of.moving;
+        nic.mac == mac && vm.nics.iter().any(|of| marked(&of))
+    });
+    let nic = found.ok_or_else(|| invalid(format!("no NIC with MAC {mac} is to be attached")))?;
+    let alone = vm.nics.iter().filter(|of| of.id == nic.index).cloned().collect();
+    nics(&DriverVm { nics: alone, ..vm.clone() }, notes)?;
+    Ok(nic)
+}
+
 pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Error> {
     refuse_pci(vm)?;
     if vm.nics.len() > MAX_NICS {

@@ -114,6 +114,8 @@ pub struct Nic {
     pub network_mask: Option<String>,
     /// Some `INBOUND_…` or `OUTBOUND_…` bandwidth is set.
     pub shaped: bool,
+    /// `ATTACH`: the call is about this one, which comes or goes.
+    pub moving: bool,
 }
 
 impl fmt::Debug for DriverVm {
@@ -283,6 +285,7 @@ fn nic(element: &Element) -> Result<Nic, Error> {
     Ok(Nic {
         id: number(&keys, "NIC", "NIC_ID")?,
         shaped: keys.keys().any(bandwidth),
+        moving: is_yes(&keys, "ATTACH"),
         mac: keys.remove("MAC"),
         target: keys.remove("TARGET"),
         bridge: keys.remove("BRIDGE"),

@@ -30,8 +30,10 @@
 //! | [`VmmCall::Reboot`] | ask the guest to restart; interfaces keep their names | failure |
 //! | [`VmmCall::Reset`] | restart it by force; interfaces keep their names | failure |
 //! | [`VmmCall::Resize`] | give the guest these limits, or leave it as it is | failure |
+//! | [`VmmCall::AttachNic`] | the VM has this NIC, whole, in place of any that has its number, name or MAC | success: its next deploy brings it |
+//! | [`VmmCall::DetachNic`] | the VM has no NIC with this MAC; it is the way back of a failed attachment, too | success |
 //! | [`VmmCall::Prereconfigure`] | let go of the context disk, which is replaced next; we hold none | success |
-//! | [`VmmCall::Reconfigure`] | tell the guest the new context | success: it is told at once, a stopped one at its next start |
+//! | [`VmmCall::Reconfigure`] | tell the guest the new context, and give it these NICs: addresses of aliases come this way alone | success: a stopped one gets it at its next start |
 //!
 //! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
 //! cleaning after failures, so it works from the arguments alone when the XML is unreadable (a
@@ -42,13 +44,13 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
-use ocivisor_core::ids::VmId;
-use ocivisor_core::spec::{Context, Resources, VmSpec, normal_path};
+use ocivisor_core::ids::{MacAddr, VmId};
+use ocivisor_core::spec::{Context, NicSpec, Resources, VmSpec, normal_path};
 
 use crate::answer::{self, Answer, Note, Notes};
 use crate::invocation::{Action, Invocation};
 use crate::vm::Vector;
-use crate::{OneId, clip, deploy_id, invalid, resources, spec, told, vm};
+use crate::{OneId, clip, deploy_id, invalid, nics, resources, spec, told, vm};
 
 /// What a call asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +95,22 @@ pub enum VmmCall {
         /// What of the template is not honoured.
         notes: Vec<Note>,
     },
+    /// Plug a NIC in.
+    AttachNic {
+        /// Which VM.
+        vm: OneId,
+        /// The NIC.
+        nic: Box<NicSpec>,
+        /// What of the template is not honoured.
+        notes: Vec<Note>,
+    },
+    /// Unplug a NIC.
+    DetachNic {
+        /// Which VM.
+        vm: OneId,
+        /// Which NIC.
+        mac: MacAddr,
+    },
     /// The context disk is about to be replaced.
     Prereconfigure {
         /// Which VM.
@@ -104,6 +122,10 @@ pub enum VmmCall {
         vm: OneId,
         /// What it is told now, all of it.
         context: Box<Context>,
+        /// Its NICs, all of them; `None` if the template's cannot be read, which a note says.
+        nics: Option<Vec<NicSpec>>,
+        /// Number of the NIC that is coming or going: listed in both cases. If the VM has it, it stays.
+        moving: Option<u32>,
         /// What of it is not honoured.
         notes: Vec<Note>,
     },
@@ -120,6 +142,8 @@ impl VmmCall {
             | Self::Reboot { vm }
             | Self::Reset { vm }
             | Self::Resize { vm, .. }
+            | Self::AttachNic { vm, .. }
+            | Self::DetachNic { vm, .. }
             | Self::Prereconfigure { vm }
             | Self::Reconfigure { vm, .. } => *vm,
         }
@@ -141,6 +165,8 @@ impl VmmCall {
             Self::Reboot { .. } => Action::Reboot,
             Self::Reset { .. } => Action::Reset,
             Self::Resize { .. } => Action::Resize,
+            Self::AttachNic { .. } => Action::AttachNic,
+            Self::DetachNic { .. } => Action::DetachNic,
             Self::Prereconfigure { .. } => Action::Prereconfigure,
             Self::Reconfigure { .. } => Action::Reconfigure,
         }
@@ -153,10 +179,12 @@ impl VmmCall {
             Self::Deploy { notes, .. }
             | Self::Cancel { notes, .. }
             | Self::Resize { notes, .. }
+            | Self::AttachNic { notes, .. }
             | Self::Reconfigure { notes, .. } => notes,
             Self::Shutdown { .. }
             | Self::Reboot { .. }
             | Self::Reset { .. }
+            | Self::DetachNic { .. }
             | Self::Prereconfigure { .. } => &[],
         }
     }
@@ -171,6 +199,8 @@ impl VmmCall {
             | Self::Reboot { .. }
             | Self::Reset { .. }
             | Self::Resize { .. }
+            | Self::AttachNic { .. }
+            | Self::DetachNic { .. }
             | Self::Prereconfigure { .. }
             | Self::Reconfigure { .. } => String::new(),
         })
@@ -232,14 +262,14 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         Action::Reset => |vm| VmmCall::Reset { vm },
         Action::Prereconfigure => |vm| VmmCall::Prereconfigure { vm },
         Action::Reconfigure => return reconfigure(argv, stdin),
+        Action::AttachNic => return attach_nic(argv, stdin),
+        Action::DetachNic => return detach_nic(argv, stdin),
         Action::Save
         | Action::Restore
         | Action::Migrate
         | Action::MigrateLocal
         | Action::AttachDisk
         | Action::DetachDisk
-        | Action::AttachNic
-        | Action::DetachNic
         | Action::SnapshotCreate
         | Action::SnapshotRevert
         | Action::SnapshotDelete
@@ -304,29 +334,59 @@ fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Ref
     let mut made = || {
         let vm = vm::parse(stdin)?;
         same_vm(&call, Some(vm.id))?;
+        // A failure would leave a NIC plugged that oned then forgets: what can be done is done.
+        let nics = nics::nics(&vm, &mut notes).map_err(|error| {
+            notes.add(format_args!("the network interfaces stay as they are: {error}"));
+        });
+        let moving = vm.nics.iter().find(|nic| nic.moving).map(|nic| nic.id);
         let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
-        let Some(disk) = disk else { return Ok(Context::default()) };
+        let Some(disk) = disk else { return Ok((Context::default(), nics.ok(), moving)) };
         remark_unchanged(vm.context.as_ref(), &mut notes);
-        Ok(told::context(vm.context.as_ref(), vm_dir(disk, call.vm)?.as_path(), &mut notes))
+        let dir = vm_dir(disk, call.vm)?;
+        Ok((told::context(vm.context.as_ref(), &dir, &mut notes), nics.ok(), moving))
     };
-    let context = made().map_err(|error| refuse(&call, error))?;
-    Ok(VmmCall::Reconfigure { vm: call.vm, context: Box::new(context), notes: notes.into_vec() })
+    let (context, nics, moving) = made().map_err(|error| refuse(&call, error))?;
+    let (context, notes) = (Box::new(context), notes.into_vec());
+    Ok(VmmCall::Reconfigure { vm: call.vm, context, nics, moving, notes })
 }
 
-/// The host name and what is said per interface are no part of the context but of the VM: a deployment brings them.
+/// The host name is no part of the context but of the VM: a deployment brings it.
 fn remark_unchanged(keys: Option<&Vector>, notes: &mut Notes) {
-    let of_interface = |key: &str| {
-        key.strip_prefix("ETH").is_some_and(|rest| {
-            let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-            matches!(rest, "_DNS" | "_SEARCH_DOMAIN")
-        })
-    };
-    let fixed =
-        |key: &&String| matches!(key.as_str(), "SET_HOSTNAME" | "HOSTNAME") || of_interface(key);
-    let said = keys.into_iter().flatten().filter(|(_, value)| !value.is_empty());
-    for key in said.map(|(key, _)| key).filter(fixed) {
+    let said = |key: &&str| keys.is_some_and(|keys| keys.contains_key(*key));
+    for key in ["SET_HOSTNAME", "HOSTNAME"].iter().filter(|key| said(key)) {
         notes.add(format_args!("CONTEXT/{key}: a new value counts from the next deployment on"));
     }
+}
+
+/// The MAC is the second argument of both; the rest of an attachment is in the XML.
+fn attach_nic<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::AttachNic, argv)?;
+    let mut notes = Notes::default();
+    let mut read = || {
+        let vm = vm::parse(stdin)?;
+        same_vm(&call, Some(vm.id))?;
+        nics::attached(&vm, mac(&call)?, &mut notes)
+    };
+    let nic = read().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::AttachNic { vm: call.vm, nic: Box::new(nic), notes: notes.into_vec() })
+}
+
+/// The XML is not needed. Aliases may have the MAC of another interface in it, but have none of their own.
+fn detach_nic<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::DetachNic, argv)?;
+    let read = || {
+        if !is_blank(stdin) {
+            same_vm(&call, vm::parse_id(stdin)?)?;
+        }
+        mac(&call)
+    };
+    let mac = read().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::DetachNic { vm: call.vm, mac })
+}
+
+fn mac(call: &Invocation) -> Result<MacAddr, Error> {
+    let text = call.args.get(1).map(|arg| arg.to_string_lossy()).unwrap_or_default();
+    text.parse().map_err(|error| invalid(error).context("the MAC among the script's arguments"))
 }
 
 /// The directory of the deployment file, `<datastores>/<system datastore>/<vm>`. That it ends with

@@ -64,7 +64,7 @@ fn report(call: &Call) -> String {
 #[test]
 fn every_recorded_call_gives_the_known_plan() {
     let calls = recorded();
-    assert_eq!(calls.len(), 34);
+    assert_eq!(calls.len(), 43);
     for call in &calls {
         insta::assert_snapshot!(call.name.as_str(), report(call));
     }
@@ -95,7 +95,8 @@ fn a_cut_document_is_an_error_at_every_byte() {
             let cut = &call.stdin[..at];
             assert!(parse(cut).is_err(), "{} at {at}", call.name);
             let plan = vmm::plan(&call.action, &call.argv, cut);
-            let needs_it = ["deploy", "resize", "reconfigure"].contains(&call.action.as_str());
+            let needs_it =
+                ["deploy", "resize", "reconfigure", "attach_nic"].contains(&call.action.as_str());
             let by_argv_alone = call.action == "cancel" || (at == 0 && !needs_it);
             assert!(plan.is_err() || by_argv_alone, "{} at {at}", call.name);
         }

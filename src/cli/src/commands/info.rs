@@ -6,11 +6,12 @@ use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_schema::OutcomeV1;
 use ocivisor_schema::record::{GuestExitV1, GuestKindV1, RecordV1, VmStateV1};
 use ocivisor_schema::reply::{HealthV1, VmInfo};
-use ocivisor_schema::spec::{BridgeV1, NicV1, VmSpecV1};
+use ocivisor_schema::spec::{NicV1, VmSpecV1};
 
 use super::Vm;
 use crate::connect::Context;
 use crate::failure::Failure;
+use crate::nic::bridge_text;
 use crate::output::fields;
 use crate::upkeep;
 
@@ -131,13 +132,11 @@ fn wishes(spec: &VmSpecV1) -> Vec<(&'static str, String)> {
 }
 
 fn nic_fields(nic: &NicV1) -> Vec<(&'static str, String)> {
-    let bridge = match &nic.bridge {
-        BridgeV1::None => "none".to_owned(),
-        BridgeV1::Linux { name } => name.clone(),
-        BridgeV1::OpenVswitch { name } => format!("{name} (Open vSwitch)"),
-    };
-    let mut pairs =
-        vec![("host end", nic.host_name.clone()), ("bridge", bridge), ("mac", nic.mac.clone())];
+    let mut pairs = vec![
+        ("host end", nic.host_name.clone()),
+        ("bridge", bridge_text(&nic.bridge)),
+        ("mac", nic.mac.clone()),
+    ];
     if let Some(mtu) = nic.mtu {
         pairs.push(("mtu", mtu.to_string()));
     }

@@ -15,6 +15,7 @@ pub mod info;
 pub mod list;
 pub mod logs;
 pub mod man;
+pub mod nic;
 pub mod reboot;
 pub mod reconfigure;
 pub mod reset;

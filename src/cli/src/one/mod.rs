@@ -12,6 +12,7 @@
 mod config;
 mod install;
 mod kind;
+mod nics;
 mod vmm;
 
 use std::ffi::OsString;

@@ -11,13 +11,15 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_opennebula::vmm::{self, VmmCall};
 use ocivisor_opennebula::{Answer, progress};
 use ocivisor_rpc::Client;
-use ocivisor_schema::spec::ResourcesV1;
+use ocivisor_schema::spec::{NicV1, ResourcesV1};
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use super::config::Config;
+use super::nics;
 use crate::args::DEFAULT_SOCKET;
 use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
 use crate::failure::{Exit, Failure};
+use crate::nic::with;
 use crate::output::{Format, Output, complain};
 
 /// Carries a call out and answers it.
@@ -110,21 +112,31 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
             context.run_operation(&client, &send).await?;
         }
         VmmCall::Prereconfigure { .. } => {}
-        VmmCall::Reconfigure { context: told, .. } => {
-            let change = ChangeV1 { context: Some(told.as_ref().into()), ..ChangeV1::default() };
-            let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
-            if let Err(failure) = context.run_operation(&client, &send).await {
-                // Of a VM that is powered off (COLD_NIC_ATTACH) there is no record: the next deploy tells it.
-                let known = client.vm_get(vm()).await;
-                let unknown = known.is_err_and(|e| Failure::from(e).exit == Exit::NotFound);
-                if failure.exit != Exit::NotFound || !unknown {
-                    return Err(failure);
-                }
-                complain(&progress(call.vm(), "no guest to tell: it is told when it is deployed"));
-            }
+        VmmCall::AttachNic { nic, .. } => {
+            let nic = NicV1::from(nic.as_ref());
+            let change = |now| nics_alone(with(now, nic));
+            nics::change(call, context, &client, change).await?;
+        }
+        VmmCall::DetachNic { mac, .. } => {
+            let is_other = |nic: &NicV1| nic.mac != mac.to_string();
+            let change = |now: Vec<_>| nics_alone(now.into_iter().filter(is_other).collect());
+            nics::change(call, context, &client, change).await?;
+        }
+        VmmCall::Reconfigure { context: told, nics: all, moving, .. } => {
+            let all = all.as_ref().map(|all| all.iter().map(NicV1::from).collect());
+            let change = |now: Vec<_>| ChangeV1 {
+                context: Some(told.as_ref().into()),
+                nics: all.map(|all| nics::wished(&now, all, *moving)),
+                ..ChangeV1::default()
+            };
+            nics::change(call, context, &client, change).await?;
         }
     }
     Ok(())
+}
+
+fn nics_alone(nics: Vec<NicV1>) -> ChangeV1 {
+    ChangeV1 { nics: Some(nics), ..ChangeV1::default() }
 }
 
 /// A client of a daemon that may be away for a moment.

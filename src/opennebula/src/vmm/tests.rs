@@ -150,6 +150,8 @@ fn other_actions_say_one_sentence_whatever_they_get() {
         "reboot",
         "reset",
         "resize",
+        "attach_nic",
+        "detach_nic",
         "prereconfigure",
         "reconfigure",
     ];
@@ -197,17 +199,14 @@ fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
     assert_eq!(context.disk.as_deref(), Some(Path::new("/ds/0/7/disk.2")));
     assert_eq!(context.dns.len(), 1);
     // What belongs to the VM and not to its context does not change, and that is told.
-    let more = vm.replace(
-        "<DNS>",
-        "<SET_HOSTNAME>x</SET_HOSTNAME><ETH1_DNS></ETH1_DNS><ETH10_DNS>9.9.9.9</ETH10_DNS><DNS>",
-    );
+    let more = vm.replace("<DNS>", "<SET_HOSTNAME>x</SET_HOSTNAME><HOSTNAME></HOSTNAME><DNS>");
     let VmmCall::Reconfigure { notes, .. } = of(&["one-7", "sdb", disk, "7", "h"], &more).unwrap()
     else {
         panic!("another call")
     };
     let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
     let fixed = |key| format!("CONTEXT/{key}: a new value counts from the next deployment on");
-    assert_eq!(notes, [fixed("ETH10_DNS"), fixed("SET_HOSTNAME")]);
+    assert_eq!(notes, [fixed("SET_HOSTNAME")]);
     let bare = "<VM><ID>7</ID><TEMPLATE/></VM>";
     assert_eq!(told(of(&["one-7", "", "", "7", "h"], bare).unwrap()), Context::default());
     // Another VM's disk, another VM's XML, and none.
@@ -216,4 +215,77 @@ fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
     assert!(plan("reconfigure", &["one-7", "sdb", disk, "7", "h"], b"").is_err());
     let call = plan("prereconfigure", &["one-7", "sdb", "7", "h"], b"").unwrap();
     assert_eq!(call.success(), Answer { stdout: String::new(), stderr: String::new(), exit: 0 });
+}
+
+/// A VM with two NICs and an alias; the second NIC, on its own bridge, is on its way.
+fn moving(second: &str) -> String {
+    format!(
+        "<VM><ID>7</ID><TEMPLATE><CONTEXT><NETWORK>YES</NETWORK><DISK_ID>2</DISK_ID>\
+         <ETH0_MAC>02:00:00:00:00:01</ETH0_MAC><ETH0_IP>10.0.0.1</ETH0_IP><ETH0_MASK>255.255.255.0</ETH0_MASK>\
+         <ETH0_ALIAS0_IP>10.0.0.3</ETH0_ALIAS0_IP><ETH0_ALIAS0_MASK>255.255.255.0</ETH0_ALIAS0_MASK>\
+         <ETH0_ALIAS0_MAC>02:00:00:00:00:02</ETH0_ALIAS0_MAC>\
+         <ETH1_MAC>02:00:00:00:00:02</ETH1_MAC><ETH1_DNS>10.0.0.9</ETH1_DNS></CONTEXT>\
+         <NIC><NIC_ID>0</NIC_ID><MAC>02:00:00:00:00:01</MAC><BRIDGE>odd</BRIDGE></NIC>\
+         <NIC><NIC_ID>1</NIC_ID><MAC>02:00:00:00:00:02</MAC>{second}</NIC>\
+         <NIC_ALIAS><NIC_ID>2</NIC_ID><MAC>02:00:00:00:00:02</MAC><PARENT_ID>0</PARENT_ID></NIC_ALIAS>\
+         </TEMPLATE></VM>"
+    )
+}
+
+#[test]
+fn the_nic_to_attach_is_the_marked_one_and_only_it_is_remarked_on() {
+    let argv = |mac| ["one-7", mac, "br0", "-", "bridge", "one-7-1", "7", "h"];
+    let of = |mac, xml: &str| plan("attach_nic", &argv(mac), data(xml).as_bytes());
+    let xml = moving("<ATTACH>YES</ATTACH>");
+    let Ok(VmmCall::AttachNic { nic, notes, .. }) = of("02:00:00:00:00:02", &xml) else { panic!() };
+    assert_eq!((nic.index, nic.host_name.as_str()), (1, "one-7-1"));
+    assert_eq!(nic.dns.len(), 1);
+    assert_eq!(notes, []);
+    let said = |mac, xml: &str| of(mac, xml).unwrap_err().answer().stderr;
+    for (mac, xml) in [("02:00:00:00:00:01", &xml), ("02:00:00:00:00:02", &moving(""))] {
+        let want =
+            format!("Cannot attach a NIC to VM 7: no NIC with MAC {mac} is to be attached.\n");
+        assert_eq!(said(mac, xml), want);
+    }
+    assert_eq!(
+        said("br0", &xml),
+        "Cannot attach a NIC to VM 7: the MAC among the script's arguments: \"br0\" is not a valid MAC address: must be six pairs of hex digits joined by colons.\n"
+    );
+    let pci =
+        xml.replace("</TEMPLATE>", "<PCI><TYPE>NIC</TYPE><ATTACH>YES</ATTACH></PCI></TEMPLATE>");
+    assert_eq!(
+        said("02:00:00:00:00:02", &pci),
+        "Cannot attach a NIC to VM 7: PCI network interfaces are not supported yet.\n"
+    );
+}
+
+#[test]
+fn a_nic_is_detached_by_its_mac_with_and_without_xml() {
+    let argv = ["one-7", "02:00:00:00:00:02", "7", "h"];
+    let want =
+        VmmCall::DetachNic { vm: "7".parse().unwrap(), mac: "02:00:00:00:00:02".parse().unwrap() };
+    assert_eq!(plan("detach_nic", &argv, data(&moving("")).as_bytes()).as_ref(), Ok(&want));
+    assert_eq!(plan("detach_nic", &argv, b"").as_ref(), Ok(&want));
+    assert!(plan("detach_nic", &argv, b"<VM>").is_err());
+    assert!(plan("detach_nic", &["one-7", "7", "h"], b"").is_err());
+}
+
+#[test]
+fn a_changed_context_brings_the_nics_and_says_which_is_on_its_way() {
+    let of = |xml: &str| {
+        let argv = ["one-7", "sdb", "/ds/0/7/disk.2", "7", "h"];
+        match plan("reconfigure", &argv, data(xml).as_bytes()).unwrap() {
+            VmmCall::Reconfigure { nics, moving, notes, .. } => (nics, moving, notes),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (nics, on_its_way, _) = of(&moving("<ATTACH>YES</ATTACH>"));
+    let nics = nics.unwrap();
+    assert_eq!((nics.len(), on_its_way), (2, Some(1)));
+    assert_eq!(nics[0].addresses.len(), 2, "its own and that of the alias");
+    assert_eq!(of(&moving("")).1, None);
+    // What cannot be read must not keep the guest from being told.
+    let (nics, _, notes) = of(&moving("<MTU>many</MTU>"));
+    assert_eq!(nics, None);
+    assert!(notes.iter().any(|note| note.to_string().contains("stay as they are: NIC 1: MTU")));
 }
