@@ -231,7 +231,10 @@ impl Terminal {
     #[must_use]
     pub fn picture(&self) -> Picture {
         let mut picture = Picture::new(self.size());
-        let (grid, offset) = (self.term.grid(), self.term.grid().display_offset());
+        let grid = self.term.grid();
+        // The library moves the offset with every line that scrolls, also with those that the scrollback does not
+        // get because only a part of the screen moves (version 0.26).
+        let offset = grid.display_offset().min(grid.history_size());
         for row in 0..self.size().rows {
             let line = &grid[Line(i32::from(row) - i32::try_from(offset).unwrap_or(0))];
             for (column, cell) in picture.row_mut(row).iter_mut().enumerate() {

@@ -38,6 +38,17 @@ fn line_drawing_wide_and_invalid_characters() {
 }
 
 #[test]
+fn a_scrolled_part_of_the_screen_leads_nobody_out_of_the_scrollback() {
+    let mut terminal = shown(b"1\r\n2\r\n3\r\n4\r\n5\r\n6");
+    terminal.look(View::Top);
+    assert_eq!(text(&terminal.picture(), 0), "1");
+    terminal.print(b"\x1b[2;4r\x1b[4;1H\n\n\n\n\n");
+    assert_eq!(text(&terminal.picture(), 0), "1");
+    terminal.look(View::Bottom);
+    assert_eq!(text(&terminal.picture(), 0), "2");
+}
+
+#[test]
 fn colours_and_styles_reach_the_picture() {
     let picture =
         shown(b"\x1b[1;34mA\x1b[0;4;7mB\x1b[0;9;38;2;1;2;3mC\x1b[0;8mD\x1b[0;48;5;196m \x1b[0m")
