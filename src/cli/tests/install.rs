@@ -75,8 +75,7 @@ fn a_front_end_is_prepared_once_and_given_back_as_it_was() {
         "ok       scripts in remotes/vmm/ocivisor",
         "missing  VM_MAD ocivisor",
         "ARGUMENTS = \"-t 15 -d fs,ocivisor -s ssh,ocivisor\"",
-        "LIVE_DISK_SNAPSHOTS=\"a-b ocivisor-ocivisor\"",
-        "onehost sync --force",
+        "LIVE_DISK_SNAPSHOTS=\"$LIVE_DISK_SNAPSHOTS ocivisor-ocivisor\"",
     ] {
         assert!(told.contains(want), "{want} in {told}");
     }
@@ -89,14 +88,86 @@ fn a_front_end_is_prepared_once_and_given_back_as_it_was() {
     assert_eq!(done(&install(&root, &["--frontend"])), told);
     assert_eq!(snapshot(root.path()), first, "a second run changes nothing");
 
-    done(&install(&root, &["--frontend", "--uninstall"]));
-    // The directory of the record stays, it is empty.
-    let after: Vec<_> = snapshot(root.path())
-        .into_iter()
-        .filter(|(path, ..)| !path.ends_with("var/lib/ocivisor-opennebula"))
-        .collect();
-    assert_eq!(after, before);
-    done(&install(&root, &["--frontend", "--uninstall"]));
+    let gone = done(&install(&root, &["--frontend", "--uninstall"]));
+    assert!(gone.ends_with(" files taken away\n"), "{gone}");
+    assert_eq!(snapshot(root.path()), before);
+    let gone = done(&install(&root, &["--frontend", "--uninstall"]));
+    assert_eq!(gone, "nothing was there to be taken away\n");
+}
+
+/// The configuration with all that was told written into it.
+fn follow(told: &str) {
+    let (_, blocks) = told.split_once("\n\n").unwrap();
+    let mut texts: Vec<(String, String)> = Vec::new();
+    for line in blocks.lines() {
+        if let Some(path) = line.strip_prefix("# /") {
+            texts.push((format!("/{path}"), String::new()));
+        } else if let Some((_, text)) = texts.last_mut() {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    for (path, text) in texts {
+        // Lines for a block that is there are put into it, by the key of the comment before.
+        let mut old = fs::read_to_string(&path).unwrap();
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            if let Some(key) = line.strip_prefix("# in the block ") {
+                let new = lines.next().unwrap();
+                let at = old.find(&format!("{key} = [")).unwrap();
+                let from = at + old[at..].find("ARGUMENTS").unwrap();
+                let to = from + old[from..].find(" ]").unwrap();
+                old.replace_range(from..to, new);
+            } else {
+                old.push_str(line);
+                old.push('\n');
+            }
+        }
+        fs::write(&path, old).unwrap();
+    }
+}
+
+#[test]
+fn who_does_as_told_passes_the_check_and_is_warned_before_he_uninstalls() {
+    for alias in ["ocivisor", "lxc"] {
+        let root = machine();
+        follow(&done(&install(&root, &["--frontend", "--alias", alias])));
+        let said = done(&install(&root, &["--frontend", "--check", "--alias", alias]));
+        assert!(!said.contains("missing"), "{said}");
+        let output = install(&root, &["--frontend", "--uninstall", "--alias", alias]);
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(&format!("still names ocivisor (VM_MAD {alias})")), "{said}");
+        done(&install(&root, &["--frontend", "--uninstall", "--alias", alias, "--force"]));
+    }
+}
+
+#[test]
+fn permissions_owners_and_what_a_crash_left_are_mended() {
+    let root = machine();
+    done(&install(&root, &["--frontend"]));
+    let first = snapshot(root.path());
+    let dir = root.path().join("var/lib/one/remotes/vmm/ocivisor");
+    fs::set_permissions(dir.join("deploy"), fs::Permissions::from_mode(0o644)).unwrap();
+    chown(dir.join("cancel"), Some(0), Some(0)).unwrap();
+    fs::remove_file(dir.join("reset")).unwrap();
+    fs::write(dir.join(".reset.ocivisor-new"), "#!/bi").unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(install(&root, &["--frontend", "--check"]).status.code(), Some(1));
+    done(&install(&root, &["--frontend"]));
+    assert_eq!(snapshot(root.path()), first);
+}
+
+#[test]
+fn a_link_in_the_place_of_a_script_is_a_conflict_that_force_solves() {
+    let root = machine();
+    done(&install(&root, &["--frontend"]));
+    let deploy = root.path().join("var/lib/one/remotes/vmm/ocivisor/deploy");
+    fs::remove_file(&deploy).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &deploy).unwrap();
+    assert_eq!(install(&root, &["--frontend"]).status.code(), Some(4));
+    done(&install(&root, &["--frontend", "--force"]));
+    assert!(fs::symlink_metadata(&deploy).unwrap().is_file());
 }
 
 #[test]
@@ -181,16 +252,29 @@ fn an_admins_configuration_of_the_daemon_stays_his() {
     let config = root.path().join("etc/ocivisor/ocivisor.toml");
     fs::write(&config, "[access]\nread_gids = [5]\n").unwrap();
     let said = done(&install(&root, &["--host"]));
-    assert!(said.contains("missing  the daemon's socket belongs to group ocivisor"), "{said}");
-    assert!(said.contains("operate_gid = "), "{said}");
+    assert!(said.contains("missing  ocivisor.toml says which group may operate VMs"), "{said}");
     assert_eq!(fs::read_to_string(&config).unwrap(), "[access]\nread_gids = [5]\n");
+    // Another group than ours is fine, if the platform's user is in it.
+    fs::write(&config, format!("[access]\noperate_gid = {ONEADMIN}\n")).unwrap();
+    done(&install(&root, &["--host", "--check"]));
 }
 
 #[test]
-fn a_machine_without_opennebula_is_no_front_end() {
+fn a_machine_without_opennebula_is_neither_front_end_nor_host() {
     let root = tempfile::tempdir().unwrap();
-    let output = install(&root, &["--frontend"]);
-    assert_eq!(output.status.code(), Some(3));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("not installed here"));
-    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    for what in ["--frontend", "--host"] {
+        let output = install(&root, &[what]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("not installed here"));
+    }
+    assert!(!root.path().join("etc").exists());
+}
+
+#[test]
+fn names_of_stock_drivers_that_machines_need_are_refused() {
+    let root = machine();
+    for name in ["kvm", "qemu", "dummy", "", "A", "a b"] {
+        let output = install(&root, &["--frontend", "--alias", name]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
+    }
 }

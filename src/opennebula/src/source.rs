@@ -34,7 +34,9 @@ impl FromStr for ImageSource {
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = || invalid(format!("{:?} is no SOURCE of an image of ocivisor's", clip(text)));
         let Some(rest) = text.strip_prefix(SCHEME) else {
-            return normal_path(Path::new(text)).map(Self::File).ok_or_else(bad);
+            let plain = !text.contains(|c: char| c == ':' || c.is_whitespace());
+            let path = normal_path(Path::new(text)).filter(|path| plain && path.parent().is_some());
+            return path.map(Self::File).ok_or_else(bad);
         };
         let (number, manifest) = match rest.split_once('@') {
             Some((number, digest)) => (number, Some(manifest(digest).ok_or_else(bad)?)),
@@ -90,6 +92,9 @@ mod tests {
             "ocivisor:1 ",
             "docker://nginx",
             "/a/../b",
+            "/",
+            "/a b",
+            "/a:b",
             &upper,
             &short,
         ] {

@@ -3,6 +3,8 @@
 //! The files are the admin's: we tell what to write and never write it. What the keys mean is in OpenNebula's
 //! reference of `oned.conf`; why ours have their values, in `docs/opennebula/install.md`.
 
+use std::collections::BTreeMap;
+
 use super::conf::{Conf, lists, with_listed};
 
 /// Name of our directories below `remotes`, and of the drivers where no alias is wanted.
@@ -31,27 +33,22 @@ pub const EXECRC: &str = "etc/one/vmm_exec/vmm_execrc";
 
 /// All of it, for drivers registered under `name`.
 pub fn wanted(oned: &Conf, monitord: &Conf, execrc: &str, name: &str) -> Vec<Wanted> {
-    let mut all = vec![hypervisor(oned, name)];
-    all.push(listed(
-        oned,
-        "TM_MAD",
-        &["-d"],
-        "TM_MAD = [ …, ARGUMENTS = \"-t 15 -d …,ocivisor\" ]",
-    ));
-    all.push(block(oned, ONED, "TM_MAD_CONF", NAME, TM));
-    let datastores = "DATASTORE_MAD = [ …, ARGUMENTS = \"-t 15 -d …,ocivisor -s …,ocivisor\" ]";
-    all.push(listed(oned, "DATASTORE_MAD", &["-d", "-s"], datastores));
-    all.push(block(oned, ONED, "DS_MAD_CONF", NAME, DS));
-    all.push(listed(
-        oned,
-        "MARKET_MAD",
-        &["-m"],
-        "MARKET_MAD = [ …, ARGUMENTS = \"-t 15 -m …,ocivisor\" ]",
-    ));
-    all.push(block(oned, ONED, "MARKET_MAD_CONF", NAME, MARKET));
+    let mut all = vec![
+        block(oned, ONED, "VM_MAD", name, &hypervisor(name)),
+        listed(oned, "TM_MAD", &["-d"]),
+        block(oned, ONED, "TM_MAD_CONF", NAME, TM),
+        listed(oned, "DATASTORE_MAD", &["-d", "-s"]),
+        block(oned, ONED, "DS_MAD_CONF", NAME, DS),
+        listed(oned, "MARKET_MAD", &["-m"]),
+        block(oned, ONED, "MARKET_MAD_CONF", NAME, MARKET),
+    ];
     for attribute in INHERITED {
         let write = format!("INHERIT_IMAGE_ATTR = \"{attribute}\"");
         let said = oned.says("INHERIT_IMAGE_ATTR", attribute);
+        all.push(Wanted { file: ONED, what: write.clone(), write: (!said).then_some(write) });
+        // Users can edit attributes of their images; these are the driver's.
+        let write = format!("IMAGE_RESTRICTED_ATTR = \"{attribute}\"");
+        let said = oned.says("IMAGE_RESTRICTED_ATTR", attribute);
         all.push(Wanted { file: ONED, what: write.clone(), write: (!said).then_some(write) });
     }
     all.push(block(monitord, MONITORD, "IM_MAD", NAME, IM));
@@ -61,10 +58,11 @@ pub fn wanted(oned: &Conf, monitord: &Conf, execrc: &str, name: &str) -> Vec<Wan
 
 const TM: &str = r#"TM_MAD_CONF = [
     NAME = "ocivisor", SHARED = "NO", LN_TARGET = "SYSTEM", CLONE_TARGET = "SYSTEM",
-    DS_MIGRATE = "YES", DS_LIVE_MIGRATE = "NO", ALLOW_ORPHANS = "YES",
-    TM_MAD_SYSTEM = "ssh,shared",
+    DS_MIGRATE = "YES", DS_LIVE_MIGRATE = "NO", DS_MIGRATE_SNAP = "NO", ALLOW_ORPHANS = "YES",
+    TM_MAD_SYSTEM = "ssh,shared,local",
     LN_TARGET_SSH = "SYSTEM", CLONE_TARGET_SSH = "SYSTEM", DISK_TYPE_SSH = "FILE",
-    LN_TARGET_SHARED = "SYSTEM", CLONE_TARGET_SHARED = "SYSTEM", DISK_TYPE_SHARED = "FILE"
+    LN_TARGET_SHARED = "SYSTEM", CLONE_TARGET_SHARED = "SYSTEM", DISK_TYPE_SHARED = "FILE",
+    LN_TARGET_LOCAL = "SYSTEM", CLONE_TARGET_LOCAL = "SYSTEM", DISK_TYPE_LOCAL = "FILE"
 ]"#;
 
 const DS: &str = r#"DS_MAD_CONF = [
@@ -80,60 +78,73 @@ const IM: &str = r#"IM_MAD = [
     ARGUMENTS = "-r 3 -t 15 -w 90 ocivisor", THREADS = 0
 ]"#;
 
-fn block(conf: &Conf, file: &'static str, key: &str, name: &str, text: &str) -> Wanted {
-    let there = conf.named(key, name).is_some();
-    Wanted { file, what: format!("{key} {name}"), write: (!there).then(|| text.to_owned()) }
-}
-
-/// Two blocks of one name keep oned from starting: an alias takes the place of the block that has the name.
-fn hypervisor(oned: &Conf, name: &str) -> Wanted {
-    let ours = |arguments: &String| arguments.split_whitespace().next_back() == Some(NAME);
-    let known = oned.named("VM_MAD", name);
-    let there = known.and_then(|block| block.get("ARGUMENTS")).is_some_and(ours);
-    let instead = if known.is_some() {
-        format!("# in the place of the block VM_MAD \"{name}\"\n")
-    } else {
-        String::new()
-    };
+fn hypervisor(name: &str) -> String {
     let shown =
         if name == NAME { "OCI container".to_owned() } else { format!("OCI container ({name})") };
-    let text = format!(
-        r#"{instead}VM_MAD = [
+    format!(
+        r#"VM_MAD = [
     NAME = "{name}", SUNSTONE_NAME = "{shown}", EXECUTABLE = "one_vmm_exec",
     ARGUMENTS = "-t 15 -r 0 -p {NAME}", TYPE = "xml", KEEP_SNAPSHOTS = "yes",
     LIVE_RESIZE = "yes", SUPPORT_SHAREABLE = "no", COLD_NIC_ATTACH = "no"
 ]"#
-    );
-    Wanted { file: ONED, what: format!("VM_MAD {name}"), write: (!there).then_some(text) }
+    )
 }
 
-/// The one block of that key with our name in its lists; where the block is found, its own line changed.
-fn listed(oned: &Conf, key: &str, options: &[&str], unknown: &str) -> Wanted {
+/// The one block of that key and name. Two of one name keep oned from starting, so an alias takes the place of the
+/// block that has the name.
+fn block(conf: &Conf, file: &'static str, key: &str, name: &str, text: &str) -> Wanted {
+    let ours = Conf::parse(text).unwrap_or_default();
+    let found = conf.named(key, name);
+    let same = found.first().is_some_and(|found| {
+        ours.blocks(key).all(|ours| ours.iter().all(|(key, value)| agree(found, key, value)))
+    });
+    let write = match found.len() {
+        1 if same => None,
+        0 => Some(text.to_owned()),
+        1 => Some(format!("# in the place of the block {key} \"{name}\"\n{text}")),
+        _ => Some(format!("# in the place of all blocks {key} \"{name}\"\n{text}")),
+    };
+    Wanted { file, what: format!("{key} {name}"), write }
+}
+
+/// Names for people, and options beside the driver's directory, are the admin's.
+fn agree(found: &BTreeMap<String, String>, key: &str, value: &str) -> bool {
+    let said = found.get(key).map_or("", String::as_str);
+    match key {
+        "SUNSTONE_NAME" => true,
+        "ARGUMENTS" => said.split_whitespace().any(|word| word == NAME),
+        _ => said.eq_ignore_ascii_case(value),
+    }
+}
+
+/// The one block of that key with our name in its lists: the admin's own line, changed.
+fn listed(oned: &Conf, key: &str, options: &[&str]) -> Wanted {
     let what = format!("{key} {} {NAME}", options.join(" "));
     let arguments = oned.blocks(key).find_map(|block| block.get("ARGUMENTS"));
-    let there = |arguments: &String| options.iter().all(|option| lists(arguments, option, NAME));
+    let there = |arguments: &&String| options.iter().all(|option| lists(arguments, option, NAME));
     let write = match arguments {
-        Some(arguments) if there(arguments) => None,
+        Some(arguments) if there(&arguments) => None,
         Some(arguments) => {
-            let more =
-                |text: String, option: &&str| with_listed(&text, option, NAME).unwrap_or(text);
+            let more = |text: String, option: &&str| with_listed(&text, option, NAME);
             let changed = options.iter().fold(arguments.clone(), more);
             Some(format!("# in the block {key}\nARGUMENTS = \"{changed}\""))
         }
-        None => Some(unknown.to_owned()),
+        None => Some(format!(
+            "# there is no block {key}: {NAME} belongs behind its {}",
+            options.join(" and ")
+        )),
     };
     Wanted { file: ONED, what, write }
 }
 
-/// A file of sh: the last assignment counts.
+/// A file of sh, in which a later line may take up an earlier one.
 fn live_snapshots(execrc: &str, name: &str) -> Wanted {
     let pair = format!("{name}-{NAME}");
-    let mut lines =
-        execrc.lines().filter_map(|line| line.trim().strip_prefix("LIVE_DISK_SNAPSHOTS="));
-    let value = lines.next_back().map(|value| value.trim_matches('"'));
-    let there = value.is_some_and(|value| value.split_whitespace().any(|known| known == pair));
-    let list = value.map_or_else(|| pair.clone(), |value| format!("{value} {pair}"));
-    let write = (!there).then(|| format!("LIVE_DISK_SNAPSHOTS=\"{list}\""));
+    let words = execrc.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let mut words =
+        words.flat_map(|line| line.split(|c: char| c.is_whitespace() || "\"'=".contains(c)));
+    let there = words.any(|word| word == pair);
+    let write = (!there).then(|| format!("LIVE_DISK_SNAPSHOTS=\"$LIVE_DISK_SNAPSHOTS {pair}\""));
     Wanted { file: EXECRC, what: format!("LIVE_DISK_SNAPSHOTS {pair}"), write }
 }
 
@@ -183,15 +194,57 @@ mod tests {
             let (oned, monitord, execrc) = followed(name);
             assert_eq!(missing(&oned, &monitord, &execrc, name), Vec::<String>::new(), "{oned}");
             assert!(oned.contains("-d fs,ocivisor -s ssh,ocivisor -w 9"), "{oned}");
-            assert_eq!(execrc, format!("LIVE_DISK_SNAPSHOTS=\"kvm-qcow2 {name}-ocivisor\"\n"));
         }
     }
 
     #[test]
     fn an_alias_takes_the_place_of_the_stock_driver() {
-        let stock = "VM_MAD = [ NAME = \"lxc\", ARGUMENTS = \"-t 15 -r 0 lxc\" ]";
+        let stock = "VM_MAD = [ NAME = \"lxc\", ARGUMENTS = \"-t 15 -r 0 lxc\" ]\n";
         let first = missing(stock, "", "", "lxc").remove(0);
         assert!(first.starts_with("# in the place of the block VM_MAD \"lxc\"\n"), "{first}");
         assert!(first.contains("ARGUMENTS = \"-t 15 -r 0 -p ocivisor\""), "{first}");
+        // Beside it, it would keep oned from starting.
+        let both = hypervisor("lxc") + "\n" + stock;
+        let first = missing(&both, "", "", "lxc").remove(0);
+        assert!(first.starts_with("# in the place of all blocks VM_MAD"), "{first}");
+    }
+
+    #[test]
+    fn what_a_block_says_otherwise_is_told_and_what_is_the_admins_is_not() {
+        let ours = hypervisor(NAME);
+        let first = |text: &str| missing(text, "", "", NAME).remove(0);
+        for (from, to) in [("\"xml\"", "\"kvm\""), ("one_vmm_exec", "x"), ("-p ocivisor", "-p kvm")]
+        {
+            let changed = ours.replace(from, to);
+            assert!(first(&changed).starts_with("# in the place of the block VM_MAD"), "{to}");
+        }
+        let theirs =
+            ours.replace("OCI container", "Boxes").replace("-r 0 -p ocivisor", "-r 0 ocivisor -p");
+        assert!(first(&theirs).starts_with("# there is no block TM_MAD"), "{}", first(&theirs));
+    }
+
+    #[test]
+    fn every_system_driver_that_images_go_to_has_its_three_keys() {
+        let conf = Conf::parse(TM).unwrap();
+        let block = conf.named("TM_MAD_CONF", NAME)[0];
+        for driver in block["TM_MAD_SYSTEM"].split(',') {
+            for key in ["LN_TARGET", "CLONE_TARGET", "DISK_TYPE"] {
+                let key = format!("{key}_{}", driver.to_uppercase());
+                assert!(block.contains_key(&key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_found_however_they_are_written() {
+        for there in [
+            "LIVE_DISK_SNAPSHOTS=\"a ocivisor-ocivisor\"",
+            "LIVE_DISK_SNAPSHOTS='a \\\nocivisor-ocivisor b' # c",
+        ] {
+            assert_eq!(live_snapshots(there, NAME).write, None, "{there}");
+        }
+        for other in ["", "# ocivisor-ocivisor", "LIVE_DISK_SNAPSHOTS=\"xocivisor-ocivisor\""] {
+            assert!(live_snapshots(other, NAME).write.is_some(), "{other}");
+        }
     }
 }

@@ -27,11 +27,8 @@ impl Conf {
         let mut all = Vec::new();
         while let Some(key) = reader.key()? {
             reader.expect('=')?;
-            let value = if reader.peek() == Some('[') {
-                reader.vector()?
-            } else {
-                Value::Single(reader.value("")?)
-            };
+            let vector = reader.rest.trim_start_matches([' ', '\t']).starts_with('[');
+            let value = if vector { reader.vector()? } else { Value::Single(reader.value("")?) };
             all.push((key, value));
         }
         Ok(Self(all))
@@ -45,9 +42,10 @@ impl Conf {
         })
     }
 
-    /// The block of that key with that `NAME`.
-    pub fn named(&self, key: &str, name: &str) -> Option<&BTreeMap<String, String>> {
-        self.blocks(key).find(|block| block.get("NAME").is_some_and(|known| known == name))
+    /// Blocks of that key with that `NAME`; there should be no more than one.
+    pub fn named(&self, key: &str, name: &str) -> Vec<&BTreeMap<String, String>> {
+        let has = |block: &&BTreeMap<_, _>| block.get("NAME").is_some_and(|known| known == name);
+        self.blocks(key).filter(has).collect()
     }
 
     /// Whether that key has that value somewhere.
@@ -112,9 +110,11 @@ impl Reader<'_> {
         Ok(Some(key))
     }
 
-    /// Up to a quote's end, or to a line's end or one of `ends`.
+    /// Up to a quote's end, or to a line's end or one of `ends`. Nothing at all is an empty value.
     fn value(&mut self, ends: &str) -> Result<String, String> {
-        if self.peek() != Some('"') {
+        let blank = self.rest.len() - self.rest.trim_start_matches([' ', '\t']).len();
+        self.step(blank);
+        if !self.rest.starts_with('"') {
             let end = |c: char| c == '\n' || c == '#' || ends.contains(c);
             let length = self.rest.find(end).unwrap_or(self.rest.len());
             let value = self.rest[..length].trim().to_owned();
@@ -156,24 +156,29 @@ impl Reader<'_> {
     }
 }
 
-/// Arguments of a driver process with `word` in the list that follows `option`; none if it is there already, or if
-/// there is no such list.
-pub fn with_listed(arguments: &str, option: &str, word: &str) -> Option<String> {
-    let mut words: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
-    let at = words.iter().position(|known| known == option)? + 1;
-    let list = words.get_mut(at)?;
-    if list.split(',').any(|known| known == word) {
-        return None;
-    }
-    list.push(',');
-    list.push_str(word);
-    Some(words.join(" "))
+/// The list that follows an option, in the arguments of a driver process; none if it has not this option, and then
+/// knows all there are.
+pub fn list<'a>(arguments: &'a str, option: &str) -> Option<&'a str> {
+    let mut words = arguments.split_whitespace().skip_while(|known| *known != option);
+    words.nth(1)
 }
 
-/// Whether `word` is in the list that follows `option`.
+/// Whether `word` is in the list that follows `option`, or needs not be.
 pub fn lists(arguments: &str, option: &str, word: &str) -> bool {
-    let mut words = arguments.split_whitespace().skip_while(|known| *known != option).skip(1);
-    words.next().is_some_and(|list| list.split(',').any(|known| known == word))
+    list(arguments, option).is_none_or(|list| list.split(',').any(|known| known == word))
+}
+
+/// The arguments with `word` in that list.
+pub fn with_listed(arguments: &str, option: &str, word: &str) -> String {
+    let mut words: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+    let at = words.iter().position(|known| known == option).map(|at| at + 1);
+    if let Some(list) = at.and_then(|at| words.get_mut(at))
+        && !lists(arguments, option, word)
+    {
+        list.push(',');
+        list.push_str(word);
+    }
+    words.join(" ")
 }
 
 #[cfg(test)]
@@ -188,9 +193,9 @@ mod tests {
     fn blocks_and_values_are_read() {
         let conf = Conf::parse(SAMPLE).unwrap();
         assert_eq!(conf.blocks("VM_MAD").count(), 2);
-        assert_eq!(conf.named("VM_MAD", "kvm").unwrap()["ARGUMENTS"], "-t 15 -r 0 kvm");
-        assert_eq!(conf.named("VM_MAD", "kvm").unwrap()["TYPE"], "kvm");
-        assert_eq!(conf.named("VM_MAD", "a\"b").unwrap()["IMPORTED"], "x, y ]");
+        assert_eq!(conf.named("VM_MAD", "kvm")[0]["ARGUMENTS"], "-t 15 -r 0 kvm");
+        assert_eq!(conf.named("VM_MAD", "kvm")[0]["TYPE"], "kvm");
+        assert_eq!(conf.named("VM_MAD", "a\"b")[0]["IMPORTED"], "x, y ]");
         assert!(conf.says("PORT", "2633") && conf.says("LISTEN_ADDRESS", "0.0.0.0"));
         assert!(conf.says("INHERIT_IMAGE_ATTR", "ISCSI_USAGE"));
         assert!(!conf.says("INHERIT_IMAGE_ATTR", "OTHER"));
@@ -209,19 +214,23 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_value_swallows_nothing() {
+        let conf = Conf::parse("MAC_PREFIX =\nTM_MAD = [\n A = ,\n B = \"x\" ]\nC = # none\nD = 1")
+            .unwrap();
+        assert!(conf.says("MAC_PREFIX", "") && conf.says("C", "") && conf.says("D", "1"));
+        let block = conf.blocks("TM_MAD").next().unwrap();
+        assert_eq!((block["A"].as_str(), block["B"].as_str()), ("", "x"));
+    }
+
+    #[test]
     fn a_word_is_added_to_a_list_once() {
         let arguments = "-t 15 -d dummy,shared -s ssh";
-        assert_eq!(
-            with_listed(arguments, "-d", "oci").unwrap(),
-            "-t 15 -d dummy,shared,oci -s ssh"
-        );
-        assert_eq!(
-            with_listed(arguments, "-s", "oci").unwrap(),
-            "-t 15 -d dummy,shared -s ssh,oci"
-        );
-        assert_eq!(with_listed(arguments, "-d", "shared"), None);
-        assert_eq!(with_listed(arguments, "-m", "oci"), None);
+        assert_eq!(with_listed(arguments, "-d", "oci"), "-t 15 -d dummy,shared,oci -s ssh");
+        assert_eq!(with_listed(arguments, "-s", "oci"), "-t 15 -d dummy,shared -s ssh,oci");
+        assert_eq!(with_listed(arguments, "-d", "shared"), arguments);
+        assert_eq!(with_listed(arguments, "-m", "oci"), arguments);
         assert!(lists(arguments, "-d", "dummy") && !lists(arguments, "-d", "dum"));
-        assert!(!lists(arguments, "-s", "shared") && !lists("-d", "-d", "x"));
+        assert!(!lists(arguments, "-s", "shared"));
+        assert!(lists(arguments, "-m", "oci"), "without the option all are known");
     }
 }

@@ -1,8 +1,11 @@
 //! What the front-end needs: our scripts below OpenNebula's `remotes`.
 
+use std::collections::BTreeSet;
+
 use super::blocks::{self, Wanted};
 use super::conf::Conf;
 use super::record::Record;
+use super::root::{Owner, There};
 use super::tree::{Script, scripts};
 use super::{Item, Site, State, failed, unreadable};
 use crate::failure::{Exit, Failure};
@@ -10,20 +13,28 @@ use crate::failure::{Exit, Failure};
 /// Where OpenNebula keeps the scripts that it copies to its hosts.
 const REMOTES: &str = "var/lib/one/remotes";
 
+/// What an installation did and left to do.
+#[derive(Debug)]
+pub struct Done {
+    /// How things stand.
+    pub items: Vec<Item>,
+    /// Hosts have other scripts than the front-end now.
+    pub changed: bool,
+}
+
 /// Puts the scripts there, takes those of an earlier version away that are no more, and tells the rest.
 ///
 /// # Errors
 /// OpenNebula is not here, or a file is not as we left it; nothing was changed then.
-pub fn install(site: &Site, name: &str, force: bool) -> Result<Vec<Item>, Failure> {
-    let Some(owner) = site.root.owner(REMOTES).map_err(|e| failed("look for OpenNebula", &e))?
-    else {
+pub fn install(site: &Site, name: &str, force: bool) -> Result<Done, Failure> {
+    let found = site.root.dir(REMOTES).map_err(|e| failed("look for OpenNebula", &e))?;
+    let Some((owner, _)) = found else {
         let what =
             format!("no {}: OpenNebula's front-end is not installed here", site.shown(REMOTES));
         return Err(Failure::new(Exit::NotFound, what).hint("--host prepares a host"));
     };
     let old = site.record()?.unwrap_or_else(Record::new);
-    let foreign = foreign(site, &old)?;
-    if let (Some(path), false) = (foreign.first(), force) {
+    if let (Some(path), false) = (foreign(site, &old)?.first(), force) {
         let what = format!("{} is not as ocivisor left it", site.shown(path));
         return Err(Failure::new(Exit::Conflict, what)
             .hint("move it away if it is yours, or say --force to replace it"));
@@ -34,16 +45,25 @@ pub fn install(site: &Site, name: &str, force: bool) -> Result<Vec<Item>, Failur
     }
     // What will be there is on record before it is there: a crash leaves nothing that is not known to be ours.
     site.keep(&new)?;
+    let mut changed = false;
     for script in scripts() {
-        let path = place(script);
-        if site.read(&path)?.as_deref() != Some(script.text.as_bytes()) {
-            site.write(&path, script.text.as_bytes(), script.mode(), owner)?;
+        if !is_whole(site, script, owner)? {
+            let path = place(script);
+            site.write(&path, script.text.as_bytes(), script.mode, owner)?;
+            changed = true;
+        }
+    }
+    for dir in directories() {
+        if site.root.dir(&dir).map_err(|e| failed(&dir, &e))? != Some((owner, 0o755)) {
+            site.root.give_dir(&dir, owner).map_err(|e| failed(&dir, &e))?;
+            changed = true;
         }
     }
     for path in old.files.keys().filter(|path| is_script(path) && !is_current(path)) {
-        let ours = site.read(path)?.is_some_and(|text| old.wrote(path, &text));
-        if ours {
+        let There::File { text, .. } = site.look(path)? else { continue };
+        if old.wrote(path, &text) {
             site.remove(path)?;
+            changed = true;
         }
         new.files.remove(path);
     }
@@ -53,17 +73,38 @@ pub fn install(site: &Site, name: &str, force: bool) -> Result<Vec<Item>, Failur
         new.add(&path, script.text.as_bytes());
     }
     site.keep(&new)?;
-    check(site, name)
+    Ok(Done { items: check(site, name)?, changed })
 }
 
-/// Scripts of ours by the place that they should have, with what is there instead.
+/// Content, permissions and owner.
+fn is_whole(site: &Site, script: Script, by: Owner) -> Result<bool, Failure> {
+    Ok(match site.look(&place(script))? {
+        There::File { text, mode, owner } => {
+            text == script.text.as_bytes() && mode == script.mode && owner == by
+        }
+        There::Nothing | There::Other => false,
+    })
+}
+
+/// Our own directories, below the root.
+fn directories() -> BTreeSet<String> {
+    let dir = |script: Script| Some(place(script).rsplit_once('/')?.0.to_owned());
+    scripts().into_iter().filter_map(dir).collect()
+}
+
+/// Scripts of ours by the place that they should have, with something else there.
 fn foreign(site: &Site, record: &Record) -> Result<Vec<String>, Failure> {
     let mut found = Vec::new();
     for script in scripts() {
         let path = place(script);
-        let there = site.read(&path)?;
-        let ours = |text: &Vec<u8>| text == script.text.as_bytes() || record.wrote(&path, text);
-        if there.is_some_and(|text| !ours(&text)) {
+        let ours = match site.look(&path)? {
+            There::Nothing => true,
+            There::File { text, .. } => {
+                text == script.text.as_bytes() || record.wrote(&path, &text)
+            }
+            There::Other => false,
+        };
+        if !ours {
             found.push(path);
         }
     }
@@ -88,16 +129,24 @@ fn is_current(path: &str) -> bool {
 /// A file cannot be read, or is not what it should be.
 pub fn check(site: &Site, name: &str) -> Result<Vec<Item>, Failure> {
     let mut items: Vec<Item> = Vec::new();
+    let found = site.root.dir(REMOTES).map_err(|e| failed("look for OpenNebula", &e))?;
+    let owner = found.map_or(Owner::ROOT, |(owner, _)| owner);
     for script in scripts() {
         let dir = script.path.rsplit_once('/').map_or("", |(dir, _)| dir);
-        let there = site.read(&place(script))?.is_some_and(|text| text == script.text.as_bytes());
+        let there = is_whole(site, script, owner)?;
         match items.last_mut().filter(|item| item.name == dir) {
             Some(item) if !there => item.state = State::Missing,
             Some(_) => {}
             None => items.push(Item::new(dir, format!("scripts in remotes/{dir}"), there)),
         }
     }
-    let execrc = text(site, blocks::EXECRC)?;
+    for item in &mut items {
+        let dir = format!("{REMOTES}/{}", item.name);
+        if site.root.dir(&dir).map_err(|e| failed(&dir, &e))? != Some((owner, 0o755)) {
+            item.state = State::Missing;
+        }
+    }
+    let execrc = site.text(blocks::EXECRC)?;
     let (oned, monitord) = (conf(site, blocks::ONED)?, conf(site, blocks::MONITORD)?);
     for Wanted { file, what, write } in blocks::wanted(&oned, &monitord, &execrc, name) {
         let mut item = Item::new(file, what, write.is_none());
@@ -107,19 +156,33 @@ pub fn check(site: &Site, name: &str) -> Result<Vec<Item>, Failure> {
     Ok(items)
 }
 
-fn text(site: &Site, path: &str) -> Result<String, Failure> {
-    Ok(String::from_utf8_lossy(&site.read(path)?.unwrap_or_default()).into_owned())
-}
-
 fn conf(site: &Site, path: &str) -> Result<Conf, Failure> {
-    Conf::parse(&text(site, path)?).map_err(|why| unreadable(site, path, &why))
+    Conf::parse(&site.text(path)?).map_err(|why| unreadable(site, path, &why))
 }
 
-/// What to do when the configuration says all of it.
-pub fn commands(name: &str) -> String {
-    format!(
-        "systemctl restart opennebula\n\
-         sudo -u oneadmin onehost sync --force\n\
-         sudo -u oneadmin onehost create <host> --im ocivisor --vm {name}\n"
-    )
+/// What oned still says of us: without the scripts it could not end its VMs.
+///
+/// # Errors
+/// As [`check`].
+pub fn configured(site: &Site, name: &str) -> Result<Vec<String>, Failure> {
+    let all = check(site, name)?.into_iter();
+    let said = all.filter(|item| item.name.starts_with("etc/") && item.state == State::Ok);
+    Ok(said.map(|item| item.what).collect())
+}
+
+/// What is left to do by hand, on this machine.
+pub fn commands(name: &str, incomplete: bool, changed: bool) -> String {
+    let mut text = String::new();
+    if incomplete {
+        text.push_str("systemctl restart opennebula\n");
+    }
+    if incomplete || changed {
+        text.push_str("sudo -u oneadmin onehost sync --force\n");
+    }
+    if incomplete {
+        text.push_str("sudo -u oneadmin onehost create <host> --im ocivisor --vm ");
+        text.push_str(name);
+        text.push('\n');
+    }
+    text
 }

@@ -1,9 +1,9 @@
 //! What a host needs beside the package: oneadmin may ask the daemon.
 
 use super::record::Record;
-use super::root::{Owner, Root};
-use super::{Item, Site, State, unreadable};
-use crate::failure::Failure;
+use super::root::Owner;
+use super::{Item, Site, unreadable};
+use crate::failure::{Exit, Failure};
 
 /// The group that may ask the daemon; it owns the socket.
 pub const GROUP: &str = "ocivisor";
@@ -12,17 +12,29 @@ pub const USER: &str = "oneadmin";
 /// The daemon's configuration.
 const CONFIG: &str = "etc/ocivisor/ocivisor.toml";
 
+/// Where the socket is unless the configuration says otherwise.
+const SOCKET: &str = crate::args::DEFAULT_SOCKET;
+
 /// Brings the host to what it should be.
 ///
 /// # Errors
 /// A tool or a file failed; what was done stays, and is recorded.
 pub fn install(site: &Site) -> Result<Vec<Item>, Failure> {
     let mut record = site.record()?.unwrap_or_else(Record::new);
-    if group(&site.root)?.is_none() {
+    let users = site.text("etc/passwd")?;
+    if !users.lines().any(|line| line.split(':').next() == Some(USER)) {
+        let what =
+            format!("there is no user {USER}: OpenNebula's node package is not installed here");
+        return Err(Failure::new(Exit::NotFound, what).hint("install it first"));
+    }
+    if groups(site)?.by_name(GROUP).is_none() {
         site.tool("groupadd", &["--system", GROUP])?;
     }
-    let known = group(&site.root)?.unwrap_or_default();
-    if !known.members.iter().any(|member| member == USER) {
+    let Some(known) = groups(site)?.by_name(GROUP).cloned() else {
+        let what = format!("{} has no group {GROUP} that can be read", site.shown("etc/group"));
+        return Err(Failure::new(Exit::Failure, what));
+    };
+    if !known.has(USER) {
         // Before the effect: whoever finds the membership must know that it is ours.
         record.member = Some(USER.to_owned());
         site.keep(&record)?;
@@ -30,86 +42,140 @@ pub fn install(site: &Site) -> Result<Vec<Item>, Failure> {
     }
     if site.read(CONFIG)?.is_none() {
         let text = format!(
-            "# docs/ocivisor.toml has every key.\n[access]\n# The group {GROUP}, of which {USER} is a member.\noperate_gid = {}\n",
+            "[access]\n# The group {GROUP}, of which {USER} is a member.\noperate_gid = {}\n",
             known.gid
         );
         record.add(CONFIG, text.as_bytes());
         site.keep(&record)?;
         site.write(CONFIG, text.as_bytes(), 0o644, Owner::ROOT)?;
     }
-    site.keep(&record)?;
     check(site)
 }
 
-/// Takes the membership back; the group and what is in use of it stays.
+/// Takes the membership back; the group stays, others may be in it.
 ///
 /// # Errors
 /// The tool failed.
 pub fn uninstall(site: &Site, record: &Record) -> Result<(), Failure> {
-    let known = group(&site.root)?.unwrap_or_default();
-    match &record.member {
-        Some(user) if known.members.contains(user) => {
-            site.tool("usermod", &["--remove", "--groups", GROUP, user])
-        }
-        _ => Ok(()),
+    let Some(user) = &record.member else { return Ok(()) };
+    if !groups(site)?.by_name(GROUP).is_some_and(|group| group.has(user)) {
+        return Ok(());
+    }
+    if site.is_machine()? {
+        // usermod(8) learned to remove only in shadow 4.10.
+        site.tool("gpasswd", &["--delete", user, GROUP])
+    } else {
+        site.tool("usermod", &["--remove", "--groups", GROUP, user])
     }
 }
 
-/// How things stand.
+/// How things stand: who the daemon's operators are, by its configuration and by its socket.
 ///
 /// # Errors
 /// A file cannot be read.
 pub fn check(site: &Site) -> Result<Vec<Item>, Failure> {
-    let known = group(&site.root)?;
-    let member = known.as_ref().is_some_and(|group| group.members.iter().any(|user| user == USER));
-    let mut items = vec![
-        Item::new("group", format!("group {GROUP}"), known.is_some()),
-        Item::new("member", format!("{USER} is a member of group {GROUP}"), member),
-    ];
-    let gid = known.map(|group| group.gid);
-    let config = site.read(CONFIG)?.unwrap_or_default();
-    let said = operate_gid(&String::from_utf8_lossy(&config))
-        .map_err(|why| unreadable(site, CONFIG, &why))?;
-    let mut socket = Item::new(
-        "socket",
-        format!("the daemon's socket belongs to group {GROUP}"),
-        said.is_some() && said == gid,
-    );
-    if socket.state == State::Missing {
-        let gid = gid.map_or_else(|| "<its number>".to_owned(), |gid| gid.to_string());
-        socket.write = Some(format!(
-            "# {}, then: systemctl restart ocivisord\n[access]\noperate_gid = {gid}",
+    let groups = groups(site)?;
+    let config = site.text(CONFIG)?;
+    let (gid, socket) = operators(&config).map_err(|why| unreadable(site, CONFIG, &why))?;
+    let group = gid.and_then(|gid| groups.by_gid(gid));
+    let primary = |gid| {
+        let of = |line: &str| {
+            let mut fields = line.split(':');
+            fields.next() == Some(USER)
+                && fields.nth(2).is_some_and(|field| field.parse() == Ok(gid))
+        };
+        site.text("etc/passwd").is_ok_and(|users| users.lines().any(of))
+    };
+    let member = group.is_some_and(|group| group.has(USER)) || gid.is_some_and(primary);
+    let name = group.map_or(GROUP, |group| &group.name);
+    let mut said =
+        Item::new("config", "ocivisor.toml says which group may operate VMs", gid.is_some());
+    if gid.is_none() {
+        let gid =
+            groups.by_name(GROUP).map_or_else(|| "<its number>".to_owned(), |g| g.gid.to_string());
+        said.write = Some(format!(
+            "# {}, in [access], then: systemctl restart ocivisord\noperate_gid = {gid}",
             site.shown(CONFIG)
         ));
     }
-    items.push(socket);
+    let others = group.map_or_else(String::new, |group| {
+        let others: Vec<&str> =
+            group.members.iter().map(String::as_str).filter(|user| *user != USER).collect();
+        if others.is_empty() { String::new() } else { format!(" (so are {})", others.join(", ")) }
+    });
+    let mut items =
+        vec![said, Item::new("member", format!("{USER} is in group {name}{others}"), member)];
+    if site.is_machine()? {
+        items.push(socket_item(socket.as_deref().unwrap_or(SOCKET), gid, name));
+    }
     Ok(items)
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+/// A daemon that ran before its configuration was written has its socket as before.
+fn socket_item(socket: &str, gid: Option<u32>, name: &str) -> Item {
+    use std::os::unix::fs::MetadataExt;
+    let there = std::fs::metadata(socket).ok().map(|meta| meta.gid());
+    let right = there.is_some() && there == gid;
+    let mut item = Item::new("socket", format!("{socket} belongs to group {name}"), right);
+    if !right {
+        item.write = Some(
+            "# the daemon\nsystemctl enable --now ocivisord.socket && systemctl restart ocivisord"
+                .to_owned(),
+        );
+    }
+    item
+}
+
+/// group(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Group {
+    name: String,
     gid: u32,
     members: Vec<String>,
 }
 
-fn group(root: &Root) -> Result<Option<Group>, Failure> {
-    let text = root.read("etc/group").map_err(|e| super::failed("read /etc/group", &e))?;
-    Ok(parse_group(&String::from_utf8_lossy(&text.unwrap_or_default())))
+impl Group {
+    fn has(&self, user: &str) -> bool {
+        self.members.iter().any(|member| member == user)
+    }
 }
 
-/// group(5): `name:password:gid:member,member`.
-fn parse_group(text: &str) -> Option<Group> {
-    let line = text.lines().find(|line| line.split(':').next() == Some(GROUP))?;
-    let mut fields = line.split(':').skip(2);
-    let gid = fields.next()?.parse().ok()?;
-    let members = fields.next().unwrap_or_default().split(',').filter(|name| !name.is_empty());
-    Some(Group { gid, members: members.map(str::to_owned).collect() })
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Groups(Vec<Group>);
+
+impl Groups {
+    /// `name:password:gid:member,member`; lines of another form are not looked at.
+    fn parse(text: &str) -> Self {
+        let group = |line: &str| {
+            let mut fields = line.split(':');
+            let (name, gid) = (fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?);
+            let members = fields.next().unwrap_or_default().split(',');
+            let members = members.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+            Some(Group { name, gid, members })
+        };
+        Self(text.lines().filter_map(group).collect())
+    }
+
+    fn by_name(&self, name: &str) -> Option<&Group> {
+        self.0.iter().find(|group| group.name == name)
+    }
+
+    fn by_gid(&self, gid: u32) -> Option<&Group> {
+        self.0.iter().find(|group| group.gid == gid)
+    }
 }
 
-fn operate_gid(text: &str) -> Result<Option<u32>, String> {
+fn groups(site: &Site) -> Result<Groups, Failure> {
+    Ok(Groups::parse(&site.text("etc/group")?))
+}
+
+/// Number of the group of operators, and the socket, by the daemon's configuration.
+fn operators(text: &str) -> Result<(Option<u32>, Option<String>), String> {
     let config: toml::Table = toml::from_str(text).map_err(|e| e.message().to_owned())?;
     let gid = config.get("access").and_then(|access| access.get("operate_gid"));
-    Ok(gid.and_then(toml::Value::as_integer).and_then(|gid| u32::try_from(gid).ok()))
+    let gid = gid.and_then(toml::Value::as_integer).and_then(|gid| u32::try_from(gid).ok());
+    let run = config.get("run_dir").and_then(toml::Value::as_str);
+    Ok((gid, run.map(|dir| format!("{dir}/ocivisord.sock"))))
 }
 
 #[cfg(test)]
@@ -117,20 +183,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_group_is_found_with_its_members() {
-        let text = "root:x:0:\nocivisorx:x:5:oneadmin\nocivisor:x:997:nova,oneadmin\n";
-        let want = Group { gid: 997, members: vec!["nova".into(), "oneadmin".into()] };
-        assert_eq!(parse_group(text), Some(want));
-        assert_eq!(parse_group("ocivisor:x:997:").unwrap().members, Vec::<String>::new());
-        assert_eq!(parse_group("ocivisor:x:many:"), None);
-        assert_eq!(parse_group(""), None);
+    fn groups_are_found_with_their_members() {
+        let groups = Groups::parse(
+            "root:x:0:\nodd\nocivisorx:x:5:oneadmin\nocivisor:x:997:nova,oneadmin\nbad:x:many:\n",
+        );
+        let group = groups.by_name("ocivisor").unwrap();
+        assert_eq!((group.gid, group.members.len()), (997, 2));
+        assert!(group.has("oneadmin") && group.has("nova") && !group.has("nov"));
+        assert_eq!(groups.by_gid(997), Some(group));
+        assert!(groups.by_name("root").unwrap().members.is_empty());
+        assert_eq!(
+            (groups.by_name("bad"), groups.by_name("odd"), groups.by_gid(7)),
+            (None, None, None)
+        );
     }
 
     #[test]
-    fn the_daemons_group_is_read_from_its_configuration() {
-        assert_eq!(operate_gid("[access]\noperate_gid = 7"), Ok(Some(7)));
-        assert_eq!(operate_gid("[access]\nread_gids = [7]"), Ok(None));
-        assert_eq!(operate_gid(""), Ok(None));
-        assert!(operate_gid("[access").is_err());
+    fn the_daemons_group_and_socket_are_read_from_its_configuration() {
+        let read = |text| operators(text).unwrap();
+        assert_eq!(read("[access]\noperate_gid = 7"), (Some(7), None));
+        assert_eq!(
+            read("run_dir = \"/r\"\n[access]\nread_gids = [7]"),
+            (None, Some("/r/ocivisord.sock".into()))
+        );
+        assert_eq!(read(""), (None, None));
+        assert!(operators("[access").is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! The host's own tools for groups.
 
+use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Exit, Failure};
@@ -8,8 +9,9 @@ use crate::failure::{Exit, Failure};
 ///
 /// # Errors
 /// It is not installed, or failed.
-pub fn run(argv: &[&str]) -> Result<(), Failure> {
+pub fn run(argv: &[&OsStr]) -> Result<(), Failure> {
     let Some((tool, args)) = argv.split_first() else { return Ok(()) };
+    let shown = || tool.to_string_lossy();
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place where the command runs a tool of the host"
@@ -21,10 +23,10 @@ pub fn run(argv: &[&str]) -> Result<(), Failure> {
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| Failure::new(Exit::Failure, format!("start {tool}: {e}")))?;
+        .map_err(|e| Failure::new(Exit::Failure, format!("start {}: {e}", shown())))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(Exit::Failure, format!("{}: {}", argv.join(" "), said.trim())))
+    Err(Failure::new(Exit::Failure, format!("{}: {}", shown(), said.trim())))
 }

@@ -5,23 +5,18 @@
 pub struct Script {
     /// Where, below `remotes`.
     pub path: &'static str,
+    /// Its permissions.
+    pub mode: u32,
     /// What is in it.
     pub text: &'static str,
 }
 
-impl Script {
-    /// Permissions: what the network drivers load is no program.
-    pub fn mode(self) -> u32 {
-        if self.path.ends_with(".rb") { 0o644 } else { 0o755 }
-    }
-}
-
 /// Files by path, as the build found them in `driver-scripts/opennebula/remotes`.
-const REMOTES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/remotes.rs"));
+const REMOTES: &[(&str, u32, &str)] = include!(concat!(env!("OUT_DIR"), "/remotes.rs"));
 
 /// All, sorted by path.
 pub fn scripts() -> Vec<Script> {
-    REMOTES.iter().map(|&(path, text)| Script { path, text }).collect()
+    REMOTES.iter().map(|&(path, mode, text)| Script { path, mode, text }).collect()
 }
 
 #[cfg(test)]
@@ -33,7 +28,7 @@ mod tests {
         let scripts = scripts();
         let deploy = scripts.iter().find(|script| script.path == "vmm/ocivisor/deploy").unwrap();
         assert!(deploy.text.starts_with("#!/bin/sh\n"));
-        assert_eq!(deploy.mode(), 0o755);
+        assert_eq!(deploy.mode, 0o755);
         assert!(scripts.iter().all(|s| !s.path.starts_with('/') && !s.path.contains("..")));
     }
 }
