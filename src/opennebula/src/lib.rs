@@ -28,6 +28,7 @@ mod resources;
 mod signal;
 mod source;
 mod spec;
+pub mod tm;
 mod told;
 mod vm;
 pub mod vmm;

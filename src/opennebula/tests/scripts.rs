@@ -58,6 +58,17 @@ fn there_is_one_for_every_action_and_nothing_else() {
 }
 
 #[test]
+fn there_is_one_for_every_action_of_transfers_and_nothing_else() {
+    let names = fs::read_dir(remotes().join("tm/ocivisor")).unwrap();
+    let mut names: Vec<String> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    let mut wanted = ocivisor_opennebula::tm::ACTIONS;
+    wanted.sort_unstable();
+    assert_eq!(names, wanted);
+}
+
+#[test]
 fn all_are_the_same_executable_file() {
     let want = "#!/bin/sh\nexec \"${OCIVISOR_BIN:-/usr/bin/ocivisor}\" one script \"$0\" \"$@\"\n";
     for path in scripts() {

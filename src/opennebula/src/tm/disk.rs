@@ -1,0 +1,70 @@
+//! What oned knows of a VM's disks: the answer of `onevm show -x`, which transfer scripts must ask for, because their
+//! arguments have neither sizes nor formats.
+
+use ocivisor_core::error::Error;
+
+use super::megabytes;
+use crate::xml::{self, Element};
+use crate::{decimal, invalid};
+
+/// A disk as oned has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KnownDisk {
+    /// `SIZE`, in bytes: what it shall have.
+    pub size: Option<u64>,
+    /// `ORIGINAL_SIZE`, in bytes: what its image has.
+    pub original_size: Option<u64>,
+    /// `DRIVER`, else `FORMAT`: `raw`, `qcow2`, `ocivisor`, …
+    pub format: Option<String>,
+    /// `FS` of a volatile disk.
+    pub fs: Option<String>,
+}
+
+/// The disk of that number.
+///
+/// # Errors
+/// Not XML within bounds, no VM, no such disk, or a size that is none.
+pub fn known_disk(answer: &[u8], disk: u32) -> Result<KnownDisk, Error> {
+    let root = xml::read(answer)?;
+    let found = root.only("TEMPLATE")?.and_then(|template| {
+        let number = |element: &&Element| {
+            let id = element.value("DISK_ID").ok().flatten().and_then(decimal);
+            id == Some(disk)
+        };
+        template.all("DISK").find(number)
+    });
+    let found = found.ok_or_else(|| invalid(format!("oned knows no disk {disk} of the VM")))?;
+    let size = |name| found.value(name)?.map(megabytes).transpose();
+    let text = |name| Ok::<_, Error>(found.value(name)?.map(str::to_ascii_lowercase));
+    Ok(KnownDisk {
+        size: size("SIZE")?,
+        original_size: size("ORIGINAL_SIZE")?,
+        format: text("DRIVER")?.or(text("FORMAT")?),
+        fs: text("FS")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_formats_are_read_of_the_disk_asked_for() {
+        let xml = b"<VM><TEMPLATE><DISK><DISK_ID>0</DISK_ID><SIZE>1</SIZE></DISK><DISK><DISK_ID>2</DISK_ID>\
+            <SIZE><![CDATA[512]]></SIZE><ORIGINAL_SIZE>200</ORIGINAL_SIZE><FORMAT>QCOW2</FORMAT><FS/></DISK>\
+            </TEMPLATE></VM>";
+        let disk = known_disk(xml, 2).unwrap();
+        let mb = |n: u64| Some(n << 20);
+        assert_eq!((disk.size, disk.original_size), (mb(512), mb(200)));
+        assert_eq!((disk.format.as_deref(), disk.fs), (Some("qcow2"), None));
+        assert!(known_disk(xml, 1).is_err());
+        assert!(
+            known_disk(
+                b"<VM><TEMPLATE><DISK><DISK_ID>0</DISK_ID><SIZE>-1</SIZE></DISK></TEMPLATE></VM>",
+                0
+            )
+            .is_err()
+        );
+        assert!(known_disk(b"", 0).is_err());
+    }
+}
