@@ -18,7 +18,9 @@ const ONEADMIN: u32 = 9869;
 /// A machine that has OpenNebula's directories and its user.
 fn machine() -> TempDir {
     let temp = tempfile::tempdir().unwrap();
-    for dir in ["var/lib/one/remotes/vmm/kvm", "etc/one/vmm_exec"] {
+    let kinds = ["vmm/kvm", "tm/ssh", "datastore/fs", "market/http", "im/kvm.d", "vnm/bridge"];
+    let kinds = kinds.map(|kind| format!("var/lib/one/remotes/{kind}"));
+    for dir in kinds.iter().map(String::as_str).chain(["etc/one/vmm_exec"]) {
         fs::create_dir_all(temp.path().join(dir)).unwrap();
     }
     chown(temp.path().join("var/lib/one/remotes"), Some(ONEADMIN), Some(ONEADMIN)).unwrap();

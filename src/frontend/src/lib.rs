@@ -5,7 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod depot;
 mod fault;
+pub mod files;
+pub mod host;
+pub mod manifest;
+pub mod packed;
+pub mod ssh;
+pub mod tm;
+mod tool;
+pub mod wire;
 
+pub use config::Transfer;
 pub use depot::Depot;
+
+/// What is behind a disk's name in that of its manifest.
+pub const MANIFEST_SUFFIX: &str = ".manifest.json";

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_frontend::Transfer;
 use serde::Deserialize;
 
 /// The host's policy.
@@ -24,11 +25,19 @@ pub struct Config {
     pub force_shutdown: bool,
     /// Seconds that a call waits for a daemon that is away, as during an upgrade.
     pub daemon_timeout: u64,
+    /// How the front-end reaches hosts and oned.
+    pub transfer: Transfer,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { socket: None, shutdown_timeout: None, force_shutdown: true, daemon_timeout: 20 }
+        Self {
+            socket: None,
+            shutdown_timeout: None,
+            force_shutdown: true,
+            daemon_timeout: 20,
+            transfer: Transfer::default(),
+        }
     }
 }
 

@@ -7,11 +7,13 @@ use std::path::Path;
 pub enum Kind {
     /// Virtual machine manager.
     Vmm,
+    /// Transfer manager.
+    Tm,
 }
 
 impl Kind {
     /// Each with the name of its directory below `remotes`.
-    const ALL: [(Self, &'static str); 1] = [(Self::Vmm, "vmm")];
+    const ALL: [(Self, &'static str); 2] = [(Self::Vmm, "vmm"), (Self::Tm, "tm")];
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -36,6 +38,7 @@ mod tests {
         for path in ["/var/tmp/one/vmm/ocivisor/deploy", "/x//vmm/./lxc/deploy", "vmm/oci/deploy"] {
             assert_eq!(Kind::of_script(Path::new(path)), Some(Kind::Vmm), "{path}");
         }
+        assert_eq!(Kind::of_script(Path::new("/r/tm/ssh/clone.ssh")), Some(Kind::Tm));
         for path in
             ["", "/", "/deploy", "/vmm/deploy", "/vmm/a/b/deploy", "/var/tmp/one/xmm/a/deploy"]
         {

@@ -10,9 +10,11 @@
 //! tells the driver, the file the action ([`Kind::of_script`]).
 
 mod config;
+mod host;
 mod install;
 mod kind;
 mod nics;
+mod tm;
 mod vmm;
 
 use std::ffi::OsString;
@@ -28,6 +30,9 @@ use self::kind::Kind;
 use crate::connect::Context;
 use crate::output::{complain, print};
 
+/// What our drivers are called where a script's place does not say it.
+const DRIVER: &str = "ocivisor";
+
 /// Options of `one`.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -42,6 +47,12 @@ enum Command {
     /// Scripts of the virtual machine manager
     #[command(hide = true, disable_help_flag = true)]
     Vmm(Call),
+    /// Scripts of the transfer manager
+    #[command(hide = true, disable_help_flag = true)]
+    Tm(Call),
+    /// What transfer scripts run on a host, by ssh
+    #[command(hide = true)]
+    Host,
 }
 
 /// A script, as oned's driver process called it.
@@ -54,13 +65,18 @@ struct Call {
     argv: Vec<OsString>,
 }
 
-fn serve(kind: Kind, call: &Call, socket: Option<PathBuf>) -> ExitCode {
+/// `driver` is the name of the directory that the script lies in.
+fn serve(kind: Kind, driver: &str, call: &Call, socket: Option<PathBuf>) -> ExitCode {
     let Call { action, argv } = call;
     let action = action.to_string_lossy();
     match kind {
         Kind::Vmm => tell(&match input(xml::MAX_INPUT) {
             Ok(stdin) => vmm::answer(&action, argv, &stdin, socket),
             Err(e) => failure(Action::from_name(&action).unwrap_or(Action::Poll), None, &e),
+        }),
+        Kind::Tm => tell(&match input(xml::MAX_INPUT) {
+            Ok(stdin) => tm::answer(&action, driver, argv, &stdin),
+            Err(e) => ocivisor_opennebula::tm::failure(&action, None, &e),
         }),
     }
 }
@@ -74,17 +90,26 @@ pub fn early() -> Option<ExitCode> {
         return None;
     }
     let word = args.next()?;
-    let (kind, action) = if word == "script" {
+    let socket = std::env::var_os("OCIVISOR_SOCKET").map(PathBuf::from);
+    if word == "host" && args.len() == 0 {
+        return Some(host::main(socket));
+    }
+    let (kind, driver, action) = if word == "script" {
         let path = PathBuf::from(args.next().unwrap_or_default());
         match Kind::of_script(&path) {
-            Some(kind) => (kind, path.file_name().unwrap_or_default().to_owned()),
+            Some(kind) => {
+                let driver = path.parent().and_then(Path::file_name).unwrap_or_default();
+                let driver = driver.to_string_lossy().into_owned();
+                (kind, driver, path.file_name().unwrap_or_default().to_owned())
+            }
             None => return Some(tell(&stray(&path))),
         }
     } else {
-        (Kind::from_name(word.to_str()?)?, args.next().unwrap_or_default())
+        let kind = Kind::from_name(word.to_str()?)?;
+        (kind, DRIVER.to_owned(), args.next().unwrap_or_default())
     };
     let call = Call { action, argv: args.collect() };
-    Some(serve(kind, &call, std::env::var_os("OCIVISOR_SOCKET").map(PathBuf::from)))
+    Some(serve(kind, &driver, &call, socket))
 }
 
 /// What an admin says, and the call when global options stood before `one`.
@@ -98,7 +123,9 @@ pub fn main(options: &Options, context: &Context) -> ExitCode {
                 ExitCode::from(failure.exit as u8)
             }
         },
-        Command::Vmm(call) => serve(Kind::Vmm, call, Some(context.socket.clone())),
+        Command::Vmm(call) => serve(Kind::Vmm, DRIVER, call, Some(context.socket.clone())),
+        Command::Tm(call) => serve(Kind::Tm, DRIVER, call, Some(context.socket.clone())),
+        Command::Host => host::main(Some(context.socket.clone())),
     }
 }
 

@@ -58,7 +58,8 @@ impl From<Failure> for Error {
     }
 }
 
-fn context(socket: PathBuf) -> Context {
+/// How a script asks the daemon.
+pub(super) fn context(socket: PathBuf) -> Context {
     Context {
         socket,
         output: Output { format: Format::Table, quiet: true },

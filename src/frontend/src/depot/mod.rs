@@ -150,6 +150,8 @@ impl Depot {
         gone(&self.images, &record::file(image), &self.record_path(image))?;
         gone(&self.disks, &format!("{image}.json"), &self.disk_manifest_path(image))?;
         gone(&self.disks, &image.to_string(), &self.disk_path(image))?;
+        // That a VM's disk came back (`tm::writeback`) means nothing any more.
+        gone(&self.disks, &format!(".{image}.written"), &self.disk_path(image))?;
         self.remove_data(held, &data_name(image))?;
         self.store.remove(&Self::name(image)).map_err(|e| from_store(&e))?;
         for dir in [&self.images, &self.disks] {
@@ -168,6 +170,7 @@ impl Depot {
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         unlink(&self.dir, name)
+            .and_then(|()| unlink(&self.dir, &format!(".{name}.written")))
             .and_then(|()| self.dir.sync_all())
             .map_err(|e| failed("remove", &self.base.join(name), &e))
     }

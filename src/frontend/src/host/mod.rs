@@ -1,0 +1,194 @@
+//! The other side: what `ocivisor one host` does on a host, and on the front-end for its own directories.
+//!
+//! It runs as the platform's user, without privilege. What needs the daemon (images, root disks) goes through
+//! [`Daemon`]. Every order may come twice, and after any break: what is not whole has a name of its own
+//! ([`crate::files::dir::temporary`]), and is made anew.
+
+mod disk;
+mod image;
+mod make;
+mod remove;
+pub mod usage;
+
+pub(crate) use image::gone;
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_opennebula::tm::place::{DatastorePlace, DiskPlace, Target, VmPlace};
+
+use crate::files::dir::{self, Dir};
+use crate::files::{garbled, tree};
+use crate::wire::{self, Message, Order, Reply};
+
+/// The host's daemon, as far as disks need it.
+pub trait Daemon {
+    /// Digests of the layers' blobs that an import of this OCI layout would read.
+    ///
+    /// # Errors
+    /// It cannot be asked, or the layout is no image.
+    fn lacking(&mut self, layout: &Path) -> Result<Vec<String>>;
+
+    /// Brings an image in, from `oci:DIR` or a registry, under that name.
+    ///
+    /// # Errors
+    /// It did not come in.
+    fn import(&mut self, source: &str, name: &str) -> Result<()>;
+
+    /// Makes a root disk; the same one again is success.
+    ///
+    /// # Errors
+    /// `Conflict`: another has the name.
+    fn create_disk(&mut self, image: &str, size: u64, path: &Path) -> Result<()>;
+
+    /// Tells of a disk that was brought here.
+    ///
+    /// # Errors
+    /// One of its layers is not here.
+    fn adopt(&mut self, path: &Path) -> Result<()>;
+}
+
+/// Serves orders until the other side is gone.
+///
+/// # Errors
+/// The connection is at fault. What an order asked for and could not be done was answered.
+pub fn serve(from: &mut impl BufRead, to: &mut impl Write, daemon: &mut dyn Daemon) -> Result<()> {
+    while let Some(message) = wire::try_line::<Message>(from)? {
+        let done = if message.v == wire::VERSION {
+            obey(&message.order, from, to, daemon)
+        } else {
+            let what =
+                format!("messages of version {}, this host knows {}", message.v, wire::VERSION);
+            Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("install the same version of ocivisor on front-end and hosts"))
+        };
+        match done {
+            Ok(reply) => reply.map_or(Ok(()), |reply| wire::write_line(to, &reply))?,
+            Err(error) => {
+                wire::write_line(to, &Reply::of(&error))?;
+                return to.flush().map_err(crate::files::broken);
+            }
+        }
+        to.flush().map_err(crate::files::broken)?;
+    }
+    Ok(())
+}
+
+/// The answer, if it is not given yet.
+fn obey(
+    order: &Order,
+    from: &mut impl BufRead,
+    to: &mut impl Write,
+    daemon: &mut dyn Daemon,
+) -> Result<Option<Reply>> {
+    match order {
+        Order::MakeDir { dir, tm } => make_dir(&dir.parse()?, tm)?,
+        Order::Image { datastore, manifest, config } => {
+            let place: DatastorePlace = datastore.parse()?;
+            image::bring(&place, (manifest, config), from, to, daemon)?;
+        }
+        Order::Blob { .. } => return Err(garbled("a blob that nobody asked for")),
+        Order::Pull { source, digest } => image::pull(source, digest, daemon)?,
+        Order::CreateDisk { disk, image, size } => {
+            disk::create(&disk.parse()?, image, *size, daemon)?;
+        }
+        Order::Adopt { dir } => disk::adopt(&dir.parse()?, daemon)?,
+        Order::Look { disk } => return Ok(Some(Reply::Disk(disk::look(&disk.parse()?)?))),
+        Order::Has { dir } => {
+            let place: VmPlace = dir.parse()?;
+            return Ok(Some(Reply::There(vm_dir(&place)?.is_some())));
+        }
+        Order::PutDisk { disk, manifest } => disk::put(&disk.parse()?, *manifest, from)?,
+        Order::GetDisk { disk } => {
+            disk::get(&disk.parse()?, to)?;
+            return Ok(None);
+        }
+        Order::PutDir { dir } => put_dir(&dir.parse()?, from)?,
+        Order::GetDir { dir } => {
+            let dir = present(&dir.parse()?)?;
+            for name in dir.names()? {
+                remove::free(&dir, &name)?;
+            }
+            wire::write_line(to, &Reply::Done)?;
+            tree::send(&dir, to)?;
+            return Ok(None);
+        }
+        Order::MakeImage { disk, size, format, fs } => {
+            make::image(&disk.parse()?, *size, format, fs.as_deref())?;
+        }
+        Order::MakeSwap { disk, size } => make::swap(&disk.parse()?, *size)?,
+        Order::Grow { disk, size, qcow2 } => make::grow(&disk.parse()?, *size, *qcow2)?,
+        Order::Remove { path } => remove::remove(&path.parse::<Target>()?)?,
+        Order::Mark { datastore, mark, set } => {
+            let dir = Dir::open(&datastore.parse::<DatastorePlace>()?.path())?;
+            let name = mark_name(mark)?;
+            if *set { dir.replace(&name, b"")? } else { dir.unlink(&name)? }
+        }
+        Order::Sees { datastore, mark } => {
+            let name = mark_name(mark)?;
+            let seen = match Dir::open(&datastore.parse::<DatastorePlace>()?.path()) {
+                Ok(dir) => dir.stat(&name)?.is_some(),
+                Err(e) if e.kind == ErrorKind::NotFound => false,
+                Err(e) => return Err(e),
+            };
+            return Ok(Some(Reply::There(seen)));
+        }
+    }
+    Ok(Some(Reply::Done))
+}
+
+/// Whether the datastore is one directory on two machines is found out by a file of this name.
+fn mark_name(mark: &str) -> Result<String> {
+    let plain = (1..=64).contains(&mark.len()) && mark.bytes().all(|c| c.is_ascii_alphanumeric());
+    if plain { Ok(format!(".ocivisor-mark-{mark}")) } else { Err(garbled("a mark that is none")) }
+}
+
+/// The VM's directory, and the mark by which OpenNebula's probes know the datastore as one of this driver's.
+fn make_dir(place: &VmPlace, tm: &str) -> Result<()> {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    if tm.is_empty() || tm.len() > 64 || !tm.bytes().all(plain) || tm.starts_with('.') {
+        return Err(garbled("a driver's name that is none"));
+    }
+    let datastore = Dir::ensure(&place.datastore.path())?;
+    datastore.make(&place.name(), 0o755)?;
+    if datastore.read(".monitor", 4096)?.as_deref() != Some(tm.as_bytes()) {
+        datastore.replace(".monitor", tm.as_bytes())?;
+    }
+    datastore.sync()
+}
+
+/// The directory of a VM, if it is there.
+fn vm_dir(place: &VmPlace) -> Result<Option<Dir>> {
+    match Dir::open(&place.datastore.path()) {
+        Ok(datastore) => datastore.sub(&place.name()),
+        Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn present(place: &VmPlace) -> Result<Dir> {
+    vm_dir(place)?.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("{} does not exist", place.path().display()))
+    })
+}
+
+/// Takes a directory in the place of what is there.
+fn put_dir(place: &VmPlace, from: &mut impl BufRead) -> Result<()> {
+    let datastore = Dir::ensure(&place.datastore.path())?;
+    let coming = dir::temporary(&place.name());
+    datastore.remove(&coming)?;
+    let new = datastore.make(&coming, 0o755)?;
+    let put = tree::receive(from, &new).and_then(|_| {
+        datastore.put_in_place(&coming, &place.name())?;
+        datastore.sync()
+    });
+    // What it was exchanged for, or what came of it; the next try removes what cannot be removed now.
+    let removed = datastore.remove(&coming);
+    put.and(removed)
+}
+
+/// The name of a disk's manifest.
+fn manifest_of(disk: &DiskPlace) -> String {
+    format!("{}{}", disk.name(), crate::MANIFEST_SUFFIX)
+}

@@ -1,0 +1,322 @@
+//! A host, reached by the platform's own ssh.
+//!
+//! The command is fixed. What varies goes through its standard input ([`crate::wire`]), so nothing is quoted for a shell
+//! and nothing of a template ever reaches one. The front-end's own directories are served by the same program, as a
+//! child without ssh: both ends of a move are then the same.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_opennebula::tm::place::Machine;
+
+use crate::config::Transfer;
+use crate::files::{broken, garbled, is_broken};
+use crate::tool::{collect, joined, last_line};
+use crate::wire::{self, DiskFacts, Message, Order, Reply, VERSION};
+
+/// What is run on hosts. No part of it varies.
+pub const COMMAND: &str = "/usr/bin/ocivisor one host";
+
+/// No question is asked of anybody, and a host that is gone is told from one that is slow.
+const OPTIONS: [&str; 6] =
+    ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4"];
+
+/// A connection to a host, or to the front-end's own side.
+#[derive(Debug)]
+pub struct Link {
+    /// For messages.
+    name: String,
+    here: bool,
+    child: Child,
+    input: Option<BufWriter<ChildStdin>>,
+    output: BufReader<ChildStdout>,
+    said: Option<JoinHandle<Vec<u8>>>,
+}
+
+impl Link {
+    /// Reaches a machine.
+    ///
+    /// # Errors
+    /// There is no ssh. Whether the host answers is found out by the first order.
+    pub fn open(config: &Transfer, machine: &Machine) -> Result<Self> {
+        let here = config.is_here(machine.name());
+        let (program, arguments) = if here {
+            let own = std::env::current_exe()
+                .map_err(|e| Error::new(ErrorKind::Host, format!("find own program: {e}")))?;
+            (own, vec!["one", "host"])
+        } else {
+            let mut arguments = OPTIONS.to_vec();
+            arguments.extend([machine.name(), COMMAND]);
+            (config.ssh.clone(), arguments)
+        };
+        Self::run(&program, &arguments, machine.name(), here)
+    }
+
+    fn run(program: &Path, arguments: &[&str], name: &str, here: bool) -> Result<Self> {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reaches hosts")]
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .map_err(|e| Error::new(ErrorKind::Host, format!("run {}: {e}", program.display())))?;
+        let (Some(input), Some(output), Some(errors)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(Error::new(ErrorKind::Host, "a child without pipes"));
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            here,
+            child,
+            input: Some(BufWriter::with_capacity(1 << 17, input)),
+            output: BufReader::with_capacity(1 << 17, output),
+            said: Some(collect(errors, 16 * 1024)),
+        })
+    }
+
+    /// Whether it is the front-end itself.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.here
+    }
+
+    /// Asks, and has it answered.
+    ///
+    /// # Errors
+    /// The host says why it could not be done, or cannot be reached.
+    pub fn ask(&mut self, order: &Order) -> Result<Reply> {
+        self.tell(order)?;
+        self.answer()
+    }
+
+    /// Asks for something to be done.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn done(&mut self, order: &Order) -> Result<()> {
+        self.tell(order)?;
+        self.is_done()
+    }
+
+    /// Waits until what was asked for is done.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn is_done(&mut self) -> Result<()> {
+        match self.answer()? {
+            Reply::Done => Ok(()),
+            other => Err(self.odd(&other)),
+        }
+    }
+
+    /// Asks whether something is there.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn there(&mut self, order: &Order) -> Result<bool> {
+        match self.ask(order)? {
+            Reply::There(there) => Ok(there),
+            other => Err(self.odd(&other)),
+        }
+    }
+
+    /// Asks for a disk.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn disk(&mut self, order: &Order) -> Result<Option<DiskFacts>> {
+        match self.ask(order)? {
+            Reply::Disk(facts) => Ok(facts),
+            other => Err(self.odd(&other)),
+        }
+    }
+
+    /// Sends an order.
+    ///
+    /// # Errors
+    /// The host cannot be reached.
+    pub fn tell(&mut self, order: &Order) -> Result<()> {
+        let message = Message { v: VERSION, order: order.clone() };
+        self.write(|to| wire::write_line(to, &message))
+    }
+
+    /// Writes what follows an order.
+    ///
+    /// # Errors
+    /// What `work` says; if the connection is at fault, what the host says of it.
+    pub fn write<T>(
+        &mut self,
+        work: impl FnOnce(&mut BufWriter<ChildStdin>) -> Result<T>,
+    ) -> Result<T> {
+        let Some(input) = self.input.as_mut() else { return Err(broken("it is closed")) };
+        let done = work(input);
+        done.map_err(|error| self.explain(error))
+    }
+
+    /// Reads what follows an answer.
+    ///
+    /// # Errors
+    /// What `work` says; if the connection is at fault, what the host says of it.
+    pub fn read<T>(
+        &mut self,
+        work: impl FnOnce(&mut BufReader<ChildStdout>) -> Result<T>,
+    ) -> Result<T> {
+        let done = work(&mut self.output);
+        done.map_err(|error| self.explain(error))
+    }
+
+    /// An answer.
+    ///
+    /// # Errors
+    /// It is that of a failure, or there is none.
+    pub fn answer(&mut self) -> Result<Reply> {
+        self.write(|to| to.flush().map_err(broken))?;
+        match wire::try_line(&mut self.output) {
+            Ok(Some(Reply::Failed { why, hint })) => Err(self.failed(&why, hint)),
+            Ok(Some(reply)) => Ok(reply),
+            Ok(None) => Err(self.gone()),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// Why the connection broke, if that is what an error says.
+    fn explain(&mut self, error: Error) -> Error {
+        if !is_broken(&error) {
+            return error.context(format!("host {}", self.name));
+        }
+        // It said why before it went.
+        match wire::try_line(&mut self.output) {
+            Ok(Some(Reply::Failed { why, hint })) => self.failed(&why, hint),
+            _ => self.gone(),
+        }
+    }
+
+    fn failed(&self, why: &str, hint: Option<String>) -> Error {
+        // A host's words are foreign: bounded, and the sentence is made one line where it is told.
+        let why: String = why.chars().take(600).collect();
+        let error = Error::new(ErrorKind::Host, format!("host {}: {why}", self.name));
+        match hint {
+            Some(hint) => error.hint(hint.chars().take(300).collect::<String>()),
+            None => error,
+        }
+    }
+
+    /// It is gone: what ssh, or what it ran, said last.
+    fn gone(&mut self) -> Error {
+        self.input = None;
+        let status = self.child.wait();
+        let said = joined(self.said.take());
+        let (name, line) = (&self.name, last_line(&said));
+        let code = status.ok().and_then(|status| status.code());
+        let error = match code {
+            // ssh(1): its own failures are 255.
+            Some(255) => {
+                Error::new(ErrorKind::Host, format!("host {name} cannot be reached: {line}"))
+                    .hint(format!("try ssh {name} as oneadmin on the front-end"))
+            }
+            Some(126 | 127) => {
+                Error::new(ErrorKind::Host, format!("host {name} has no {COMMAND}: {line}"))
+                    .hint("install ocivisor on the host")
+            }
+            Some(code) => Error::new(
+                ErrorKind::Host,
+                format!("host {name} broke off with exit code {code}: {line}"),
+            ),
+            None => Error::new(ErrorKind::Host, format!("host {name} broke off: {line}")),
+        };
+        if self.here { error.context("on the front-end itself") } else { error }
+    }
+
+    fn odd(&self, reply: &Reply) -> Error {
+        let kind = match reply {
+            Reply::Done => "done",
+            Reply::Failed { .. } => "failed",
+            Reply::Lacking { .. } => "lacking",
+            Reply::Disk(_) => "a disk",
+            Reply::There(_) => "there",
+        };
+        garbled(format!("{kind:?} is no answer to that")).context(format!("host {}", self.name))
+    }
+
+    /// An answer that is another than the order's.
+    pub(crate) fn out_of_turn(&self, reply: &Reply) -> Error {
+        self.odd(reply)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Without an input it ends by itself; it may still be busy with what nobody waits for.
+        self.input = None;
+        let mut rest = [0; 1];
+        if self.output.get_mut().read(&mut rest).unwrap_or(0) > 0 {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory in both directions: everything from one, to the other.
+pub(crate) fn relay(from: &mut Link, to: &mut Link) -> Result<u64> {
+    let Some(input) = to.input.as_mut() else { return Err(broken("it is closed")) };
+    match crate::files::tree::relay(&mut from.output, input) {
+        Ok(moved) => Ok(moved),
+        Err(error) if is_broken(&error) => {
+            // Whoever knows better: who failed said so, the other was only left.
+            let why = from.explain(broken("x"));
+            Err(if why.message.contains("broke off") { to.explain(error) } else { why })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends a blob as it is.
+pub(crate) fn send_blob(link: &mut Link, digest: &str, size: u64, file: File) -> Result<()> {
+    link.tell(&Order::Blob { digest: digest.to_owned(), size })?;
+    link.write(|to| {
+        let copied = std::io::copy(&mut file.take(size), to).map_err(broken)?;
+        if copied == size { Ok(()) } else { Err(garbled(format!("blob {digest} is cut"))) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host that says that and ends so.
+    fn host(says: &str) -> Link {
+        let text = format!("read line; {says}");
+        Link::run(Path::new("/bin/sh"), &["-c", &text], "n1", false).unwrap()
+    }
+
+    fn asked(says: &str) -> Error {
+        host(says).done(&Order::Has { dir: "/d/1/2".into() }).unwrap_err()
+    }
+
+    #[test]
+    fn a_failure_names_the_host_and_the_cause() {
+        assert_eq!(
+            asked(r#"echo '{"failed":{"why":"no room","hint":null}}'"#).message,
+            "host n1: no room"
+        );
+        let gone = asked("echo 'ssh: connect to host n1 port 22: No route to host' >&2; exit 255");
+        assert_eq!(
+            gone.message,
+            "host n1 cannot be reached: ssh: connect to host n1 port 22: No route to host"
+        );
+        assert!(asked("exit 127").message.starts_with("host n1 has no /usr/bin/ocivisor one host"));
+        assert!(asked("kill -9 $$").message.starts_with("host n1 broke off"));
+        assert!(asked("exit 3").message.contains("exit code 3"));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told() {
+        assert!(asked("echo Welcome to n1").message.contains("\"Welcome to n1\" is no message"));
+        assert!(asked(r#"echo '{"there":true}'"#).message.contains("is no answer to that"));
+        assert!(asked("head -c 3000000 /dev/zero | tr '\\0' a").message.contains("too long"));
+    }
+}
