@@ -16,6 +16,7 @@
 pub mod context_disk;
 pub mod count;
 pub mod fixture;
+pub mod frontend;
 pub mod image;
 pub mod viewer;
 pub mod wait;
