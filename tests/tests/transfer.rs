@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 
+use ocivisor_frontend::depot::{Container, Content, ImageRecord};
 use ocivisor_tests::frontend::{ACCESS, FrontEnd, ONEADMIN, layout};
 use ocivisor_tests::{Answer, Call, Host, tool};
 
@@ -392,4 +393,38 @@ fn on_a_shared_system_datastore_a_persistent_disk_is_the_image_itself() {
         answer.out, "VM=[ID=7,MONITOR=\"RElTS19TSVpFPVtJRD0zLFNJWkU9MV0K\"]\n",
         "{answer:?}"
     );
+}
+
+#[test]
+fn a_host_fetches_from_the_registry_only_if_the_datastore_says_so() {
+    let mut cloud = Cloud::of(1);
+    // The host lets nothing in from registries: that is its answer, and tells that it was to go there.
+    let policy = r#"{"default": [{"type": "insecureAcceptAnything"}],
+        "transports": {"docker": {"": [{"type": "reject"}]}}}"#;
+    std::fs::write(cloud.hosts[0].dir().join("policy.json"), policy).unwrap();
+    cloud.hosts[0].restart_daemon();
+    let front = &cloud.front;
+    let [a, _] = &cloud.sources;
+    front.say_disks(7, &[(0, 64, "")]);
+    let digest = a.split_once('@').unwrap().1;
+    let depot = front.depot();
+    let container = Container {
+        manifest: Some(digest.parse().unwrap()),
+        origin: Some(format!("docker://127.0.0.1:1/x@{digest}")),
+        saved: None,
+    };
+    let record = ImageRecord::new(3, Content::Container(container));
+    depot.write(&depot.lock(3).unwrap(), &record).unwrap();
+    let say = |wish: &str| {
+        let text = format!("<DATASTORE><ID>100</ID><TEMPLATE>{wish}</TEMPLATE></DATASTORE>");
+        std::fs::write(front.path("datastore.100"), text).unwrap();
+    };
+    let words = [a.as_str(), &cloud.on(1, "7/disk.0"), "7", "100"];
+    say("<OCI_FETCH>registry</OCI_FETCH>");
+    let why = refused(&front.tm("clone", &words));
+    assert!(why.contains("host host1: ") && why.contains("127.0.0.1:1"), "{why}");
+    assert!(front.sent("host1") < 5_000, "nothing of the image goes through the front-end");
+    say("");
+    done(&front.tm("clone", &words));
+    assert!(front.sent("host1") > COMMON as u64);
 }
