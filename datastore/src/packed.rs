@@ -12,6 +12,7 @@
 //! archive that is compressed as a whole.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::compress::Compression;
@@ -20,7 +21,9 @@ use crate::digest::{DiffId, Digest};
 use crate::disk;
 use crate::document::{self, OCI_MANIFEST};
 use crate::error::{Error, Fault, Refusal, Result};
+use crate::expand::Bounded;
 use crate::ingest::{Budget, Ingested, Kept, Promise};
+use crate::limits::Limits;
 use crate::name::Reference;
 use crate::proof;
 use crate::store::{Store, not_found};
@@ -113,6 +116,21 @@ impl Store {
         disk::open_file(&self.blobs, &hex)
             .map_err(|e| self.io("open", &format!("blobs/sha256/{hex}"), e))?
             .ok_or_else(|| Error::damaged(format!("blob {blob}"), "is absent"))
+    }
+
+    /// The plain bytes of a file that is compressed with gzip, xz or zstd, as far as limits on bytes and ratio allow; none if
+    /// it is not compressed.
+    pub fn expanded(
+        &self,
+        file: File,
+        shown: &str,
+        limits: &Limits,
+    ) -> Result<Option<Box<dyn Read>>> {
+        if Compression::of(&file).map_err(|f| f.about(shown))? == Compression::None {
+            return Ok(None);
+        }
+        let plain = Bounded::file(file, limits, &self.unpacker).map_err(|f| f.about(shown))?;
+        Ok(Some(Box::new(plain)))
     }
 
     /// Whether there is of a layer what there should be beside its blob.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::Registries;
 use super::download::{Download, Told};
 use super::fault::RegistryFault as Fault;
 use super::part::{Part, Parts, Size};
@@ -29,7 +30,17 @@ pub(crate) const SCHEME: &str = "https://";
 
 /// Where a file is: `https://host[:port]/path[?query]`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HttpsUrl(Url);
+pub struct HttpsUrl(pub(super) Url);
+
+impl HttpsUrl {
+    /// As by `from_str`; without TLS for hosts that configuration allows to do without (`plain_http`).
+    pub fn of(text: &str, registries: &Registries) -> Result<Self> {
+        match Url::parse(text) {
+            Ok(url) if !url.origin.tls && registries.is_plain(&url.origin) => Ok(Self(url)),
+            _ => text.parse(),
+        }
+    }
+}
 
 impl FromStr for HttpsUrl {
     type Err = Error;

@@ -34,6 +34,7 @@ mod reference;
 mod secret;
 mod session;
 mod url;
+mod web;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
