@@ -1,8 +1,60 @@
-//! What the admin says about transfers, on the front-end.
+//! What the front-end's admin wants of our drivers: parts of `/etc/ocivisor/opennebula.toml`.
 
 use std::path::PathBuf;
 
+use ocivisor_core::error::{Error, ErrorKind, Result};
+pub use ocivisor_datastore::RegistriesConfig;
+use ocivisor_datastore::trust::Policy;
 use serde::Deserialize;
+
+/// What the datastore's and the marketplace's driver need.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// `[images]`
+    pub images: Images,
+    /// `[registries]`, as the daemon has it.
+    pub registries: RegistriesConfig,
+}
+
+/// How images come in.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// A containers-policy.json(5): whose signatures an image must have. No such file: every image is let in.
+    pub policy: PathBuf,
+    /// MiB that the disk of a VM gets at least if neither `PATH` nor the VM's template says; the image itself may be larger.
+    pub disk_mb: u64,
+    /// The command that writes into an image's template what it is; empty for none.
+    pub oneimage: PathBuf,
+    /// Seconds that a size may take to be found out: the user's call waits for it.
+    pub stat_timeout: u64,
+    /// Whether users' Dockerfiles are built: their commands run on the front-end.
+    pub build: bool,
+    /// Seconds that a Dockerfile may take to be built.
+    pub build_timeout: u64,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            policy: "/etc/containers/policy.json".into(),
+            disk_mb: 1024,
+            oneimage: "/usr/bin/oneimage".into(),
+            stat_timeout: 20,
+            build: false,
+            build_timeout: 3600,
+        }
+    }
+}
+
+impl Images {
+    pub(crate) fn load_policy(&self) -> Result<Option<Policy>> {
+        Policy::load(&self.policy).map_err(|e| {
+            let text = format!("images.policy {}: {e}", self.policy.display());
+            Error::new(ErrorKind::Invalid, text)
+        })
+    }
+}
 
 /// Section `[transfer]` of `opennebula.toml`; every field may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -10,14 +10,16 @@ pub mod depot;
 mod fault;
 pub mod files;
 pub mod host;
+pub mod images;
 pub mod manifest;
+pub mod market;
 pub mod packed;
 pub mod ssh;
 pub mod tm;
 mod tool;
 pub mod wire;
 
-pub use config::Transfer;
+pub use config::{Config, Images as ImagesConfig, RegistriesConfig, Transfer};
 pub use depot::Depot;
 
 /// What is behind a disk's name in that of its manifest.

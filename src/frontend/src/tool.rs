@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -83,6 +84,30 @@ fn wait(child: &mut Child, deadline: Instant) -> Option<std::process::ExitStatus
     }
 }
 
+/// Where programs are looked for, whatever oned's environment says.
+const DIRS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The program of that name.
+///
+/// # Errors
+/// `Unsupported`: it is not installed.
+pub(crate) fn find(name: &str) -> Result<PathBuf> {
+    let found = DIRS.iter().map(|dir| PathBuf::from(dir).join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, format!("{name} is not installed on the front-end"))
+    })
+}
+
+/// Runs a program that has nothing to say but that it failed.
+///
+/// # Errors
+/// As [`Tool::run`].
+pub(crate) fn run<A: AsRef<OsStr>>(argv: &[A], timeout: Duration) -> Result<()> {
+    let argv: Vec<&OsStr> = argv.iter().map(AsRef::as_ref).collect();
+    Tool { argv: &argv, stdin: None, timeout, most: 0, fine: 0 }.run().map(drop)
+}
+
 /// Reads to the end, keeps the first bytes.
 pub(crate) fn collect(mut from: impl Read + Send + 'static, most: u64) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
@@ -102,4 +127,30 @@ pub(crate) fn last_line(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     line.map_or_else(|| "it said nothing".to_owned(), |line| one_line(line.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_says_its_last_line() {
+        let sh = find("sh").unwrap();
+        let sh = sh.to_str().unwrap();
+        let long = Duration::from_secs(60);
+        run(&[sh, "-c", "echo out; echo err >&2"], long).unwrap();
+        let error = run(&[sh, "-c", "echo a >&2; echo; echo 'the end' >&2; exit 3"], long);
+        let want = format!("{sh} failed (exit status: 3): the end");
+        assert_eq!(error.unwrap_err().message, want);
+        let error = run(&["/does/not/exist"], long).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        find("no-such-program").unwrap_err();
+    }
+
+    #[test]
+    fn what_takes_too_long_is_killed() {
+        let sleep = find("sleep").unwrap();
+        let error = run(&[sleep.as_os_str(), OsStr::new("600")], Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Timeout);
+    }
 }

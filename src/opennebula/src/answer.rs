@@ -70,7 +70,7 @@ pub fn progress(vm: OneId, text: &str) -> String {
 
 /// Line separators and direction marks are no control characters (category Cc), but they can make
 /// one line look like two or like another one; as numbers they are visible.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let hides = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}');
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {

@@ -21,8 +21,10 @@
 mod answer;
 mod boot;
 mod context;
+pub mod ds;
 mod graphics;
 mod invocation;
+pub mod market;
 mod nics;
 mod resources;
 mod signal;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use ocivisor_opennebula::Action;
+use ocivisor_opennebula::ds::DsAction;
+use ocivisor_opennebula::{Action, tm};
 
 fn remotes() -> PathBuf {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../driver-scripts/opennebula");
@@ -46,26 +47,25 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     Command::new(program)
 }
 
-#[test]
-fn there_is_one_for_every_action_and_nothing_else() {
-    let names = fs::read_dir(dir()).unwrap();
+fn names(dir: &str) -> Vec<String> {
+    let names = fs::read_dir(remotes().join(dir)).unwrap();
     let mut names: Vec<String> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort_unstable();
-    let mut wanted = Action::ALL.map(Action::name);
-    wanted.sort_unstable();
-    assert_eq!(names, wanted);
+    names
 }
 
 #[test]
-fn there_is_one_for_every_action_of_transfers_and_nothing_else() {
-    let names = fs::read_dir(remotes().join("tm/ocivisor")).unwrap();
-    let mut names: Vec<String> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort_unstable();
-    let mut wanted = ocivisor_opennebula::tm::ACTIONS;
-    wanted.sort_unstable();
-    assert_eq!(names, wanted);
+fn there_is_one_for_every_action_and_nothing_else() {
+    let sorted = |mut wanted: Vec<&'static str>| {
+        wanted.sort_unstable();
+        wanted
+    };
+    assert_eq!(names("vmm/ocivisor"), sorted(Action::ALL.map(Action::name).to_vec()));
+    assert_eq!(names("tm/ocivisor"), sorted(tm::ACTIONS.to_vec()));
+    let actions = DsAction::ALL.iter().map(|action| action.name()).collect();
+    assert_eq!(names("datastore/ocivisor"), sorted(actions));
+    assert_eq!(names("market/ocivisor"), ["delete", "import", "monitor"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind};
-use ocivisor_frontend::Transfer;
+use ocivisor_frontend::{ImagesConfig, RegistriesConfig, Transfer};
 use serde::Deserialize;
 
 /// The host's policy.
@@ -27,6 +27,10 @@ pub struct Config {
     pub daemon_timeout: u64,
     /// How the front-end reaches hosts and oned.
     pub transfer: Transfer,
+    /// How images come into datastores, on the front-end.
+    pub images: ImagesConfig,
+    /// How the front-end reaches registries; as in the daemon's configuration.
+    pub registries: RegistriesConfig,
 }
 
 impl Default for Config {
@@ -37,11 +41,21 @@ impl Default for Config {
             force_shutdown: true,
             daemon_timeout: 20,
             transfer: Transfer::default(),
+            images: ImagesConfig::default(),
+            registries: RegistriesConfig::default(),
         }
     }
 }
 
 impl Config {
+    /// What is the front-end's of it.
+    pub fn frontend(&self) -> ocivisor_frontend::Config {
+        ocivisor_frontend::Config {
+            images: self.images.clone(),
+            registries: self.registries.clone(),
+        }
+    }
+
     /// An absent file is the defaults.
     ///
     /// # Errors

@@ -9,11 +9,20 @@ pub enum Kind {
     Vmm,
     /// Transfer manager.
     Tm,
+    /// Datastores.
+    Datastore,
+    /// Marketplaces.
+    Market,
 }
 
 impl Kind {
     /// Each with the name of its directory below `remotes`.
-    const ALL: [(Self, &'static str); 2] = [(Self::Vmm, "vmm"), (Self::Tm, "tm")];
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Vmm, "vmm"),
+        (Self::Tm, "tm"),
+        (Self::Datastore, "datastore"),
+        (Self::Market, "market"),
+    ];
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {

@@ -10,9 +10,11 @@
 //! tells the driver, the file the action ([`Kind::of_script`]).
 
 mod config;
+mod datastore;
 mod host;
 mod install;
 mod kind;
+mod market;
 mod nics;
 mod tm;
 mod vmm;
@@ -53,6 +55,12 @@ enum Command {
     /// What transfer scripts run on a host, by ssh
     #[command(hide = true)]
     Host,
+    /// Scripts of the datastore driver
+    #[command(hide = true, disable_help_flag = true)]
+    Datastore(Call),
+    /// Scripts of the marketplace driver
+    #[command(hide = true, disable_help_flag = true)]
+    Market(Call),
 }
 
 /// A script, as oned's driver process called it.
@@ -78,6 +86,11 @@ fn serve(kind: Kind, driver: &str, call: &Call, socket: Option<PathBuf>) -> Exit
             Ok(stdin) => tm::answer(&action, driver, argv, &stdin),
             Err(e) => ocivisor_opennebula::tm::failure(&action, None, &e),
         }),
+        Kind::Datastore => tell(&match input(datastore::MAX_INPUT) {
+            Ok(stdin) => datastore::answer(&action, argv, &stdin),
+            Err(e) => datastore::unread(&action, &e),
+        }),
+        Kind::Market => tell(&market::answer(&action, argv)),
     }
 }
 
@@ -126,6 +139,8 @@ pub fn main(options: &Options, context: &Context) -> ExitCode {
         Command::Vmm(call) => serve(Kind::Vmm, DRIVER, call, Some(context.socket.clone())),
         Command::Tm(call) => serve(Kind::Tm, DRIVER, call, Some(context.socket.clone())),
         Command::Host => host::main(Some(context.socket.clone())),
+        Command::Datastore(call) => serve(Kind::Datastore, DRIVER, call, None),
+        Command::Market(call) => serve(Kind::Market, DRIVER, call, None),
     }
 }
 

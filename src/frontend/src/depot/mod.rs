@@ -30,6 +30,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_datastore::trust::Policy;
 use ocivisor_datastore::{Digest, ImageName, Reference, Store};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -44,10 +45,22 @@ use crate::fault::{clip, failed, from_store};
 #[derive(Debug)]
 pub struct Depot {
     base: PathBuf,
+    real: PathBuf,
     dir: File,
     images: File,
     disks: File,
     store: Store,
+}
+
+impl Depot {
+    /// The same with a policy of who may bring in what.
+    #[must_use]
+    pub fn with_policy(self, policy: Option<Policy>) -> Self {
+        match policy {
+            Some(policy) => Self { store: self.store.with_policy(policy), ..self },
+            None => self,
+        }
+    }
 }
 
 impl Depot {
@@ -73,13 +86,64 @@ impl Depot {
             draft::sweep(folder).map_err(at("clean"))?;
         }
         let store = Store::open_packed(&base.join("store")).map_err(|e| from_store(&e))?;
-        Ok(Self { base: base.to_owned(), dir, images, disks, store })
+        let real = std::fs::canonicalize(base).map_err(at("resolve"))?;
+        Ok(Self { base: base.to_owned(), real, dir, images, disks, store })
     }
 
     /// The directory's path.
     #[must_use]
     pub fn base(&self) -> &Path {
         &self.base
+    }
+
+    /// Where a file in the making is until it is published; no part of the path is a link.
+    #[must_use]
+    pub fn draft_path(&self, draft: &Draft) -> PathBuf {
+        self.real.join(draft.name())
+    }
+
+    /// Where a file of that name is; no part of the path is a link.
+    pub(crate) fn real_path(&self, name: &str) -> PathBuf {
+        self.real.join(name)
+    }
+
+    /// Begins the archive that a marketplace takes.
+    pub(crate) fn new_export(&self, held: &ImageLock) -> Result<Draft> {
+        let name = Self::export_name(held.image());
+        Draft::create(&self.dir, &name).map_err(|e| failed("make", &self.base.join(name), &e))
+    }
+
+    /// An empty directory for tools, and no other call has it.
+    pub(crate) fn work(&self, held: &ImageLock) -> Result<Work> {
+        let path = self.real.join(format!(".work-{}", held.image()));
+        clear(&path).map_err(|e| failed("remove", &path, &e))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("make", &path, &e))?;
+        Ok(Work { path })
+    }
+
+    /// A file in the making that is only for this call.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scratch(&self, held: &ImageLock) -> Result<Draft> {
+        let name = format!("scratch-{}", held.image());
+        Draft::create(&self.dir, &name).map_err(|e| failed("make", &self.base.join(name), &e))
+    }
+
+    /// The directory, to make a file in that this module does not know.
+    pub(crate) fn dir(&self) -> &File {
+        &self.dir
+    }
+
+    /// Where an image lies as an archive while a marketplace takes it.
+    pub(crate) fn export_name(image: u32) -> String {
+        format!("export-{image}.tar")
+    }
+
+    /// Removes what an earlier export left.
+    pub(crate) fn remove_export(&self, held: &ImageLock) -> Result<()> {
+        let name = Self::export_name(held.image());
+        unlink(&self.dir, &name).map_err(|e| failed("remove", &self.base.join(&name), &e))
     }
 
     /// Blobs, images and names.
@@ -153,6 +217,9 @@ impl Depot {
         // That a VM's disk came back (`tm::writeback`) means nothing any more.
         gone(&self.disks, &format!(".{image}.written"), &self.disk_path(image))?;
         self.remove_data(held, &data_name(image))?;
+        self.remove_export(held)?;
+        let work = self.real.join(format!(".work-{image}"));
+        clear(&work).map_err(|e| failed("remove", &work, &e))?;
         self.store.remove(&Self::name(image)).map_err(|e| from_store(&e))?;
         for dir in [&self.images, &self.disks] {
             dir.sync_all().map_err(|e| failed("sync", &self.base, &e))?;
@@ -230,6 +297,31 @@ impl Depot {
 
     fn record_path(&self, image: u32) -> PathBuf {
         self.base.join("images").join(record::file(image))
+    }
+}
+
+/// A directory that is removed with all in it; what a crash leaves goes with the image's next call that needs one.
+#[derive(Debug)]
+pub(crate) struct Work {
+    path: PathBuf,
+}
+
+impl Work {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = clear(&self.path);
+    }
+}
+
+fn clear(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -1,0 +1,158 @@
+//! The datastore driver: what each action does.
+//!
+//! One process per call. A call that fails leaves what a later one of the same image clears: half a file goes with its
+//! process or the next opening of the depot, an image without a record with `rm` or by being brought in again.
+
+mod bring;
+mod copies;
+mod data;
+mod dirs;
+mod empty;
+mod export;
+mod size;
+mod tell;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_datastore::{PruneOptions, Registries};
+use ocivisor_opennebula::ImageSource;
+use ocivisor_opennebula::ds::{DsAction, DsCall};
+
+use crate::config::Config;
+use crate::depot::{Depot, is_data_name};
+use crate::fault::{clip, failed, from_store};
+
+/// Downloads that nobody went on with for so long are of no use to anybody.
+const PARTIAL_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Carries a call out. Returns what standard output gets, without the newline at its end; `log` hears what is worth a line.
+///
+/// # Errors
+/// For the sentence to oned. The same call may be made again.
+pub fn carry_out(call: &DsCall, config: &Config, log: &mut dyn FnMut(&str)) -> Result<String> {
+    let mut driver = Driver { call, config, log, depot: None };
+    match call.action {
+        DsAction::Cp => driver.cp(),
+        DsAction::Clone => driver.clone(),
+        DsAction::Rm => driver.rm(),
+        DsAction::Stat => driver.stat(),
+        DsAction::Mkfs => driver.mkfs(),
+        DsAction::Monitor => driver.monitor(),
+        DsAction::Export => driver.export(),
+        DsAction::SnapDelete | DsAction::SnapRevert | DsAction::SnapFlatten => {
+            let text = "snapshots of images are not supported by this version";
+            Err(Error::new(ErrorKind::Unsupported, text))
+        }
+        DsAction::Backup
+        | DsAction::BackupCancel
+        | DsAction::Restore
+        | DsAction::IncrementFlatten
+        | DsAction::Ls => {
+            let text = "ocivisor's datastores hold images, no backups";
+            Err(Error::new(ErrorKind::Unsupported, text))
+        }
+    }
+}
+
+/// One call under way.
+struct Driver<'a> {
+    call: &'a DsCall,
+    config: &'a Config,
+    log: &'a mut dyn FnMut(&str),
+    depot: Option<std::rc::Rc<Depot>>,
+}
+
+impl Driver<'_> {
+    fn log(&mut self, text: &str) {
+        (self.log)(text);
+    }
+
+    fn ignored(&mut self, names: &[String]) {
+        if !names.is_empty() {
+            self.log(&format!("{} in PATH has no meaning any more", names.join(", ")));
+        }
+    }
+
+    /// Opens the datastore, with the policy of what may come in.
+    fn open(&mut self) -> Result<std::rc::Rc<Depot>> {
+        let policy = self.config.images.load_policy()?;
+        let depot = Depot::open(&self.call.datastore.base_path)?.with_policy(policy);
+        let depot = std::rc::Rc::new(depot);
+        self.depot = Some(depot.clone());
+        Ok(depot)
+    }
+
+    fn depot(&self) -> Result<&Depot> {
+        self.depot
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Host, "the datastore is not open"))
+    }
+
+    fn registries(&self) -> Registries {
+        Registries::new(self.config.registries.clone())
+    }
+
+    fn resolve(&self, path: &Path, tagged: bool) -> Result<(PathBuf, Option<String>)> {
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        dirs::resolve(path, tagged, &self.call.datastore, home.as_deref())
+    }
+
+    /// Bytes that the datastore may take.
+    fn most(&self) -> Result<u64> {
+        let base = &self.call.datastore.base_path;
+        let there = rustix::fs::statvfs(base).map_err(|e| failed("measure", base, &e.into()))?;
+        let free = there.f_bavail.saturating_mul(there.f_frsize);
+        // 0 before the first measurement.
+        let told = self.call.datastore.free_mb.filter(|mb| *mb > 0);
+        Ok(told.map_or(free, |mb| free.min(mb.saturating_mul(1 << 20))))
+    }
+
+    /// Removes an image, whole or not, and what then nobody needs.
+    fn rm(&mut self) -> Result<String> {
+        let depot = self.open()?;
+        let held = depot.lock(self.call.id)?;
+        let source = &self.call.image.source;
+        // Of an image that never became one there is none.
+        if !source.is_empty()
+            && let ImageSource::File(path) = source.parse()?
+        {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.parent() != Some(&self.call.datastore.base_path) || !is_data_name(name) {
+                let text = format!("{:?} is no data disk of this datastore", clip(source));
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            depot.remove_data(&held, name)?;
+        }
+        depot.remove(&held, self.call.id)?;
+        drop(held);
+        let in_use = HashSet::new();
+        let options = PruneOptions {
+            in_use: &in_use,
+            dry_run: false,
+            partial_age: Some(PARTIAL_AGE),
+            quarantine_age: None,
+        };
+        match depot.store().prune_with(&options) {
+            // Whoever removes an image later takes this along.
+            Err(ocivisor_datastore::Error::Busy { .. }) => {
+                self.log("its layers stay until nothing is brought in at the same time");
+            }
+            other => drop(other.map_err(|e| from_store(&e))?),
+        }
+        Ok(String::new())
+    }
+
+    /// How much room there is.
+    fn monitor(&mut self) -> Result<String> {
+        self.open()?;
+        let base = &self.call.datastore.base_path;
+        let there = rustix::fs::statvfs(base).map_err(|e| failed("measure", base, &e.into()))?;
+        let mb = |blocks: u64| blocks.saturating_mul(there.f_frsize) >> 20;
+        let (total, free) = (mb(there.f_blocks), mb(there.f_bavail));
+        let used = mb(there.f_blocks.saturating_sub(there.f_bfree));
+        Ok(format!("USED_MB={used}\nTOTAL_MB={total}\nFREE_MB={free}"))
+    }
+}
