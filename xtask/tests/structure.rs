@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// What each crate may depend on of ours, tests included (design: `docs/ARCHITECTURE.md`). A crate
 /// that is not listed is a failure: somebody has to decide where it stands.
-const EDGES: [(&str, &[&str]); 18] = [
+const EDGES: [(&str, &[&str]); 19] = [
     ("ocivisor-core", &[]),
     ("ocivisor-schema", &["ocivisor-core"]),
     ("ocivisor-datastore", &[]),
@@ -23,6 +23,10 @@ const EDGES: [(&str, &[&str]); 18] = [
         &["ocivisor-core", "ocivisor-datastore", "ocivisor-opennebula", "ocivisor-schema"],
     ),
     ("ocivisor-rpc", &["ocivisor-core", "ocivisor-schema"]),
+    (
+        "ocivisor-agent",
+        &["ocivisor-core", "ocivisor-opennebula", "ocivisor-rpc", "ocivisor-schema"],
+    ),
     ("ocivisor-context", &["ocivisor-core", "ocivisor-schema"]),
     ("ocivisor-copy", &["ocivisor-core"]),
     (
@@ -61,6 +65,7 @@ const EDGES: [(&str, &[&str]); 18] = [
     (
         "ocivisor",
         &[
+            "ocivisor-agent",
             "ocivisor-copy",
             "ocivisor-core",
             "ocivisor-frame",
@@ -76,7 +81,8 @@ const EDGES: [(&str, &[&str]); 18] = [
 ];
 
 /// Crates that may wait asynchronously.
-const ASYNC: [&str; 4] = ["ocivisor-rpc", "ocivisord", "ocivisor", "ocivisor-tests"];
+const ASYNC: [&str; 5] =
+    ["ocivisor-rpc", "ocivisor-agent", "ocivisord", "ocivisor", "ocivisor-tests"];
 /// Crates that bring an asynchronous runtime.
 const RUNTIMES: [&str; 4] = ["tokio", "async-std", "smol", "futures-executor"];
 

@@ -25,6 +25,7 @@ pub mod ds;
 mod graphics;
 mod invocation;
 pub mod market;
+pub mod monitor;
 mod nics;
 mod resources;
 mod signal;

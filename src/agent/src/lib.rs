@@ -1,0 +1,109 @@
+//! The agent that tells OpenNebula's monitor about a host and its VMs.
+//!
+//! ```text
+//! front-end ─ssh─► ocivisor_control.sh ─► ocivisor one script …: a start
+//!                                           │ ends an older agent of the same host (seat.rs), finds everything out once and
+//!                                           │ prints it (first.rs), leaves an agent behind (the CLI: it is the same program)
+//!                                           ▼
+//!        monitor ◄─ UDP, TCP (sender.rs) ─ agent (resident.rs) ─┬─► the host: /proc, /sys (host/)
+//!                                                               ├─► ocivisord: list, stats, events (vms.rs)
+//!                                                               ├─► disks of VMs (disks.rs)
+//!                                                               └─► results of commands (spool.rs)
+//! ```
+//!
+//! Texts are made by [`ocivisor_opennebula::monitor`]; here is what must be asked, waited for and sent.
+//!
+//! What can go wrong, and what then:
+//!
+//! * **The daemon is away** (an upgrade, a crash). Guests run on, so nothing is told of VMs: no state is better than a wrong
+//!   one. The host goes on being told. Once the daemon is back, all states are told.
+//! * **The monitor is away.** What was not sent by TCP is sent again; what goes by UDP is out of date soon anyway.
+//! * **Something hangs** (a datastore on a dead share). Each kind of message is a task of its own: that the host is there
+//!   goes on being told.
+//! * **Two starts at once**, a start while an older agent runs: whoever has the seat is the agent, see [`seat`].
+//! * **The scripts are deleted and copied again** while the agent runs (each start does that): it needs none of them but
+//!   the file of their version, which may be missing for a moment.
+//!
+//! Deliberately absent: Ruby, a database, a log (who cannot send has nobody to tell), forecasts.
+
+pub mod disks;
+pub mod first;
+pub mod host;
+pub mod place;
+pub mod resident;
+pub mod seat;
+mod sender;
+pub mod spool;
+mod vms;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_opennebula::monitor::Configuration;
+use serde::{Deserialize, Serialize};
+
+/// What an agent is to do. It is kept in the seat's file, where the agent reads it and people may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// The monitor's configuration, as it came.
+    pub configuration: String,
+    /// Where the front-end's ssh came from, if that is known.
+    pub front_end: Option<String>,
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// Where agents keep what they must remember.
+    pub state_dir: PathBuf,
+    /// What the host calls its hypervisor.
+    pub hypervisor: String,
+    /// File of the version of the scripts here.
+    pub version_file: PathBuf,
+    /// How long a start waits for a daemon that is away, in seconds.
+    pub daemon_timeout: u64,
+}
+
+impl Orders {
+    /// The configuration, read; and where the monitor is.
+    ///
+    /// # Errors
+    /// It cannot be read, or it wants the address of the ssh that there was none.
+    pub fn monitor(&self) -> Result<(Configuration, String)> {
+        let read = Configuration::read(self.configuration.as_bytes())?;
+        let address = read.address.clone().or_else(|| self.front_end.clone()).ok_or_else(|| {
+            let what =
+                "MONITOR_ADDRESS is auto, and SSH_CLIENT does not say where the front-end is";
+            Error::new(ErrorKind::Invalid, what).hint("set MONITOR_ADDRESS in monitord.conf")
+        })?;
+        Ok((read, address))
+    }
+}
+
+/// Runs what may block on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Host, format!("a thread ended: {e}"))))
+}
+
+/// Reads a small file; what is more than `most` is left out.
+fn read_text(path: &Path, most: u64) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    read.map_err(|e| failed("read", path, &e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn failed(verb: &str, path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Host, format!("{verb} {}: {error}", path.display()))
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    since_1970().as_secs()
+}
+
+fn since_1970() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,196 @@
+//! The agent itself: each kind of message in its own time, until it is told to end or its seat is another's.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_opennebula::monitor::{Configuration, MessageKind, States, Told};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior, interval, interval_at};
+
+use crate::place::Place;
+use crate::seat::Seat;
+use crate::sender::Sender;
+use crate::spool::Spool;
+use crate::vms::Vms;
+use crate::{Orders, first, host};
+
+/// How often the seat is looked at.
+const SEAT: Duration = Duration::from_secs(5);
+/// Between two looks at states: of many guests that begin or end at once not each is worth one.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Runs the agent whose seat is that file. `begun` is called once it is the agent.
+///
+/// # Errors
+/// The file is no seat, the kernel denies signals.
+pub async fn run(file: OwnedFd, begun: impl FnOnce()) -> Result<()> {
+    let (mut seat, orders) = Seat::inherit(file)?;
+    let (configuration, address) = orders.monitor()?;
+    let place = Place::open(&orders.state_dir)?;
+    let mut told = signal(SignalKind::terminate())
+        .map_err(|e| Error::new(ErrorKind::Host, format!("catch signals: {e}")))?;
+    let sender = Sender {
+        host: configuration.host,
+        address,
+        port: configuration.port,
+        key: configuration.key.clone(),
+        last: 0,
+    };
+    begun();
+    let agent = Agent { orders: &orders, configuration: &configuration, sender };
+    let keep = async {
+        let mut ticks = every(SEAT);
+        while seat.keep(&place) {
+            ticks.tick().await;
+        }
+    };
+    tokio::select! {
+        _ = told.recv() => {}
+        () = keep => {}
+        () = agent.beacons() => {}
+        () = agent.host() => {}
+        () = agent.usage() => {}
+        () = agent.states() => {}
+        () = agent.usage_of_vms() => {}
+        () = agent.commands() => {}
+    }
+    Ok(())
+}
+
+/// At once, and then in each period; one that was missed is not made up for.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The same, but for the first.
+fn each(period: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What was not sent is sent in the next period, with what is true then; there is nobody to tell that it was not.
+fn missed(_sent: Result<()>) {}
+
+struct Agent<'a> {
+    orders: &'a Orders,
+    configuration: &'a Configuration,
+    sender: Sender,
+}
+
+impl Agent<'_> {
+    async fn beacons(&self) {
+        let (mut sender, mut ticks) =
+            (self.sender.clone(), every(self.configuration.periods.beacon_host));
+        loop {
+            ticks.tick().await;
+            let text = crate::now().to_string();
+            missed(sender.send(MessageKind::BeaconHost, &Ok(text)).await);
+        }
+    }
+
+    async fn host(&self) {
+        let (mut sender, mut ticks) =
+            (self.sender.clone(), every(self.configuration.periods.system_host));
+        loop {
+            ticks.tick().await;
+            let found = first::system(self.orders, self.configuration).await;
+            missed(sender.send(MessageKind::SystemHost, &found).await);
+        }
+    }
+
+    async fn usage(&self) {
+        let (mut sender, mut ticks) =
+            (self.sender.clone(), each(self.configuration.periods.monitor_host));
+        let mut before = host::times().unwrap_or_default();
+        loop {
+            ticks.tick().await;
+            let found = host::usage(&self.orders.hypervisor, &mut before);
+            let found = found.map(|text| text.into_text());
+            missed(sender.send(MessageKind::MonitorHost, &found).await);
+        }
+    }
+
+    /// Nothing is told while the daemon is away, not even that: guests run on, and OpenNebula would take a failure for
+    /// their end.
+    async fn usage_of_vms(&self) {
+        let (mut sender, mut ticks) =
+            (self.sender.clone(), every(self.configuration.periods.monitor_vm));
+        let mut vms = Vms::new(self.orders.socket.clone());
+        loop {
+            ticks.tick().await;
+            if let Ok(lines) = vms.usage(self.configuration.datastores.clone()).await {
+                missed(sender.send_each(MessageKind::MonitorVm, &lines).await);
+            }
+        }
+    }
+
+    async fn states(&self) {
+        let periods = self.configuration.periods;
+        let (mut sender, vms) = (self.sender.clone(), Vms::new(self.orders.socket.clone()));
+        let (mut states, began) = (States::default(), Instant::now());
+        let (mut ticks, mut all) = (each(periods.state_vm), each(periods.sync_state_vm));
+        let (mut next, mut due) = (None, Told::All);
+        loop {
+            // The number first: what happens while the list is on its way is looked at again.
+            if next.is_none() {
+                next = vms.next_event().await.ok();
+                due = Told::All;
+            }
+            let sent = match vms.states(periods.state_vm).await {
+                Ok(seen) => {
+                    let text = states.tell(&seen, began.elapsed(), due);
+                    sender.send(MessageKind::StateVm, &Ok(text)).await
+                }
+                Err(error) => Err(error),
+            };
+            // Whatever the monitor did not hear of is told with everything else, once it listens.
+            let failed = sent.is_err();
+            tokio::time::sleep(PAUSE).await;
+            due = tokio::select! {
+                biased;
+                changed = changed(&vms, next), if !failed => match changed {
+                    Ok(seen) => {
+                        next = Some(seen);
+                        Told::Event
+                    }
+                    // The daemon ended; the next one numbers anew.
+                    Err(_) => {
+                        next = None;
+                        Told::All
+                    }
+                },
+                _ = all.tick() => Told::All,
+                _ = ticks.tick() => if failed { Told::All } else { Told::Period },
+            };
+        }
+    }
+
+    async fn commands(&self) {
+        let (mut sender, mut ticks) =
+            (self.sender.clone(), every(self.configuration.periods.exec_vm));
+        let mut spool = Spool::open(&self.orders.state_dir);
+        loop {
+            ticks.tick().await;
+            let Ok(open) = &mut spool else {
+                spool = Spool::open(&self.orders.state_dir);
+                continue;
+            };
+            let Ok((text, ends)) = open.tell() else { continue };
+            if sender.send(MessageKind::ExecVm, &Ok(text)).await.is_ok() {
+                open.told(ends);
+            }
+        }
+    }
+}
+
+/// Without a number there is nothing to wait for: the daemon is asked again in the next period.
+async fn changed(vms: &Vms, next: Option<u64>) -> Result<u64> {
+    match next {
+        Some(next) => vms.changed(next).await,
+        None => std::future::pending().await,
+    }
+}

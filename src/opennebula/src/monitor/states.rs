@@ -1,0 +1,239 @@
+//! Which states of VMs the monitor is told, and when.
+//!
+//! OpenNebula believes what it is told: `POWEROFF` of a VM that it has running ends there, `RUNNING` of one that it is
+//! booting completes the boot. So:
+//!
+//! * only settled states are told. While something is done to a VM it keeps the word that it had: `RUNNING` in a reboot,
+//!   nothing ([`VmWord::Unknown`], which OpenNebula ignores) in a boot;
+//! * a guest that has just begun is `RUNNING` a moment later: OpenNebula learns it from the answer of `deploy`, and what
+//!   follows there (network rules) must not be overtaken;
+//! * the end of a guest is told at once;
+//! * OpenNebula ignores changes within 30 seconds after it started or stopped a VM itself, without asking again. So
+//!   each change is repeated for [`REPEAT`];
+//! * now and then all VMs are told, in any state: what OpenNebula has here and is not among them is powered off for it.
+//!
+//! Between those, a VM whose record is gone is not told: who removes a VM is OpenNebula, or else it learns it then.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ocivisor_schema::reply::{StateNameV1, VmSummary};
+
+use super::Template;
+use crate::OneId;
+
+/// How long a change is repeated, each period: the 30 seconds in which OpenNebula does not listen may begin a while after
+/// the change, when what it runs after a boot takes its time.
+const REPEAT: Duration = Duration::from_secs(60);
+/// How long a guest is not yet called running, at most; at least two periods.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// What OpenNebula is told of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmWord {
+    /// It runs.
+    Running,
+    /// It does not.
+    PowerOff,
+    /// Its memory is in a file.
+    Suspended,
+    /// It cannot be said to run or not to.
+    Failure,
+    /// It is there: changes nothing.
+    Unknown,
+}
+
+impl VmWord {
+    /// The word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::PowerOff => "POWEROFF",
+            Self::Suspended => "SUSPENDED",
+            Self::Failure => "FAILURE",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// A VM of OpenNebula's, as the daemon has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its number.
+    pub vm: OneId,
+    /// What to say.
+    pub word: VmWord,
+    /// How long its settled state is what it is.
+    pub age: Duration,
+}
+
+impl Seen {
+    /// What is to be said of a VM at that time, in milliseconds since 1970; `None` if it is not OpenNebula's. `period`
+    /// is that of states.
+    #[must_use]
+    pub fn of(vm: &VmSummary, now: u64, period: Duration) -> Option<Self> {
+        let number = OneId::of_vm(&vm.id.0)?;
+        // A clock that was put back makes an old state of a young one, which is told at once.
+        let age = now.checked_sub(vm.changed.0.0).map_or(Duration::MAX, Duration::from_millis);
+        let word = match vm.state {
+            StateNameV1::Running if age < HOLD.min(period * 2) => VmWord::Unknown,
+            // A guest that stands still for a moment holds all that it held: OpenNebula has no word for that.
+            StateNameV1::Running | StateNameV1::Paused => VmWord::Running,
+            StateNameV1::Suspended => VmWord::Suspended,
+            StateNameV1::Failed => VmWord::Failure,
+            StateNameV1::Stopped if vm.op.is_some() => VmWord::Unknown,
+            StateNameV1::Stopped => VmWord::PowerOff,
+        };
+        Some(Self { vm: number, word, age })
+    }
+}
+
+/// Why states are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Something happened: what changed.
+    Event,
+    /// The period is over: what changed, and what did lately.
+    Period,
+    /// All of them.
+    All,
+}
+
+/// What was told before.
+#[derive(Debug, Default)]
+pub struct States {
+    /// Words and when they were first told, on the caller's clock; before the first look, for those who were there then.
+    words: BTreeMap<OneId, (VmWord, Option<Duration>)>,
+    begun: bool,
+}
+
+impl States {
+    /// The text to send, empty if there is nothing to tell. `now` is of a clock that only goes forward.
+    pub fn tell(&mut self, seen: &[Seen], now: Duration, why: Told) -> String {
+        let mut text = Template::default();
+        if why == Told::All {
+            text.bare("SYNC_STATE", "yes").bare("MISSING_STATE", VmWord::PowerOff.name());
+        }
+        let mut before = std::mem::take(&mut self.words);
+        for &Seen { vm, word, age } in seen {
+            let known = before.remove(&vm).filter(|(known, _)| *known == word);
+            let since = known.map_or(self.begun.then_some(now), |(_, since)| since);
+            self.words.insert(vm, (word, since));
+            let lately = since.map_or(age, |since| age.min(now.saturating_sub(since))) < REPEAT;
+            let tell = match why {
+                Told::All => true,
+                Told::Event => known.is_none() && word != VmWord::Unknown,
+                Told::Period => (known.is_none() || lately) && word != VmWord::Unknown,
+            };
+            if tell {
+                let id = vm.vm_id();
+                let pairs: [(&str, &dyn std::fmt::Display); 3] =
+                    [("ID", &vm), ("DEPLOY_ID", &id), ("STATE", &word.name())];
+                text.vector("VM", &pairs);
+            }
+        }
+        self.begun = true;
+        text.into_text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ocivisor_core::state::Timestamp;
+    use ocivisor_schema::{Text, TimeV1};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NOW: u64 = 1_795_000_000_000;
+
+    fn summary(id: &str, state: StateNameV1, op: bool, age: u64) -> VmSummary {
+        let json = serde_json::json!({
+            "id": id, "name": id, "platform": "opennebula", "state": "running", "failure": null,
+            "display_state": "running", "pid": null, "addresses": [], "memory": 1, "cpu_share": 1, "vcpus": 1,
+            "uid_base": null, "created": TimeV1(Timestamp(NOW)), "changed": TimeV1(Timestamp(NOW - age * 1000)),
+            "op": op.then_some("op-1"),
+        });
+        VmSummary { state, id: Text(id.parse().unwrap()), ..serde_json::from_value(json).unwrap() }
+    }
+
+    fn word(state: StateNameV1, op: bool, age: u64) -> VmWord {
+        Seen::of(&summary("one-7", state, op, age), NOW, 5 * SECOND).unwrap().word
+    }
+
+    fn seen(vm: &str, word: VmWord, age: u64) -> Seen {
+        Seen { vm: vm.parse().unwrap(), word, age: Duration::from_secs(age) }
+    }
+
+    #[test]
+    fn only_settled_states_are_told() {
+        use StateNameV1::{Failed, Paused, Running, Stopped, Suspended};
+        for op in [false, true] {
+            assert_eq!(
+                word(Running, op, 3600),
+                VmWord::Running,
+                "also while it reboots or shuts down"
+            );
+            assert_eq!(word(Running, op, 9), VmWord::Unknown, "deploy's answer goes first");
+            assert_eq!(word(Paused, op, 3600), VmWord::Running);
+            assert_eq!(word(Suspended, op, 3600), VmWord::Suspended);
+            assert_eq!(word(Failed, op, 3600), VmWord::Failure);
+        }
+        assert_eq!(word(Stopped, false, 0), VmWord::PowerOff);
+        assert_eq!(word(Stopped, true, 3600), VmWord::Unknown, "it boots");
+    }
+
+    #[test]
+    fn vms_of_others_are_none_of_opennebulas_business() {
+        for id in ["web", "one-", "one-x", "one-07", "two-7", "one-4294967296"] {
+            assert_eq!(Seen::of(&summary(id, StateNameV1::Running, false, 60), NOW, SECOND), None);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_delays_nothing() {
+        let ahead =
+            Seen::of(&summary("one-7", StateNameV1::Running, false, 60), 0, SECOND).unwrap();
+        assert_eq!((ahead.word, ahead.age), (VmWord::Running, Duration::MAX));
+    }
+
+    #[test]
+    fn all_are_told_at_first_and_then_what_changes_until_it_is_old() {
+        let mut states = States::default();
+        let all = [seen("1", VmWord::Running, 900), seen("2", VmWord::Unknown, 0)];
+        assert_eq!(
+            states.tell(&all, SECOND, Told::All),
+            "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n\
+             VM=[ID=\"1\",DEPLOY_ID=\"one-1\",STATE=\"RUNNING\"]\n\
+             VM=[ID=\"2\",DEPLOY_ID=\"one-2\",STATE=\"UNKNOWN\"]\n"
+        );
+        assert_eq!(states.tell(&all, 2 * SECOND, Told::Period), "", "old and unchanged");
+
+        let off = "VM=[ID=\"1\",DEPLOY_ID=\"one-1\",STATE=\"POWEROFF\"]\n";
+        let ended = |age| [seen("1", VmWord::PowerOff, age)];
+        assert_eq!(states.tell(&ended(0), 10 * SECOND, Told::Event), off);
+        assert_eq!(states.tell(&ended(0), 10 * SECOND, Told::Event), "", "told once at once");
+        for age in [5, 35, 59] {
+            let now = (10 + u32::try_from(age).unwrap()) * SECOND;
+            assert_eq!(states.tell(&ended(age), now, Told::Period), off, "after {age} s");
+        }
+        assert_eq!(states.tell(&ended(60), 70 * SECOND, Told::Period), "");
+        assert_eq!(states.tell(&[], 71 * SECOND, Told::Period), "", "OpenNebula removed it");
+        assert_eq!(
+            states.tell(&[], 71 * SECOND, Told::All),
+            "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n"
+        );
+    }
+
+    #[test]
+    fn what_changed_shortly_before_the_agent_began_is_repeated() {
+        let mut states = States::default();
+        let young = [seen("1", VmWord::PowerOff, 20)];
+        assert!(!states.tell(&young, Duration::ZERO, Told::All).is_empty());
+        assert!(
+            !states.tell(&[seen("1", VmWord::PowerOff, 40)], 20 * SECOND, Told::Period).is_empty()
+        );
+        assert_eq!(states.tell(&[seen("1", VmWord::PowerOff, 70)], 50 * SECOND, Told::Period), "");
+    }
+}
