@@ -18,6 +18,7 @@ pub mod count;
 pub mod fixture;
 pub mod frontend;
 pub mod image;
+pub mod monitor;
 pub mod viewer;
 pub mod wait;
 
@@ -32,6 +33,7 @@ use tempfile::TempDir;
 
 pub use count::Counts;
 pub use fixture::Call;
+pub use monitor::Monitor;
 pub use viewer::Viewer;
 pub use wait::{wait_for, wait_for_option};
 
@@ -59,7 +61,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn of(output: &Output) -> Self {
+    /// What it ended with and wrote.
+    #[must_use]
+    pub fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -230,7 +230,7 @@ fn actions_of_later_days_refuse_in_one_sentence_and_touch_nothing() {
     host.add_disk(0);
     deployed(&host.driver(&Call::recorded(&host, "0079-vmm-deploy")), 0);
     let before = (host.counts(), host.info("one-0"));
-    for name in ["0125-vmm-save", "0258-vmm-migrate", "0376-vmm-attach_disk", "0487-vmm-exec"] {
+    for name in ["0125-vmm-save", "0258-vmm-migrate", "0376-vmm-attach_disk"] {
         let sentence = refused(&host.driver(&Call::recorded(&host, name)));
         assert!(sentence.contains("not supported"), "{sentence}");
     }

@@ -85,6 +85,8 @@ impl Action {
             Self::Shutdown => "shut down",
             Self::AttachNic => "attach a NIC to",
             Self::DetachNic => "detach a NIC from",
+            Self::Exec => "run a command in",
+            Self::ExecCancel => "cancel the command in",
             other => other.name(),
         }
     }

@@ -33,6 +33,8 @@
 //! | [`VmmCall::AttachNic`] | the VM has this NIC, whole, in place of any that has its number, name or MAC | success: its next deploy brings it |
 //! | [`VmmCall::DetachNic`] | the VM has no NIC with this MAC; it is the way back of a failed attachment, too | success |
 //! | [`VmmCall::Prereconfigure`] | let go of the context disk, which is replaced next; we hold none | success |
+//! | [`VmmCall::Exec`] | begin it and return; how it ends is told by monitoring | failure |
+//! | [`VmmCall::ExecCancel`] | end what [`VmmCall::Exec`] began | success |
 //! | [`VmmCall::Reconfigure`] | tell the guest the new context, and give it these NICs: addresses of aliases come this way alone | success: a stopped one gets it at its next start |
 //!
 //! The XML must be whole. A cut one is refused at once, with one exception: `cancel` is the
@@ -43,6 +45,8 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{MacAddr, VmId};
 use ocivisor_core::spec::{Context, NicSpec, Resources, VmSpec, normal_path};
@@ -129,6 +133,20 @@ pub enum VmmCall {
         /// What of it is not honoured.
         notes: Vec<Note>,
     },
+    /// Have a command run in the guest; the call does not wait for its end.
+    Exec {
+        /// Which VM.
+        vm: OneId,
+        /// For the guest's `/bin/sh -c`.
+        command: String,
+        /// Its standard input.
+        stdin: Vec<u8>,
+    },
+    /// End that command.
+    ExecCancel {
+        /// Which VM.
+        vm: OneId,
+    },
 }
 
 impl VmmCall {
@@ -145,7 +163,9 @@ impl VmmCall {
             | Self::AttachNic { vm, .. }
             | Self::DetachNic { vm, .. }
             | Self::Prereconfigure { vm }
-            | Self::Reconfigure { vm, .. } => *vm,
+            | Self::Reconfigure { vm, .. }
+            | Self::Exec { vm, .. }
+            | Self::ExecCancel { vm } => *vm,
         }
     }
 
@@ -169,6 +189,8 @@ impl VmmCall {
             Self::DetachNic { .. } => Action::DetachNic,
             Self::Prereconfigure { .. } => Action::Prereconfigure,
             Self::Reconfigure { .. } => Action::Reconfigure,
+            Self::Exec { .. } => Action::Exec,
+            Self::ExecCancel { .. } => Action::ExecCancel,
         }
     }
 
@@ -185,7 +207,9 @@ impl VmmCall {
             | Self::Reboot { .. }
             | Self::Reset { .. }
             | Self::DetachNic { .. }
-            | Self::Prereconfigure { .. } => &[],
+            | Self::Prereconfigure { .. }
+            | Self::Exec { .. }
+            | Self::ExecCancel { .. } => &[],
         }
     }
 
@@ -202,7 +226,9 @@ impl VmmCall {
             | Self::AttachNic { .. }
             | Self::DetachNic { .. }
             | Self::Prereconfigure { .. }
-            | Self::Reconfigure { .. } => String::new(),
+            | Self::Reconfigure { .. }
+            | Self::Exec { .. }
+            | Self::ExecCancel { .. } => String::new(),
         })
     }
 
@@ -264,6 +290,8 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         Action::Reconfigure => return reconfigure(argv, stdin),
         Action::AttachNic => return attach_nic(argv, stdin),
         Action::DetachNic => return detach_nic(argv, stdin),
+        Action::Exec => return exec(argv, stdin),
+        Action::ExecCancel => |vm| VmmCall::ExecCancel { vm },
         Action::Save
         | Action::Restore
         | Action::Migrate
@@ -274,8 +302,6 @@ pub fn plan<A: AsRef<OsStr>>(action: &str, argv: &[A], stdin: &[u8]) -> Result<V
         | Action::SnapshotRevert
         | Action::SnapshotDelete
         | Action::ResizeDisk
-        | Action::Exec
-        | Action::ExecCancel
         | Action::Poll => {
             return Err(script(format!(
                 "Action {} is not supported by ocivisor yet",
@@ -410,6 +436,27 @@ fn resize<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal>
     };
     let wished = read().map_err(|error| refuse(&call, error))?;
     Ok(VmmCall::Resize { vm: call.vm, resources: Box::new(wished), notes: notes.into_vec() })
+}
+
+/// The command is one word, its input base64 in another; without input that is empty or missing.
+fn exec<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {
+    let call = invocation(Action::Exec, argv)?;
+    let read = || {
+        if !is_blank(stdin) {
+            same_vm(&call, vm::parse_id(stdin)?)?;
+        }
+        let mut words = call.args.iter().map(|word| word.to_str());
+        let bad = || invalid("the command is no text");
+        let command = words.next().map_or(Some(""), |word| word).ok_or_else(bad)?;
+        if command.trim().is_empty() || command.contains('\0') {
+            return Err(invalid("there is no command"));
+        }
+        let input = words.next().flatten().unwrap_or_default();
+        let input = STANDARD.decode(input).map_err(|_| invalid("the input is not base64"))?;
+        Ok((command.to_owned(), input))
+    };
+    let (command, stdin) = read().map_err(|error| refuse(&call, error))?;
+    Ok(VmmCall::Exec { vm: call.vm, command, stdin })
 }
 
 fn cancel<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Refusal> {

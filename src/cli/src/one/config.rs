@@ -7,6 +7,8 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_frontend::{ImagesConfig, RegistriesConfig, Transfer};
 use serde::Deserialize;
 
+use crate::args::DEFAULT_SOCKET;
+
 /// The host's policy.
 const CONFIG: &str = "/etc/ocivisor/opennebula.toml";
 /// Another place for it, for tests and for several daemons on one host.
@@ -31,6 +33,24 @@ pub struct Config {
     pub images: ImagesConfig,
     /// How the front-end reaches registries; as in the daemon's configuration.
     pub registries: RegistriesConfig,
+    /// What OpenNebula's monitor is told.
+    pub monitoring: Monitoring,
+}
+
+/// Section `[monitoring]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Monitoring {
+    /// What the host's hypervisor is called, `HYPERVISOR` of the host.
+    pub hypervisor: String,
+    /// Where the agent, and commands in guests, keep what they must remember.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Monitoring {
+    fn default() -> Self {
+        Self { hypervisor: "ocivisor".to_owned(), state_dir: "/var/tmp/one_db/ocivisor".into() }
+    }
 }
 
 impl Default for Config {
@@ -43,6 +63,7 @@ impl Default for Config {
             transfer: Transfer::default(),
             images: ImagesConfig::default(),
             registries: RegistriesConfig::default(),
+            monitoring: Monitoring::default(),
         }
     }
 }
@@ -69,6 +90,11 @@ impl Config {
         };
         toml::from_str(&text).map_err(|e| bad_config(&path, &e.message()))
     }
+
+    /// The daemon's socket: what the caller was told goes first.
+    pub fn socket(&self, told: Option<PathBuf>) -> PathBuf {
+        told.or_else(|| self.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
 }
 
 fn bad_config(path: &Path, why: &dyn std::fmt::Display) -> Error {
@@ -80,7 +106,6 @@ mod tests {
     use ocivisor_core::spec::Boot;
 
     use super::*;
-    use crate::args::DEFAULT_SOCKET;
 
     #[test]
     fn the_configuration_has_defaults_and_refuses_typos() {

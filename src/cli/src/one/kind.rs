@@ -13,15 +13,18 @@ pub enum Kind {
     Datastore,
     /// Marketplaces.
     Market,
+    /// Information manager: monitoring.
+    Im,
 }
 
 impl Kind {
     /// Each with the name of its directory below `remotes`.
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::Vmm, "vmm"),
         (Self::Tm, "tm"),
         (Self::Datastore, "datastore"),
         (Self::Market, "market"),
+        (Self::Im, "im"),
     ];
 
     /// The kind of that name.
@@ -48,6 +51,10 @@ mod tests {
             assert_eq!(Kind::of_script(Path::new(path)), Some(Kind::Vmm), "{path}");
         }
         assert_eq!(Kind::of_script(Path::new("/r/tm/ssh/clone.ssh")), Some(Kind::Tm));
+        for path in ["/var/tmp/one/im/ocivisor.d/ocivisor_control.sh", "/x/im/lxc.d/./a_control.sh"]
+        {
+            assert_eq!(Kind::of_script(Path::new(path)), Some(Kind::Im), "{path}");
+        }
         for path in
             ["", "/", "/deploy", "/vmm/deploy", "/vmm/a/b/deploy", "/var/tmp/one/xmm/a/deploy"]
         {

@@ -11,7 +11,10 @@
 
 mod config;
 mod datastore;
+mod detached;
+mod exec;
 mod host;
+mod im;
 mod install;
 mod kind;
 mod market;
@@ -61,6 +64,9 @@ enum Command {
     /// Scripts of the marketplace driver
     #[command(hide = true, disable_help_flag = true)]
     Market(Call),
+    /// Script of monitoring
+    #[command(hide = true, disable_help_flag = true)]
+    Im(Call),
 }
 
 /// A script, as oned's driver process called it.
@@ -71,11 +77,21 @@ struct Call {
     /// Its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     argv: Vec<OsString>,
+    /// Where the script lies, if that is known
+    #[arg(skip)]
+    dir: Option<PathBuf>,
 }
 
-/// `driver` is the name of the directory that the script lies in.
-fn serve(kind: Kind, driver: &str, call: &Call, socket: Option<PathBuf>) -> ExitCode {
-    let Call { action, argv } = call;
+impl Call {
+    /// Name of the driver: of the directory that the script lies in.
+    fn driver(&self) -> String {
+        let name = self.dir.as_deref().and_then(Path::file_name);
+        name.map_or_else(|| DRIVER.to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+fn serve(kind: Kind, call: &Call, socket: Option<PathBuf>) -> ExitCode {
+    let Call { action, argv, dir } = call;
     let action = action.to_string_lossy();
     match kind {
         Kind::Vmm => tell(&match input(xml::MAX_INPUT) {
@@ -83,7 +99,7 @@ fn serve(kind: Kind, driver: &str, call: &Call, socket: Option<PathBuf>) -> Exit
             Err(e) => failure(Action::from_name(&action).unwrap_or(Action::Poll), None, &e),
         }),
         Kind::Tm => tell(&match input(xml::MAX_INPUT) {
-            Ok(stdin) => tm::answer(&action, driver, argv, &stdin),
+            Ok(stdin) => tm::answer(&action, &call.driver(), argv, &stdin),
             Err(e) => ocivisor_opennebula::tm::failure(&action, None, &e),
         }),
         Kind::Datastore => tell(&match input(datastore::MAX_INPUT) {
@@ -91,6 +107,10 @@ fn serve(kind: Kind, driver: &str, call: &Call, socket: Option<PathBuf>) -> Exit
             Err(e) => datastore::unread(&action, &e),
         }),
         Kind::Market => tell(&market::answer(&action, argv)),
+        Kind::Im => {
+            let dir = dir.as_deref().unwrap_or(Path::new("."));
+            tell(&im::answer(argv, dir, input(xml::MAX_INPUT), socket))
+        }
     }
 }
 
@@ -107,22 +127,23 @@ pub fn early() -> Option<ExitCode> {
     if word == "host" && args.len() == 0 {
         return Some(host::main(socket));
     }
-    let (kind, driver, action) = if word == "script" {
+    if let Some(code) = detached::early(&word) {
+        return Some(code);
+    }
+    let (kind, action, dir) = if word == "script" {
         let path = PathBuf::from(args.next().unwrap_or_default());
         match Kind::of_script(&path) {
             Some(kind) => {
-                let driver = path.parent().and_then(Path::file_name).unwrap_or_default();
-                let driver = driver.to_string_lossy().into_owned();
-                (kind, driver, path.file_name().unwrap_or_default().to_owned())
+                let action = path.file_name().unwrap_or_default().to_owned();
+                (kind, action, path.parent().map(Path::to_owned))
             }
             None => return Some(tell(&stray(&path))),
         }
     } else {
-        let kind = Kind::from_name(word.to_str()?)?;
-        (kind, DRIVER.to_owned(), args.next().unwrap_or_default())
+        (Kind::from_name(word.to_str()?)?, args.next().unwrap_or_default(), None)
     };
-    let call = Call { action, argv: args.collect() };
-    Some(serve(kind, &driver, &call, socket))
+    let call = Call { action, argv: args.collect(), dir };
+    Some(serve(kind, &call, socket))
 }
 
 /// What an admin says, and the call when global options stood before `one`.
@@ -136,11 +157,12 @@ pub fn main(options: &Options, context: &Context) -> ExitCode {
                 ExitCode::from(failure.exit as u8)
             }
         },
-        Command::Vmm(call) => serve(Kind::Vmm, DRIVER, call, Some(context.socket.clone())),
-        Command::Tm(call) => serve(Kind::Tm, DRIVER, call, Some(context.socket.clone())),
+        Command::Vmm(call) => serve(Kind::Vmm, call, Some(context.socket.clone())),
+        Command::Tm(call) => serve(Kind::Tm, call, Some(context.socket.clone())),
         Command::Host => host::main(Some(context.socket.clone())),
-        Command::Datastore(call) => serve(Kind::Datastore, DRIVER, call, None),
-        Command::Market(call) => serve(Kind::Market, DRIVER, call, None),
+        Command::Datastore(call) => serve(Kind::Datastore, call, None),
+        Command::Market(call) => serve(Kind::Market, call, None),
+        Command::Im(call) => serve(Kind::Im, call, Some(context.socket.clone())),
     }
 }
 

@@ -15,8 +15,7 @@ use ocivisor_schema::spec::{NicV1, ResourcesV1};
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use super::config::Config;
-use super::nics;
-use crate::args::DEFAULT_SOCKET;
+use super::{exec, nics};
 use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
 use crate::failure::{Exit, Failure};
 use crate::nic::with;
@@ -32,10 +31,11 @@ pub fn answer(action: &str, argv: &[OsString], stdin: &[u8], socket: Option<Path
         complain(&note.line(call.vm()));
     }
     let began = Instant::now();
-    let done = Config::load().and_then(|config| {
-        let socket =
-            socket.or_else(|| config.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into());
-        block_on(carry_out(&call, &config, &context(socket))).map_err(Error::from)
+    let done = Config::load().and_then(|config| match &call {
+        VmmCall::Exec { vm, command, stdin } => exec::begin(*vm, command, stdin, &config, socket),
+        VmmCall::ExecCancel { vm } => exec::cancel(*vm, &config),
+        _ => block_on(carry_out(&call, &config, &context(config.socket(socket))))
+            .map_err(Error::from),
     });
     match done {
         Ok(()) => {
@@ -112,7 +112,7 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
             let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
             context.run_operation(&client, &send).await?;
         }
-        VmmCall::Prereconfigure { .. } => {}
+        VmmCall::Prereconfigure { .. } | VmmCall::Exec { .. } | VmmCall::ExecCancel { .. } => {}
         VmmCall::AttachNic { nic, .. } => {
             let nic = NicV1::from(nic.as_ref());
             let change = |now| nics_alone(with(now, nic));

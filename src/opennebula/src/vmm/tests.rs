@@ -154,6 +154,8 @@ fn other_actions_say_one_sentence_whatever_they_get() {
         "detach_nic",
         "prereconfigure",
         "reconfigure",
+        "exec",
+        "exec_cancel",
     ];
     for action in Action::ALL {
         if supported.contains(&action.name()) {
@@ -167,6 +169,30 @@ fn other_actions_say_one_sentence_whatever_they_get() {
         }
     }
     assert_eq!(refused("de\nploy", &[], ""), "Action \"de\\nploy\" is unknown to ocivisor.\n");
+}
+
+#[test]
+fn a_command_is_one_word_and_its_input_base64() {
+    let call = plan("exec", &["7", "h", "ls -l '/'; x=\"$y\"", "aGk="], b"").unwrap();
+    let VmmCall::Exec { vm, command, stdin } = call else { panic!("another call") };
+    assert_eq!(
+        (vm.number(), command.as_str(), stdin.as_slice()),
+        (7, "ls -l '/'; x=\"$y\"", &b"hi"[..])
+    );
+    for argv in [&["7", "h", "ls"][..], &["7", "h", "ls", ""]] {
+        let call = plan("exec", argv, data(VM).as_bytes()).unwrap();
+        assert!(matches!(call, VmmCall::Exec { stdin, .. } if stdin.is_empty()));
+    }
+    let refused = |argv: &[&str]| refused("exec", argv, "");
+    assert_eq!(refused(&["7", "h"]), "Cannot run a command in VM 7: there is no command.\n");
+    assert_eq!(refused(&["7", "h", " "]), "Cannot run a command in VM 7: there is no command.\n");
+    assert_eq!(
+        refused(&["7", "h", "ls", "?"]),
+        "Cannot run a command in VM 7: the input is not base64.\n"
+    );
+    assert!(plan("exec", &["8", "h", "ls"], data(VM).as_bytes()).is_err(), "another VM's XML");
+    let call = plan("exec_cancel", &["7", "h"], b"").unwrap();
+    assert_eq!(call, VmmCall::ExecCancel { vm: "7".parse().unwrap() });
 }
 
 #[test]

@@ -1,0 +1,224 @@
+//! The monitoring agent with a real daemon, begun by its script as OpenNebula's monitor does, heard by a listener.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ocivisor_tests::{Answer, Call, Host, Monitor, tool, wait_for};
+
+const RUNNING: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"RUNNING\"]";
+const POWEROFF: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"POWEROFF\"]";
+
+/// A host with the recorded VM 0 running.
+fn host() -> Host {
+    let host = Host::start();
+    host.add_disk(0);
+    host.driver(&Call::recorded(&host, "0079-vmm-deploy")).ok();
+    host
+}
+
+fn element(document: &str, name: &str) -> String {
+    let (_, rest) = document.split_once(&format!("<{name}>")).unwrap();
+    let encoded = rest.split('<').next().unwrap();
+    let bytes = STANDARD.decode(encoded);
+    String::from_utf8(bytes.unwrap()).unwrap()
+}
+
+#[test]
+fn the_end_of_a_guest_is_told_and_nothing_else_looks_like_it() {
+    let mut host = host();
+    let monitor = Monitor::listen(&host, 0);
+    let document = monitor.start(&host).ok();
+    assert!(document.starts_with("<MONITOR_MESSAGES><SYSTEM_HOST>"), "{document}");
+    for key in ["HYPERVISOR=ocivisor\n", "VERSION=\"7.4.0\"\n", "TOTALMEMORY="] {
+        let system = element(&document, "SYSTEM_HOST");
+        assert!(system.contains(key), "{key} in {system}");
+    }
+    assert!(element(&document, "MONITOR_HOST").contains("FREEMEMORY="));
+    assert!(
+        element(&document, "STATE_VM")
+            .starts_with("SYNC_STATE=yes\nMISSING_STATE=POWEROFF\nVM=[ID=\"0\"")
+    );
+    let line = element(&document, "MONITOR_VM");
+    let monitored = line.split("MONITOR=\"").nth(1).unwrap().split('"').next().unwrap();
+    let bytes = STANDARD.decode(monitored);
+    let text = String::from_utf8(bytes.unwrap()).unwrap();
+    for key in [
+        "MEMORY=",
+        "NETRX=",
+        "DISKWRBYTES=",
+        "DISK_SIZE=[ID=\"0\",SIZE=\"",
+        "GUEST_IP=\"192.168.100.10\"",
+    ] {
+        assert!(text.contains(key), "{key} in {text}");
+    }
+
+    // All that is sent, and how.
+    monitor.hears("STATE_VM", RUNNING, 1);
+    for kind in ["BEACON_HOST", "SYSTEM_HOST", "MONITOR_HOST"] {
+        monitor.hears(kind, "", 1);
+    }
+    monitor.hears("MONITOR_VM", "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",MONITOR=\"", 2);
+    let by = |kind: &str| if kind == "STATE_VM" { "tcp" } else { "udp" };
+    for heard in monitor.heard() {
+        assert_eq!(
+            (heard.by, heard.status.as_str(), heard.host.as_str()),
+            (by(&heard.kind), "SUCCESS", "0")
+        );
+    }
+
+    // A reboot, a daemon that is away and comes back, scripts that are deleted: the VM runs.
+    host.driver(&Call::recorded(&host, "0081-vmm-reboot")).ok();
+    host.kill_daemon();
+    monitor.forget();
+    monitor.copy_scripts();
+    monitor.hears("BEACON_HOST", "", 2);
+    assert!(
+        monitor.heard().iter().all(|heard| !heard.kind.ends_with("_VM")),
+        "{:?}",
+        monitor.heard()
+    );
+    host.start_daemon();
+    monitor.hears("STATE_VM", "SYNC_STATE=yes", 1);
+    monitor.hears("STATE_VM", RUNNING, 2);
+    assert!(monitor.heard().iter().all(|heard| !heard.text.contains("STATE=\"POWEROFF\"")));
+
+    let pid = host.info("one-0").unwrap()["guest"]["init"]["pid"].to_string();
+    tool(&["kill", "-9", &pid]);
+    monitor.hears("STATE_VM", POWEROFF, 3);
+    monitor.stop(&host).ok();
+}
+
+#[test]
+fn there_is_one_agent_per_host_until_it_is_stopped() {
+    let host = Host::start();
+    let (one, other) = (Monitor::listen(&host, 7), Monitor::listen(&host, 8));
+    one.start(&host).ok();
+    other.start(&host).ok();
+    let (first, beside) = (one.agent().unwrap(), other.agent().unwrap());
+    one.start(&host).ok();
+    let second = one.agent().unwrap();
+    assert_ne!(first, second);
+    // A process that nobody has waited for has no command line.
+    let line = std::fs::read(format!("/proc/{first}/cmdline")).unwrap_or_default();
+    assert_eq!(line, b"", "the older one is gone");
+    one.stop(&host).ok();
+    assert_eq!((one.agent(), other.agent()), (None, Some(beside)));
+    one.stop(&host).ok();
+
+    // Whoever cleans up by hand: an agent without a seat makes itself another; one whose seat is taken ends.
+    let seat = host.dir().join("db/ocivisor/host-8");
+    std::fs::remove_file(&seat).unwrap();
+    wait_for("the seat", || other.agent().map(drop).ok_or(()));
+    assert_eq!(other.agent(), Some(beside));
+    other.stop(&host).ok();
+    assert_eq!(other.agent(), None);
+}
+
+#[test]
+fn a_start_without_a_daemon_says_so_and_leaves_no_agent() {
+    let mut host = Host::start();
+    let monitor = Monitor::listen(&host, 7);
+    monitor.start(&host).ok();
+    host.kill_daemon();
+    let answer = monitor.start(&host);
+    assert_eq!(answer.code, 1, "{answer:?}");
+    let said = answer.out.split("<STATE_VM>").nth(1).unwrap();
+    assert!(said.starts_with("ocivisord does not answer on "), "{said}");
+    assert_eq!(monitor.agent(), None);
+}
+
+/// A command as OpenNebula's driver has it run.
+fn exec(host: &Host, monitor: &Monitor, command: &str, stdin: Option<&str>) -> Answer {
+    let mut call = Call::recorded(host, "0487-vmm-exec").for_vm(13, 0);
+    call.arguments = ["0", "host01", command].map(str::to_owned).into();
+    call.arguments.extend(stdin.map(str::to_owned));
+    run(host, monitor, &call)
+}
+
+fn run(host: &Host, monitor: &Monitor, call: &Call) -> Answer {
+    let mut command = monitor.with_config(host.driver_command(call));
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &call.stdin).unwrap();
+    Answer::of(&child.wait_with_output().unwrap())
+}
+
+fn decoded(line: &str, key: &str) -> String {
+    let (_, rest) = line.split_once(&format!("{key}=\"")).unwrap();
+    let bytes = STANDARD.decode(rest.split('"').next().unwrap());
+    String::from_utf8(bytes.unwrap()).unwrap()
+}
+
+#[test]
+fn commands_run_beside_their_caller_and_their_end_is_told() {
+    let host = host();
+    let monitor = Monitor::listen(&host, 0);
+    monitor.start(&host).ok();
+    let stdin = STANDARD.encode("hello");
+    let answer = exec(&host, &monitor, "cat; echo \"it's\" $HOME >&2; exit 3", Some(&stdin));
+    assert_eq!((answer.code, answer.out.as_str()), (0, ""), "{answer:?}");
+    let told = monitor.hears("EXEC_VM", "STATUS=\"DONE\",RETURN_CODE=\"3\"", 2);
+    assert!(told.starts_with("VM=[ID=\"0\","), "{told}");
+    assert_eq!(decoded(&told, "STDOUT"), "hello");
+    assert_eq!(decoded(&told, "STDERR"), "it's /root\n");
+
+    // More than the VM's template should hold is cut, and that is said.
+    exec(&host, &monitor, "head -c 100000 /dev/zero | tr '\\0' x", None).ok();
+    let told = monitor.hears("EXEC_VM", "RETURN_CODE=\"0\"", 1);
+    assert_eq!(decoded(&told, "STDOUT").len(), 22 * 1024);
+    assert_eq!(decoded(&told, "STDERR"), "\nocivisor: 77472 bytes are left out\n");
+    assert!(told.len() < 64 * 1024);
+
+    // One at a time; a cancelled one is gone with all that it began.
+    exec(&host, &monitor, "sleep 4321 & sleep 4321", None).ok();
+    monitor.hears("EXEC_VM", "STATUS=\"EXECUTING\"", 1);
+    let second = exec(&host, &monitor, "true", None);
+    assert!(second.code == 1 && second.err.contains("a command runs in it already"), "{second:?}");
+    let mut cancel = Call::recorded(&host, "0488-vmm-exec_cancel").for_vm(13, 0);
+    cancel.arguments = ["0", "host01"].map(str::to_owned).into();
+    run(&host, &monitor, &cancel).ok();
+    monitor.hears("EXEC_VM", "STATUS=\"CANCELLED\"", 1);
+    wait_for("the end of the command", || {
+        let ps = host.cli(&["exec", "one-0", "ps"]).ok();
+        if ps.contains("4321") { Err(ps) } else { Ok(()) }
+    });
+    run(&host, &monitor, &cancel).ok();
+
+    // The guest's end is no end of the command's own, and who holds it on the host may be killed.
+    exec(&host, &monitor, "sleep 4322", None).ok();
+    let entry = host.dir().join("db/ocivisor/exec/0.json");
+    let entry: serde_json::Value = serde_json::from_slice(&std::fs::read(&entry).unwrap()).unwrap();
+    monitor.forget();
+    tool(&["kill", "-9", &entry["helper"][0].to_string()]);
+    let told = monitor.hears("EXEC_VM", "STATUS=\"ERROR\"", 1);
+    assert!(decoded(&told, "STDERR").contains("what held this command"), "{told}");
+    exec(&host, &monitor, "sleep 4323", None).ok();
+    wait_for("the command", || {
+        let ps = host.cli(&["exec", "one-0", "ps"]).ok();
+        if ps.contains("sleep 4323") { Ok(()) } else { Err(ps) }
+    });
+    monitor.forget();
+    host.cli(&["destroy", "one-0"]).ok();
+    let told = monitor.hears("EXEC_VM", "STATUS=\"ERROR\"", 1);
+    assert_eq!(decoded(&told, "STDERR"), "ocivisor: the guest ended\n");
+
+    let stopped = exec(&host, &monitor, "true", None);
+    assert_eq!(stopped.code, 1);
+    assert!(
+        stopped.err.contains("Cannot run a command in VM 0: vm one-0 is stopped"),
+        "{stopped:?}"
+    );
+    monitor.stop(&host).ok();
+}
+
+#[test]
+fn a_guest_without_a_shell_is_named() {
+    let host = host();
+    let monitor = Monitor::listen(&host, 0);
+    monitor.start(&host).ok();
+    host.cli(&["exec", "one-0", "rm", "/bin/sh"]).ok();
+    exec(&host, &monitor, "true", None).ok();
+    let told = monitor.hears("EXEC_VM", "STATUS=\"ERROR\"", 1);
+    assert!(decoded(&told, "STDERR").contains("\"/bin/sh\""), "{told}");
+    monitor.stop(&host).ok();
+}
