@@ -16,6 +16,8 @@ use crate::invalid;
 
 /// Bits of a modulus that are accepted: less is broken, more is a mistake.
 const BITS: std::ops::RangeInclusive<u64> = 1024..=16384;
+/// Bits of an exponent: 65537 has 17.
+const EXPONENT: std::ops::RangeInclusive<u64> = 2..=64;
 /// Bytes that the padding needs of each block.
 const PADDING: usize = 11;
 /// OBJECT IDENTIFIER rsaEncryption.
@@ -46,8 +48,10 @@ impl PublicKey {
             (None, Some(der)) => wrapped(&der).and_then(numbers),
             (None, None) => None,
         };
-        key.filter(|key| BITS.contains(&key.modulus.bits()) && key.exponent.bits() > 1)
-            .ok_or_else(bad)
+        key.filter(|key| {
+            BITS.contains(&key.modulus.bits()) && EXPONENT.contains(&key.exponent.bits())
+        })
+        .ok_or_else(bad)
     }
 
     fn size(&self) -> usize {
