@@ -81,6 +81,20 @@ fn the_end_of_a_guest_is_told_and_nothing_else_looks_like_it() {
     host.start_daemon();
     let all = monitor.hears("STATE_VM", "SYNC_STATE=yes", 1);
     assert!(all.contains(RUNNING), "{all}");
+
+    // A record that cannot be read is no reason to take the guest for ended.
+    host.kill_daemon();
+    let record = host.state_dir().join("vms/one-0/vm.json");
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, "{").unwrap();
+    monitor.forget();
+    host.start_daemon();
+    let all = monitor.hears("STATE_VM", "SYNC_STATE=yes", 1);
+    assert!(all.contains(&RUNNING.replace("RUNNING", "UNKNOWN")), "{all}");
+    host.kill_daemon();
+    std::fs::write(&record, whole).unwrap();
+    host.start_daemon();
+    monitor.hears("STATE_VM", RUNNING, 1);
     assert!(monitor.heard().iter().all(|heard| !heard.text.contains("STATE=\"POWEROFF\"")));
 
     let pid = host.info("one-0").unwrap()["guest"]["init"]["pid"].to_string();

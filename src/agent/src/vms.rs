@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{ErrorKind, Result};
 use ocivisor_opennebula::OneId;
-use ocivisor_opennebula::monitor::{Seen, Template};
-use ocivisor_rpc::{Client, MAX_EVENTS, MAX_WAIT_MS};
-use ocivisor_schema::EventDataV1;
+use ocivisor_opennebula::monitor::{Seen, States, Template, VmWord};
+use ocivisor_rpc::{Client, ClientError, MAX_EVENTS, MAX_WAIT_MS};
 use ocivisor_schema::reply::VmSummary;
 use ocivisor_schema::stats::VmStats;
+use ocivisor_schema::{EventDataV1, Text};
 
 use crate::{blocking, disks, since_1970};
 
@@ -35,6 +35,26 @@ impl Vms {
 
     async fn daemon(&self) -> Result<Client> {
         Ok(Client::connect(&self.socket).await?)
+    }
+
+    /// What is to be said of the VMs of OpenNebula's, and of those of the last look that the daemon knows but cannot tell
+    /// of.
+    ///
+    /// # Errors
+    /// The daemon cannot be asked.
+    pub async fn look(&self, states: &States, period: Duration) -> Result<Vec<Seen>> {
+        let mut seen = self.states(period).await?;
+        for vm in states.missing(&seen) {
+            let gone = match self.daemon().await?.vm_get(Text(vm.vm_id())).await {
+                Err(ClientError::Api(error)) => error.error.kind == ErrorKind::NotFound,
+                Ok(_) => false,
+                Err(error) => return Err(error.into()),
+            };
+            if !gone {
+                seen.push(Seen { vm, word: VmWord::Unknown, age: Duration::MAX });
+            }
+        }
+        Ok(seen)
     }
 
     /// What is to be said of the VMs of OpenNebula's.

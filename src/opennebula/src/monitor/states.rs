@@ -14,7 +14,7 @@
 //!
 //! Between those, a VM whose record is gone is not told: who removes a VM is OpenNebula, or else it learns it then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ocivisor_schema::reply::{StateNameV1, VmSummary};
@@ -109,6 +109,14 @@ pub struct States {
 }
 
 impl States {
+    /// Those that were there at the last look and are not among these. A VM that the daemon cannot tell of (its record was
+    /// damaged) is not gone: its guest may run.
+    #[must_use]
+    pub fn missing(&self, seen: &[Seen]) -> Vec<OneId> {
+        let there: BTreeSet<OneId> = seen.iter().map(|seen| seen.vm).collect();
+        self.words.keys().filter(|vm| !there.contains(vm)).copied().collect()
+    }
+
     /// The text to send, empty if there is nothing to tell. `now` is of a clock that only goes forward.
     pub fn tell(&mut self, seen: &[Seen], now: Duration, why: Told) -> String {
         let mut text = Template::default();
@@ -219,7 +227,10 @@ mod tests {
             assert_eq!(states.tell(&ended(age), now, Told::Period), off, "after {age} s");
         }
         assert_eq!(states.tell(&ended(60), 70 * SECOND, Told::Period), "");
+        assert_eq!(states.missing(&ended(60)), []);
+        assert_eq!(states.missing(&[]), ["1".parse().unwrap()]);
         assert_eq!(states.tell(&[], 71 * SECOND, Told::Period), "", "OpenNebula removed it");
+        assert_eq!(states.missing(&[]), []);
         assert_eq!(
             states.tell(&[], 71 * SECOND, Told::All),
             "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n"
