@@ -133,23 +133,36 @@ impl Monitor {
         text
     }
 
-    fn call(&self, host: &Host, first: &[&str]) -> Answer {
-        let mut command = Command::new("./ocivisor_control.sh");
+    fn command(&self, first: &[&str]) -> Command {
+        let mut command = Command::new(self.scripts().join("ocivisor_control.sh"));
         command
             .args(first)
             .args(["ocivisor", &self.number.to_string(), "host01"])
-            .current_dir(self.scripts())
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/games")
             .env("SSH_CLIENT", "127.0.0.1 35720 22")
             .env("OCIVISOR_BIN", crate::bin_dir().join("ocivisor"))
             .env("OCIVISOR_SOCKET", &self.socket)
             .env("OCIVISOR_OPENNEBULA_CONFIG", self.config());
+        command
+    }
+
+    fn call(&self, host: &Host, first: &[&str]) -> Answer {
         let stdin = self.dir.join("stdin");
         std::fs::write(&stdin, self.configuration(host)).unwrap();
+        let mut command = self.command(first);
+        command.current_dir(self.scripts());
         command.stdin(std::fs::File::open(stdin).unwrap()).stdout(Stdio::piped());
         let output = command.stderr(Stdio::piped()).output().unwrap();
         Answer::of(&output)
+    }
+
+    /// Begins the agent as another user, whose the directory of agents is then.
+    pub fn start_as(&self, host: &Host, uid: u32) -> Answer {
+        let state = host.dir().join("db");
+        std::fs::create_dir_all(&state).unwrap();
+        std::os::unix::fs::chown(&state, Some(uid), Some(uid)).unwrap();
+        host.as_user(uid, &self.command(&[]), self.configuration(host).as_bytes())
     }
 
     /// Begins the agent, as `run_monitord_client` does: its streams are read until they are closed.

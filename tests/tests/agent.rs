@@ -9,9 +9,12 @@ use ocivisor_tests::{Answer, Call, Host, Monitor, tool, wait_for};
 const RUNNING: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"RUNNING\"]";
 const POWEROFF: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"POWEROFF\"]";
 
+/// Number of oneadmin's group: his scripts and his agent have no other rights.
+const OPERATOR: u32 = 54_321;
+
 /// A host with the recorded VM 0 running.
 fn host() -> Host {
-    let host = Host::start();
+    let host = Host::start_with("[access]\noperate_gid = 54321\n");
     host.add_disk(0);
     host.driver(&Call::recorded(&host, "0079-vmm-deploy")).ok();
     host
@@ -159,10 +162,8 @@ fn exec(host: &Host, monitor: &Monitor, command: &str, stdin: Option<&str>) -> A
 }
 
 fn run(host: &Host, monitor: &Monitor, call: &Call) -> Answer {
-    let mut command = monitor.with_config(host.driver_command(call));
-    let mut child = command.spawn().unwrap();
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &call.stdin).unwrap();
-    Answer::of(&child.wait_with_output().unwrap())
+    let command = monitor.with_config(host.driver_command(call));
+    host.as_user(OPERATOR, &command, &call.stdin)
 }
 
 fn decoded(line: &str, key: &str) -> String {
@@ -175,7 +176,7 @@ fn decoded(line: &str, key: &str) -> String {
 fn commands_run_beside_their_caller_and_their_end_is_told() {
     let host = host();
     let monitor = Monitor::listen(&host, 0);
-    monitor.start(&host).ok();
+    monitor.start_as(&host, OPERATOR).ok();
     let stdin = STANDARD.encode("hello");
     let answer = exec(&host, &monitor, "cat; echo \"it's\" $HOME >&2; exit 3", Some(&stdin));
     assert_eq!((answer.code, answer.out.as_str()), (0, ""), "{answer:?}");
@@ -230,19 +231,17 @@ fn commands_run_beside_their_caller_and_their_end_is_told() {
         stopped.err.contains("Cannot run a command in VM 0: vm one-0 is stopped"),
         "{stopped:?}"
     );
-    monitor.stop(&host).ok();
 }
 
 #[test]
 fn a_guest_without_a_shell_is_named() {
     let host = host();
     let monitor = Monitor::listen(&host, 0);
-    monitor.start(&host).ok();
+    monitor.start_as(&host, OPERATOR).ok();
     host.cli(&["exec", "one-0", "rm", "/bin/sh"]).ok();
     exec(&host, &monitor, "true", None).ok();
     let told = monitor.hears("EXEC_VM", "STATUS=\"ERROR\"", 1);
     assert!(decoded(&told, "STDERR").contains("\"/bin/sh\""), "{told}");
-    monitor.stop(&host).ok();
 }
 
 /// Processor time of a process so far, in milliseconds (fields 14 and 15 of /proc/PID/stat, in hundredths of a second).
