@@ -66,6 +66,7 @@ fn there_is_one_for_every_action_and_nothing_else() {
     let actions = DsAction::ALL.iter().map(|action| action.name()).collect();
     assert_eq!(names("datastore/ocivisor"), sorted(actions));
     assert_eq!(names("market/ocivisor"), ["delete", "import", "monitor"]);
+    assert_eq!(names("im/ocivisor.d"), ["ocivisor_control.sh"]);
 }
 
 #[test]
