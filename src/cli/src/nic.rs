@@ -4,7 +4,10 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ocivisor_core::ids::{IfName, MacAddr, VmId};
-use ocivisor_schema::spec::{BridgeV1, NicV1, RouteV1};
+use ocivisor_core::units::Bytes;
+use ocivisor_schema::spec::{BridgeV1, NicV1, RateV1, RouteV1};
+
+use crate::units::{self, OrNone};
 
 /// What was said of a network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +18,8 @@ pub struct NicOption {
     gateways: Vec<IpAddr>,
     mtu: Option<u32>,
     host: Option<IfName>,
+    inbound: Option<RateV1>,
+    outbound: Option<RateV1>,
 }
 
 impl FromStr for NicOption {
@@ -43,9 +48,11 @@ impl FromStr for NicOption {
                     let bad = |_| format!("mtu: {value:?} is not a number");
                     nic.mtu = Some(value.parse().map_err(bad)?);
                 }
+                "in" => nic.inbound = Some(rate(value).map_err(|e| format!("in: {e}"))?),
+                "out" => nic.outbound = Some(rate(value).map_err(|e| format!("out: {e}"))?),
                 _ => {
                     return Err(format!(
-                        "key {key:?} is none of bridge, ovs, mac, ip, gw, mtu, host"
+                        "key {key:?} is none of bridge, ovs, mac, ip, gw, mtu, host, in, out"
                     ));
                 }
             }
@@ -97,8 +104,44 @@ impl NicOption {
                 .collect(),
             dns: Vec::new(),
             search: Vec::new(),
+            inbound: self.inbound,
+            outbound: self.outbound,
         }
     }
+}
+
+/// `10M`, `10M:20M` or `10M:20M:1M`: bytes per second, at most so many while a burst lasts, bytes of a burst. An empty
+/// part is one that is not bounded.
+///
+/// # Errors
+/// Which part is wrong.
+pub fn rate(text: &str) -> Result<RateV1, String> {
+    let mut parts = text.split(':');
+    let mut next = || {
+        let part = parts.next().filter(|part| !part.is_empty());
+        part.map(|part| units::size(part).map(|size| size.0)).transpose()
+    };
+    let (average, peak, burst) = (next()?, next()?, next()?);
+    match (average, parts.next()) {
+        (Some(average), None) => Ok(RateV1 { average, peak, burst }),
+        _ => Err(format!("{text:?} is not AVERAGE[:PEAK[:BURST]]")),
+    }
+}
+
+/// The same, or `none`.
+///
+/// # Errors
+/// As of [`rate`].
+pub fn rate_or_none(text: &str) -> Result<OrNone<RateV1>, String> {
+    if text == "none" { Ok(OrNone(None)) } else { rate(text).map(|rate| OrNone(Some(rate))) }
+}
+
+/// A rate as it is written, in bytes.
+pub fn rate_text(rate: &RateV1) -> String {
+    let shown =
+        |bytes: Option<u64>| bytes.map(|bytes| Bytes(bytes).to_string()).unwrap_or_default();
+    let text = format!("{}:{}:{}", Bytes(rate.average), shown(rate.peak), shown(rate.burst));
+    format!("{} per second", text.trim_end_matches(':'))
 }
 
 /// Those of `now` with `nic` in place of any that has its index, its host's end or its MAC address; by index.
@@ -132,7 +175,7 @@ mod tests {
     #[test]
     fn all_keys_are_read() {
         let nic: NicOption = "bridge=br0,mac=02:00:00:00:00:09,ip=10.0.0.5/24,ip=fd00::5/64,\
-                              gw=10.0.0.1,mtu=1450,host=web0"
+                              gw=10.0.0.1,mtu=1450,host=web0,in=1M:2M:64K,out=1000"
             .parse()
             .unwrap();
         let spec = nic.to_spec(&"web".parse().unwrap(), 3);
@@ -143,6 +186,10 @@ mod tests {
         assert_eq!(spec.addresses, ["10.0.0.5/24", "fd00::5/64"]);
         assert_eq!(spec.routes[0].gateway, "10.0.0.1");
         assert_eq!(spec.mtu, Some(1450));
+        let rate = RateV1 { average: 1 << 20, peak: Some(2 << 20), burst: Some(64 << 10) };
+        assert_eq!(spec.inbound, Some(rate));
+        assert_eq!(rate_text(&rate), "1 MiB:2 MiB:64 KiB per second");
+        assert_eq!(spec.outbound, Some(RateV1 { average: 1000, peak: None, burst: None }));
     }
 
     #[test]
@@ -178,7 +225,9 @@ mod tests {
     fn mistakes_are_named() {
         for (text, want) in [
             ("br0", "\"br0\" is not KEY=VALUE"),
-            ("bridg=br0", "key \"bridg\" is none of bridge, ovs, mac, ip, gw, mtu, host"),
+            ("bridg=br0", "key \"bridg\" is none of bridge, ovs, mac, ip, gw, mtu, host, in, out"),
+            ("in=1M:2M:3M:4M", "in: \"1M:2M:3M:4M\" is not AVERAGE[:PEAK[:BURST]]"),
+            ("out=:2M", "out: \":2M\" is not AVERAGE[:PEAK[:BURST]]"),
             ("ip=10.0.0.5", "ip: \"10.0.0.5\" has no prefix length, as in 10.0.0.5/24"),
             ("ip=10.0.0.5/33", "ip: \"33\" is not a prefix length up to 32"),
             ("gw=x", "gw: \"x\" is not an IP address"),

@@ -46,6 +46,7 @@ fn every_command_has_help() {
         "nic",
         "nic list",
         "nic attach",
+        "nic limit",
         "nic detach",
         "undefine",
         "console",

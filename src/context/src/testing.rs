@@ -40,6 +40,8 @@ pub fn spec() -> VmSpec {
             routes: Vec::new(),
             dns: Vec::new(),
             search: Vec::new(),
+            inbound: None,
+            outbound: None,
         }],
         isolation: Isolation::Default,
         context: Context::default(),

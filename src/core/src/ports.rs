@@ -69,8 +69,8 @@ pub trait Network: Send + Sync {
     /// Nothing was made. `NotFound`: no such bridge. `Conflict`: the name or the MAC is in use.
     fn ensure_nic(&self, id: &VmId, nic: &NicSpec) -> Result<()>;
 
-    /// Changes a NIC that was made as `from`, in a guest that lives, to `to`: MTU, addresses, routes. Name, index,
-    /// bridge and MAC are the same in both. What the guest itself set beyond that stays.
+    /// Changes a NIC that was made as `from`, in a guest that lives, to `to`: MTU, addresses, routes, rates. Name,
+    /// index, bridge and MAC are the same in both. What the guest itself set beyond that stays.
     ///
     /// # Errors
     /// Some of it may be changed; altering it back mends that.

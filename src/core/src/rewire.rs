@@ -58,6 +58,8 @@ mod tests {
             routes: Vec::new(),
             dns: Vec::new(),
             search: Vec::new(),
+            inbound: None,
+            outbound: None,
         }
     }
 

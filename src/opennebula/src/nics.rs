@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{IfName, MacAddr};
-use ocivisor_core::spec::{Bridge, NicSpec};
+use ocivisor_core::spec::{Bridge, NicSpec, Rate};
 
 use crate::answer::Notes;
 use crate::context::{Addressing, Group, groups};
@@ -57,9 +57,6 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
         if network && group.is_none() {
             notes.add(format_args!("NIC {}: CONTEXT has no addresses for it", nic.id));
         }
-        if nic.shaped {
-            notes.add(format_args!("NIC {}: bandwidth limits are not applied yet", nic.id));
-        }
         let mask = nic.network_mask.as_deref();
         let addressing = group.map(|group| group.addressing(mask, notes)).transpose();
         let Addressing { addresses, mut routes } = addressing.map_err(named)?.unwrap_or_default();
@@ -76,6 +73,8 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
             routes,
             dns: told::servers(text("DNS").as_ref(), &label("DNS"), notes),
             search: told::domains(text("SEARCH_DOMAIN").as_ref(), &label("SEARCH_DOMAIN"), notes),
+            inbound: rate(nic, "INBOUND", notes).map_err(named)?,
+            outbound: rate(nic, "OUTBOUND", notes).map_err(named)?,
         });
     }
     Ok(specs)
@@ -148,6 +147,33 @@ fn bridge(nic: &Nic, notes: &mut Notes) -> Result<Bridge, Error> {
         )
         .hint("use linux or openvswitch")),
     }
+}
+
+/// Rates are kB/s, bursts are KiB: what `tc` understands by the `kbps` and `kb` that libvirt hands it for KVM.
+fn rate(nic: &Nic, direction: &str, notes: &mut Notes) -> Result<Option<Rate>, Error> {
+    let number = |key: &str, unit: u64| {
+        let key = format!("{direction}_{key}");
+        let Some(text) = nic.bandwidth.get(&key) else { return Ok(None) };
+        let bytes = decimal(text).map(|number| u64::from(number) * unit);
+        // Nought is how a template takes a bound of its network away.
+        bytes
+            .map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
+            .ok_or_else(|| invalid(format!("{key} is {:?}, not a number", clip(text))))
+    };
+    let (average, peak) = (number("AVG_BW", 1000)?, number("PEAK_BW", 1000)?);
+    let burst = number("PEAK_KB", 1024)?;
+    let Some(average) = average else {
+        if peak.is_some() || burst.is_some() {
+            let what = "has no effect without an average";
+            notes.add(format_args!("NIC {}: {direction}_PEAK_… {what}", nic.id));
+        }
+        return Ok(None);
+    };
+    if peak.is_some_and(|peak| peak < average) {
+        let what = "is below the average and has no effect";
+        notes.add(format_args!("NIC {}: {direction}_PEAK_BW {what}", nic.id));
+    }
+    Ok(Some(Rate { average, peak: peak.filter(|peak| *peak >= average), burst }))
 }
 
 /// The network's MTU, else the one meant for the guest.

@@ -112,8 +112,8 @@ pub struct Nic {
     pub mtu: Option<String>,
     /// `NETWORK_MASK`, which oned passes on only if its admin says so.
     pub network_mask: Option<String>,
-    /// Some `INBOUND_…` or `OUTBOUND_…` bandwidth is set.
-    pub shaped: bool,
+    /// The keys `INBOUND_…` and `OUTBOUND_…`: bounds of its traffic.
+    pub bandwidth: Vector,
     /// `ATTACH`: the call is about this one, which comes or goes.
     pub moving: bool,
 }
@@ -281,10 +281,9 @@ fn disk(element: &Element) -> Result<Disk, Error> {
 
 fn nic(element: &Element) -> Result<Nic, Error> {
     let mut keys = vector(element)?;
-    let bandwidth = |key: &String| key.starts_with("INBOUND_") || key.starts_with("OUTBOUND_");
+    let bandwidth = |key: &str| key.starts_with("INBOUND_") || key.starts_with("OUTBOUND_");
     Ok(Nic {
         id: number(&keys, "NIC", "NIC_ID")?,
-        shaped: keys.keys().any(bandwidth),
         moving: is_yes(&keys, "ATTACH"),
         mac: keys.remove("MAC"),
         target: keys.remove("TARGET"),
@@ -292,6 +291,7 @@ fn nic(element: &Element) -> Result<Nic, Error> {
         bridge_type: keys.remove("BRIDGE_TYPE"),
         mtu: keys.remove("MTU"),
         network_mask: keys.remove("NETWORK_MASK"),
+        bandwidth: keys.into_iter().filter(|(key, _)| bandwidth(key)).collect(),
     })
 }
 

@@ -9,8 +9,8 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, IfName, MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::spec::{
     Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
-    Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
-    Upkeep, VmSpec,
+    Isolation, NicSpec, Password, Placement, Platform, Rate, Resources, Restart, RootDisk, Route,
+    Secret, Upkeep, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -63,6 +63,12 @@ fn nic(at: u32) -> impl Strategy<Value = NicSpec> {
                 routes,
                 dns: Vec::new(),
                 search: Vec::new(),
+                inbound: mtu.map(|mtu| Rate {
+                    average: 1000 + u64::from(mtu),
+                    peak: Some(1 << 40),
+                    burst: None,
+                }),
+                outbound: mtu.map(|_| Rate { average: 1000, peak: None, burst: Some(a.into()) }),
             }
         })
 }

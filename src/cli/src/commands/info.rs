@@ -11,7 +11,7 @@ use ocivisor_schema::spec::{NicV1, VmSpecV1};
 use super::Vm;
 use crate::connect::Context;
 use crate::failure::Failure;
-use crate::nic::bridge_text;
+use crate::nic::{bridge_text, rate_text};
 use crate::output::fields;
 use crate::upkeep;
 
@@ -139,6 +139,9 @@ fn nic_fields(nic: &NicV1) -> Vec<(&'static str, String)> {
     ];
     if let Some(mtu) = nic.mtu {
         pairs.push(("mtu", mtu.to_string()));
+    }
+    for (name, rate) in [("inbound", &nic.inbound), ("outbound", &nic.outbound)] {
+        pairs.extend(rate.as_ref().map(|rate| (name, rate_text(rate))));
     }
     if !nic.addresses.is_empty() {
         pairs.push(("addresses", nic.addresses.join(" ")));

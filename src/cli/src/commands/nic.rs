@@ -5,15 +5,16 @@
 
 use clap::{Args, Subcommand};
 use ocivisor_rpc::Client;
-use ocivisor_schema::spec::NicV1;
+use ocivisor_schema::spec::{NicV1, RateV1};
 use ocivisor_schema::{ChangeV1, Text};
 use serde::Serialize;
 
 use super::Vm;
 use crate::connect::Context;
 use crate::failure::{Exit, Failure};
-use crate::nic::{NicOption, bridge_text, lowest_free, with};
+use crate::nic::{NicOption, bridge_text, lowest_free, rate_or_none, with};
 use crate::output::Table;
+use crate::units::OrNone;
 
 /// Options of `nic`.
 #[derive(Debug, Args)]
@@ -38,6 +39,20 @@ enum Command {
         #[arg(value_name = "NIC")]
         nic: NicOption,
     },
+    /// Bound the traffic of a network interface, or take the bounds away
+    Limit {
+        #[command(flatten)]
+        vm: Vm,
+        /// Its name inside (eth1), the name of the host's end, or its MAC address
+        #[arg(value_name = "NIC")]
+        nic: String,
+        /// What goes to the guest: bytes per second, as in 10M:20M:1M, or none
+        #[arg(long, value_name = "AVERAGE[:PEAK[:BURST]]", value_parser = rate_or_none)]
+        inbound: Option<OrNone<RateV1>>,
+        /// What comes from the guest
+        #[arg(long, value_name = "AVERAGE[:PEAK[:BURST]]", value_parser = rate_or_none)]
+        outbound: Option<OrNone<RateV1>>,
+    },
     /// Take a network interface away from a virtual machine
     Detach {
         #[command(flatten)]
@@ -58,8 +73,10 @@ struct Report {
 /// # Errors
 /// There is no such interface; else see [`Context::operate`].
 pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
-    let (Command::List { vm } | Command::Attach { vm, .. } | Command::Detach { vm, .. }) =
-        &options.command;
+    let (Command::List { vm }
+    | Command::Attach { vm, .. }
+    | Command::Limit { vm, .. }
+    | Command::Detach { vm, .. }) = &options.command;
     let client = context.daemon().await?;
     let info = context.ask(client.vm_get(vm.text())).await?;
     let now = info.record.spec.nics;
@@ -75,20 +92,33 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
             let done = format!("eth{} is attached, {} outside", nic.index, nic.host_name);
             (with(now, nic), done)
         }
+        Command::Limit { nic, inbound, outbound, .. } => {
+            let mut nic = called(&now, nic, vm)?.clone();
+            nic.inbound = inbound.as_ref().map_or(nic.inbound, |rate| rate.0);
+            nic.outbound = outbound.as_ref().map_or(nic.outbound, |rate| rate.0);
+            let done = format!("eth{} is bounded as wished", nic.index);
+            (with(now, nic), done)
+        }
         Command::Detach { nic, .. } => {
-            let (gone, rest): (Vec<_>, _) = now.into_iter().partition(|n| is_called(n, nic));
-            let [gone] = &gone[..] else {
-                let failure =
-                    Failure::new(Exit::NotFound, format!("vm {} has no nic {nic}", vm.vm));
-                return Err(failure.hint(format!("ocivisor nic list {} shows those it has", vm.vm)));
-            };
-            (rest, format!("eth{} is detached", gone.index))
+            let gone = called(&now, nic, vm)?.index;
+            let rest = now.into_iter().filter(|nic| nic.index != gone).collect();
+            (rest, format!("eth{gone} is detached"))
         }
     };
     let change = ChangeV1 { nics: Some(nics), ..ChangeV1::default() };
     let send =
         async |client: &Client, id: Text<_>| client.vm_change(id, vm.text(), change.clone()).await;
     context.operate(&done, send).await
+}
+
+/// The one interface of that name.
+fn called<'a>(now: &'a [NicV1], name: &str, vm: &Vm) -> Result<&'a NicV1, Failure> {
+    let found: Vec<&NicV1> = now.iter().filter(|nic| is_called(nic, name)).collect();
+    let [nic] = found[..] else {
+        let failure = Failure::new(Exit::NotFound, format!("vm {} has no nic {name}", vm.vm));
+        return Err(failure.hint(format!("ocivisor nic list {} shows those it has", vm.vm)));
+    };
+    Ok(nic)
 }
 
 fn is_called(nic: &NicV1, name: &str) -> bool {

@@ -14,7 +14,7 @@ pub use boot::{Boot, InitKind};
 pub use context::{Context, GuestFile, Password, Secret};
 pub use disk::{IoLimits, RootDisk};
 pub use graphics::Graphics;
-pub use nic::{Bridge, NicSpec, Route};
+pub use nic::{Bridge, NicSpec, Rate, Route};
 pub use resources::{Hugepages, Placement, Resources};
 pub use upkeep::{HealthCheck, Restart, Upkeep};
 

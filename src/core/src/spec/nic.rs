@@ -36,6 +36,21 @@ pub struct NicSpec {
     pub dns: Vec<IpAddr>,
     /// Domains that its network looks names up in.
     pub search: Vec<Domain>,
+    /// Bounds of what goes to the guest.
+    pub inbound: Option<Rate>,
+    /// Bounds of what comes from it.
+    pub outbound: Option<Rate>,
+}
+
+/// Bounds of traffic in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes per second in the long run.
+    pub average: u64,
+    /// Bytes per second at most, while a burst lasts; `None` is the speed of the machine.
+    pub peak: Option<u64>,
+    /// Bytes that may pass faster than the average; `None` is what passes in a fiftieth of a second.
+    pub burst: Option<u64>,
 }
 
 impl NicSpec {
@@ -79,6 +94,21 @@ pub(super) fn check(nics: &[NicSpec]) -> Result<(), String> {
             }
             if other.mac == nic.mac {
                 return Err(format!("two network interfaces have the MAC {}", nic.mac));
+            }
+        }
+        for rate in [nic.inbound, nic.outbound].iter().flatten() {
+            let rates = [Some(rate.average), rate.peak];
+            if rates.iter().flatten().any(|rate| !(1000..=1 << 40).contains(rate)) {
+                return Err(format!(
+                    "nic {name}: rates must be 1000 to {} bytes per second",
+                    1_u64 << 40
+                ));
+            }
+            if rate.peak.is_some_and(|peak| peak < rate.average) {
+                return Err(format!("nic {name}: a peak rate is below its average"));
+            }
+            if rate.burst.is_some_and(|burst| burst > 1 << 30) {
+                return Err(format!("nic {name}: a burst is larger than 1 GiB"));
             }
         }
         if nic.dns.len() > 16 || nic.search.len() > 32 {

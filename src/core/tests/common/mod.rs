@@ -36,6 +36,8 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
         routes: Vec::new(),
         dns: Vec::new(),
         search: Vec::new(),
+        inbound: None,
+        outbound: None,
     };
     VmSpec {
         id: id(name),

@@ -11,6 +11,7 @@ use super::fault;
 use super::inside;
 use super::link::{self, Link};
 use super::nic::{self, Plug, Wish};
+use super::shape;
 use super::socket::{Netlink, Refusal};
 
 /// Largest MTU of a veth (`ETH_MAX_MTU`), and that of a link that nobody gave one (`ETH_DATA_LEN`).
@@ -40,6 +41,9 @@ pub(super) fn alter(from: &NicSpec, wish: &Wish<'_>) -> Result<()> {
     if (&from.addresses, &from.routes) != (&to.addresses, &to.routes) {
         inside::reconfigure(&mut guest, peer, from, to)?;
         fault::point()?;
+    }
+    if (&from.inbound, &from.outbound) != (&to.inbound, &to.outbound) {
+        shape::set(host, to, &wish.mark)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use super::fault;
 use super::link::Link;
 use super::mark::Mark;
 use super::ovs;
+use super::shape;
 use super::socket::{Netlink, Refusal};
 
 /// Whose a link is.
@@ -77,6 +78,8 @@ pub(super) fn remove(
         Bridge::None | Bridge::Linux(_) => Ok(()),
     };
     fault::point()?;
+    shape::drop_ifb(host, name, None, daemon, vm)?;
+    fault::point()?;
     if let Some(link) = host.link_by_name(name).map_err(failed)? {
         if let Claim::Ours = Claimant::new(host, daemon, vm, namespace)?.claim(&link) {
             host.remove(link.index).map_err(failed)?;
@@ -98,8 +101,15 @@ pub(super) fn remove_all(daemon: &str, vm: &VmId, namespace: Option<BorrowedFd<'
         if link.plugged_into == ovs::KIND {
             unplugged = unplugged.and(ovs::unplug(&link.name, daemon, vm));
         }
+        shape::drop_ifb(host, &link.name, None, daemon, vm)?;
+        fault::point()?;
         host.remove(link.index).map_err(failed)?;
         fault::point()?;
+    }
+    for link in host.ifbs().map_err(failed)? {
+        if let Claim::Ours = us.claim(&link) {
+            host.remove(link.index).map_err(failed)?;
+        }
     }
     unplugged
 }

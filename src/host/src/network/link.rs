@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::shape::IFB;
 use super::socket::{Answer, Netlink};
 use super::wire::{Message, attributes, number, text};
 
@@ -22,6 +23,8 @@ pub(super) struct Link {
     /// Kind of the link it is plugged into: `bridge`, `openvswitch`; empty for none.
     pub(super) plugged_into: String,
     pub(super) alias: String,
+    /// Kind of the queue that it sends through.
+    pub(super) qdisc: String,
     pub(super) alt_names: Vec<String>,
     pub(super) master: Option<u32>,
     pub(super) mtu: u32,
@@ -44,6 +47,7 @@ impl Link {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_IFALIAS => link.alias = text(value),
+                libc::IFLA_QDISC => link.qdisc = text(value),
                 libc::IFLA_ADDRESS => link.mac = value.to_vec(),
                 libc::IFLA_MTU => link.mtu = number(value)?,
                 libc::IFLA_MASTER => link.master = number(value),
@@ -114,12 +118,25 @@ impl Netlink {
 
     /// All veth ends of this namespace.
     pub(super) fn veths(&mut self) -> Answer<Vec<Link>> {
+        self.of_kind("veth")
+    }
+
+    /// All links that traffic from guests goes round by.
+    pub(super) fn ifbs(&mut self) -> Answer<Vec<Link>> {
+        match self.of_kind(IFB) {
+            // A kernel that does not know the kind has none.
+            Err(e) if e.is(libc::EOPNOTSUPP) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    fn of_kind(&mut self, kind: &str) -> Answer<Vec<Link>> {
         let request = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &fixed(0, 0))
             .number(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32)
-            .nest(libc::IFLA_LINKINFO, |m| m.text(libc::IFLA_INFO_KIND, "veth"));
+            .nest(libc::IFLA_LINKINFO, |m| m.text(libc::IFLA_INFO_KIND, kind));
         let mut all = self.dump(&request, Link::parse)?;
         // The kernel's filter saves time and is no promise.
-        all.retain(|link| link.kind == "veth");
+        all.retain(|link| link.kind == kind);
         Ok(all)
     }
 

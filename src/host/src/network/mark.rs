@@ -48,15 +48,18 @@ pub(super) fn reservation(bridge: &IfName, mac: MacAddr) -> String {
     format!("{PREFIX}-{bridge}-{mac}").replace(':', "")
 }
 
-/// Name of the daemon with that run directory: FNV-1a, 32 bits, of the path's components.
+/// Name of the daemon with that run directory: a hash of the path's components.
 pub(super) fn daemon(run: &Path) -> String {
+    format!("{:08x}", hash(run.components().map(|part| part.as_os_str().as_bytes())))
+}
+
+/// FNV-1a, 32 bits, of parts that are told apart.
+pub(super) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     let mut hash = 0x811c_9dc5_u32;
-    for part in run.components() {
-        for byte in part.as_os_str().as_bytes().iter().chain(b"\0") {
-            hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        }
+    for byte in parts.into_iter().flat_map(|part| part.iter().chain(b"\0")) {
+        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     }
-    format!("{hash:08x}")
+    hash
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@
 //! host's end); a name or a MAC is taken ([`mark`]); a link is not ours (never touched).
 //!
 //! Absent on purpose: making or configuring bridges (the platform's), address assignment, packet
-//! filters, bandwidth limits; `ip` processes; events, since all requests are synchronous and the
+//! filters; `ip` and `tc` processes; events, since all requests are synchronous and the
 //! kernel answers when the work is done.
 //!
 //! Attaching a NIC with a smaller MTU than the bridge's lowers the bridge's, unless that was set by
@@ -32,6 +32,7 @@ mod mark;
 mod namespaces;
 mod nic;
 mod ovs;
+mod shape;
 mod socket;
 mod sys;
 #[cfg(test)]
@@ -129,8 +130,9 @@ impl Network for HostNetwork {
             found.extend(id.filter(has));
         }
         let daemon = self.daemon();
-        let links = Netlink::open().and_then(|mut host| host.veths());
-        for link in links.map_err(|e| e.error("list interfaces"))? {
+        let links = Netlink::open().and_then(|mut host| Ok((host.veths()?, host.ifbs()?)));
+        let (veths, ifbs) = links.map_err(|e| e.error("list interfaces"))?;
+        for link in veths.into_iter().chain(ifbs) {
             let mark = Mark::parse(&link.alias).filter(|mark| mark.daemon == daemon);
             found.extend(mark.map(|mark| mark.vm));
         }

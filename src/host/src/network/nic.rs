@@ -6,6 +6,7 @@
 //!   mark          alias, no IPv6 address of its own, up
 //!   plug          Open vSwitch only
 //!   inside        up, addresses, routes, in one batch
+//!   shape         bounds of its traffic, if there are any
 //! ```
 //!
 //! No end is renamed or moved after it was made: each of these makes the kernel wait for an RCU
@@ -29,6 +30,7 @@ use super::inside;
 use super::link::{self, ALT_IFNAME, Link, PROP_LIST};
 use super::mark::{Mark, reservation};
 use super::ovs;
+use super::shape;
 use super::socket::{Answer, Netlink, Refusal};
 use super::wire::{Message, number};
 
@@ -70,7 +72,7 @@ pub(super) fn ensure(wish: &Wish<'_>) -> Result<()> {
     match create(host, wish, plug) {
         Err(e) if e.is(libc::EEXIST) => {
             if is_whole_or_cleared(host, wish, plug)? {
-                return Ok(());
+                return shape::set(host, wish.nic, &wish.mark);
             }
             create(host, wish, plug)
         }
@@ -287,7 +289,7 @@ fn finish(host: &mut Netlink, wish: &Wish<'_>, plug: Option<&Plug<'_>>) -> Resul
         reserve(host, wish, bridge, link.index)?;
         fault::point()?;
     }
-    mark(host, link.index, &wish.mark).map_err(failed)?;
+    mark(host, link.index, libc::IFF_UP, &wish.mark).map_err(failed)?;
     fault::point()?;
     if let Some(Plug { kind: Kind::OpenVswitch(bridge), .. }) = plug {
         ovs::plug(bridge, name, &wish.mark)?;
@@ -296,7 +298,11 @@ fn finish(host: &mut Netlink, wish: &Wish<'_>, plug: Option<&Plug<'_>>) -> Resul
     let peer = link.peer.ok_or_else(vanished)?;
     let mut guest = Netlink::open_in(wish.namespace).map_err(failed)?;
     inside::configure(&mut guest, peer, nic)?;
-    fault::point()
+    fault::point()?;
+    if nic.inbound.is_some() || nic.outbound.is_some() {
+        shape::set(host, nic, &wish.mark)?;
+    }
+    Ok(())
 }
 
 /// Takes the MAC on that bridge, or tells who has it.
@@ -323,9 +329,9 @@ fn reserve(host: &mut Netlink, wish: &Wish<'_>, bridge: &IfName, index: u32) -> 
     Err(Error::new(ErrorKind::Conflict, what))
 }
 
-/// The alias, no IPv6 address that the kernel makes up, and up.
-fn mark(host: &mut Netlink, index: u32, mark: &Mark) -> Answer<()> {
-    let request = || link::change(index, libc::IFF_UP).text(libc::IFLA_IFALIAS, &mark.alias());
+/// The alias, no IPv6 address that the kernel makes up, and these flags.
+pub(super) fn mark(host: &mut Netlink, index: u32, flags: i32, mark: &Mark) -> Answer<()> {
+    let request = || link::change(index, flags).text(libc::IFLA_IFALIAS, &mark.alias());
     // A host with link-local addresses on its guests' ports could be reached by the guests. The
     // kernel makes them when the link has a carrier, which waits for the guest's end.
     let silent = request().nest(libc::IFLA_AF_SPEC, |m| {

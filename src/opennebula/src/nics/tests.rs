@@ -152,3 +152,27 @@ fn pci_devices_are_not_supported() {
     let error = translate("<PCI><VENDOR>10de</VENDOR></PCI>", "").unwrap_err();
     assert_eq!(error.message, "PCI devices are not supported yet");
 }
+
+#[test]
+fn bandwidth_is_in_kilobytes_and_what_makes_no_sense_is_a_note() {
+    let bounds = |keys: &str| {
+        let (spec, mut notes) = one(keys).unwrap();
+        notes.retain(|note| note != NO_NETWORK);
+        (spec.inbound, spec.outbound, notes)
+    };
+    let rate = |average, peak, burst| Some(Rate { average, peak, burst });
+    let all = "<INBOUND_AVG_BW>1000</INBOUND_AVG_BW><INBOUND_PEAK_BW>2000</INBOUND_PEAK_BW>\
+               <INBOUND_PEAK_KB>64</INBOUND_PEAK_KB><OUTBOUND_AVG_BW>7</OUTBOUND_AVG_BW>";
+    let inbound = rate(1_000_000, Some(2_000_000), Some(65_536));
+    assert_eq!(bounds(all), (inbound, rate(7000, None, None), vec![]));
+    assert_eq!(bounds("<INBOUND_AVG_BW>0</INBOUND_AVG_BW>"), (None, None, vec![]));
+    let (_, outbound, notes) = bounds("<OUTBOUND_PEAK_KB>64</OUTBOUND_PEAK_KB>");
+    assert_eq!(outbound, None);
+    assert_eq!(notes, ["NIC 3: OUTBOUND_PEAK_… has no effect without an average"]);
+    let low = "<INBOUND_AVG_BW>9</INBOUND_AVG_BW><INBOUND_PEAK_BW>8</INBOUND_PEAK_BW>";
+    let (inbound, _, notes) = bounds(low);
+    assert_eq!(inbound, rate(9000, None, None));
+    assert_eq!(notes, ["NIC 3: INBOUND_PEAK_BW is below the average and has no effect"]);
+    let error = one("<INBOUND_AVG_BW>fast</INBOUND_AVG_BW>").unwrap_err();
+    assert_eq!(error.message, "NIC 3: INBOUND_AVG_BW is \"fast\", not a number");
+}

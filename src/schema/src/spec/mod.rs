@@ -13,7 +13,7 @@ pub use boot::{BootV1, InitKindV1};
 pub use context::{ContextV1, GuestFileV1, PasswordV1};
 pub use disk::{IoLimitsV1, RootDiskV1};
 pub use graphics::GraphicsV1;
-pub use nic::{BridgeV1, NicV1, RouteV1};
+pub use nic::{BridgeV1, NicV1, RateV1, RouteV1};
 use ocivisor_core::error::Error;
 use ocivisor_core::ids::Hostname;
 use ocivisor_core::spec::{Change, Isolation, Platform, VmSpec};

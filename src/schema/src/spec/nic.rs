@@ -2,7 +2,7 @@
 
 use ocivisor_core::error::Error;
 use ocivisor_core::ids::IfName;
-use ocivisor_core::spec::{Bridge, NicSpec, Route};
+use ocivisor_core::spec::{Bridge, NicSpec, Rate, Route};
 use serde::{Deserialize, Serialize};
 
 use super::fields::{Fields, network_text};
@@ -53,6 +53,37 @@ pub struct NicV1 {
     /// Search domains of its network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
+    /// Bounds of what goes to the guest; else there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound: Option<RateV1>,
+    /// Bounds of what comes from it; else there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<RateV1>,
+}
+
+/// See [`Rate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateV1 {
+    /// Bytes per second in the long run.
+    pub average: u64,
+    /// Bytes per second at most, while a burst lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak: Option<u64>,
+    /// Bytes that may pass faster than the average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+}
+
+impl From<RateV1> for Rate {
+    fn from(rate: RateV1) -> Self {
+        Self { average: rate.average, peak: rate.peak, burst: rate.burst }
+    }
+}
+
+impl From<Rate> for RateV1 {
+    fn from(rate: Rate) -> Self {
+        Self { average: rate.average, peak: rate.peak, burst: rate.burst }
+    }
 }
 
 /// See [`Route`].
@@ -101,6 +132,8 @@ impl Fields<'_> {
             routes: nic.routes.iter().map(route).collect::<Result<_, _>>()?,
             dns: self.addresses(&at("dns"), &nic.dns)?,
             search: self.ids(&at("search"), &nic.search)?,
+            inbound: nic.inbound.map(Rate::from),
+            outbound: nic.outbound.map(Rate::from),
         })
     }
 }
@@ -130,6 +163,8 @@ impl From<&NicSpec> for NicV1 {
                 .collect(),
             dns: nic.dns.iter().map(ToString::to_string).collect(),
             search: nic.search.iter().map(ToString::to_string).collect(),
+            inbound: nic.inbound.map(RateV1::from),
+            outbound: nic.outbound.map(RateV1::from),
         }
     }
 }

@@ -7,8 +7,8 @@ use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, OpId};
 use ocivisor_core::spec::{
     Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
-    Isolation, NicSpec, Password, Placement, Platform, Resources, Restart, RootDisk, Route, Secret,
-    Upkeep, VmSpec,
+    Isolation, NicSpec, Password, Placement, Platform, Rate, Resources, Restart, RootDisk, Route,
+    Secret, Upkeep, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -133,6 +133,12 @@ pub fn full_spec() -> VmSpec {
                 ],
                 dns: vec!["192.168.100.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 search: vec!["example.com".parse().unwrap()],
+                inbound: Some(Rate {
+                    average: 1_000_000,
+                    peak: Some(2_000_000),
+                    burst: Some(65536),
+                }),
+                outbound: Some(Rate { average: 500_000, peak: None, burst: None }),
             },
             NicSpec {
                 index: 1,
@@ -144,6 +150,8 @@ pub fn full_spec() -> VmSpec {
                 routes: Vec::new(),
                 dns: Vec::new(),
                 search: Vec::new(),
+                inbound: None,
+                outbound: None,
             },
             NicSpec {
                 index: 7,
@@ -155,6 +163,8 @@ pub fn full_spec() -> VmSpec {
                 routes: Vec::new(),
                 dns: Vec::new(),
                 search: Vec::new(),
+                inbound: None,
+                outbound: None,
             },
         ],
         isolation: Isolation::Default,

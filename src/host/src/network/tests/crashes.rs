@@ -15,6 +15,8 @@ fn altered() -> NicSpec {
     nic.mtu = Some(1400);
     nic.addresses[0] = (IpAddr::from([10, 0, 1, 1]), 24);
     nic.routes[0] = route("10.0.1.254");
+    let rate = ocivisor_core::spec::Rate { average: 1_000_000, peak: None, burst: None };
+    (nic.inbound, nic.outbound) = (Some(rate), Some(rate));
     nic
 }
 
@@ -23,21 +25,23 @@ type Verb = fn(&HostNetwork) -> ocivisor_core::error::Result<()>;
 const ENSURE_NAMESPACES: Verb = |network| network.ensure_namespaces(&subject().0, IDS);
 const ENSURE_NIC: Verb = |network| network.ensure_nic(&subject().0, &subject().1);
 const ALTER_NIC: Verb = |network| network.alter_nic(&subject().0, &subject().1, &altered());
+const ENSURE_BOUNDED: Verb = |network| network.ensure_nic(&subject().0, &altered());
 const DROP_NIC: Verb = |network| network.drop_nic(&subject().0, &subject().1);
 const DROP_NAMESPACES: Verb = |network| network.drop_namespaces(&subject().0);
 
 /// What was done before, and the verb that is cut off.
-const CASES: [(&str, &[Verb], Verb); 6] = [
+const CASES: [(&str, &[Verb], Verb); 7] = [
     ("ensure namespaces", &[], ENSURE_NAMESPACES),
     ("ensure nic", &[ENSURE_NAMESPACES], ENSURE_NIC),
     ("alter nic", &[ENSURE_NAMESPACES, ENSURE_NIC], ALTER_NIC),
+    ("ensure bounded nic", &[ENSURE_NAMESPACES], ENSURE_BOUNDED),
     ("drop nic", &[ENSURE_NAMESPACES, ENSURE_NIC], DROP_NIC),
     ("drop namespaces", &[ENSURE_NAMESPACES], DROP_NAMESPACES),
     ("drop namespaces with nic", &[ENSURE_NAMESPACES, ENSURE_NIC], DROP_NAMESPACES),
 ];
 
 /// Places in a verb, so that a test cannot pass by passing none.
-const AT_LEAST: [u32; 6] = [10, 4, 5, 1, 4, 5];
+const AT_LEAST: [u32; 7] = [10, 4, 8, 8, 1, 4, 5];
 
 fn complete(host: &Host, id: &VmId) {
     for verb in [ENSURE_NAMESPACES, ENSURE_NIC] {

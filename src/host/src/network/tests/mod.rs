@@ -6,6 +6,7 @@ mod crashes;
 mod figures;
 mod namespaces;
 mod nics;
+mod shape;
 mod switch;
 
 use std::fs;
@@ -196,6 +197,8 @@ fn nic(host_name: &str, bridge: &str, n: u8) -> NicSpec {
         routes: vec![route("10.0.0.254"), route("fd00::fe")],
         dns: Vec::new(),
         search: Vec::new(),
+        inbound: None,
+        outbound: None,
     }
 }
 
