@@ -266,3 +266,76 @@ fn an_admin_attaches_lists_and_detaches() {
     host.cli(&["undefine", "web"]).ok();
     assert_eq!(host.counts(), before);
 }
+
+/// What OpenNebula's library offers a file of `vnmmad-load.d`, and how its drivers ask a NIC: the class is found by the
+/// driver's name; a NIC is a hash of the NIC's keys in small letters.
+const NETWORK_LIBRARY: &str = r#"
+module VNMMAD; module VNMNetwork
+    HYPERVISORS = {}
+    class StockLXC < Hash
+        HYPERVISORS['lxc'] = self
+        def get_tap(vm) = (self[:tap] = "stock-#{self[:nic_id]}"; self)
+        def set_qos(_) = nil
+    end
+end; end
+load ARGV[0]
+Vm = Struct.new(:deploy_id)
+nic = VNMMAD::VNMNetwork::HYPERVISORS.fetch(ARGV[1]).new
+nic[:nic_id] = ARGV[3]
+ARGV.drop(4).each {|pair| key, value = pair.split('='); nic[key.to_sym] = value }
+nic.get_info(Vm.new(nil))
+abort 'a tap before deploy' if nic.get_tap(Vm.new(nil))[:tap]
+puts nic.get_tap(Vm.new(ARGV[2]))[:tap]
+nic.set_qos(ARGV[2]) if ARGV.size > 4
+"#;
+
+fn network_driver(host: &Host, arguments: &[&str]) -> Answer {
+    let drop_in = ocivisor_tests::repository()
+        .join("driver-scripts/opennebula/remotes/vnm/vnmmad-load.d/ocivisor.rb");
+    let program = format!("OCIVISOR_BIN={}", ocivisor_tests::bin_dir().join("ocivisor").display());
+    let socket = format!("OCIVISOR_SOCKET={}", host.socket().display());
+    let ruby = ["env", &program, &socket, "ruby", "-w", "-e", NETWORK_LIBRARY];
+    host.in_netns(&[&ruby[..], &[drop_in.to_str().unwrap()], arguments].concat())
+}
+
+/// Rates of the queues of a link, as tc(8) tells.
+fn rate(host: &Host, name: &str) -> Option<u64> {
+    let all = host.in_netns(&["tc", "-j", "qdisc", "show", "dev", name]).json();
+    all.as_array().unwrap().iter().find_map(|queue| queue["options"]["rate"].as_u64())
+}
+
+#[test]
+fn network_drivers_find_our_interfaces_and_change_their_bandwidth() {
+    let host = two_networks();
+    host.add_disk(12);
+    let before = host.counts();
+    let deploy = recorded(&host, "0423-vmm-deploy");
+    let bounds = "<NIC_ID><![CDATA[0]]></NIC_ID><OUTBOUND_AVG_BW><![CDATA[300]]></OUTBOUND_AVG_BW>";
+    host.driver(&deploy.with("<NIC_ID><![CDATA[0]]></NIC_ID>", bounds)).ok();
+    // From the guest traffic goes by a link of its own.
+    let links = host.in_netns(&["ip", "-j", "link", "show", "type", "ifb"]).json();
+    let ifb = links[0]["ifname"].as_str().unwrap().to_owned();
+    assert_eq!((rate(&host, "one-12-0"), rate(&host, &ifb)), (None, Some(300_000)));
+    for name in ["ocivisor", "lxc"] {
+        let answer = network_driver(&host, &[name, "one-12", "0"]);
+        assert_eq!((answer.out.as_str(), answer.err.as_str()), ("one-12-0\n", ""));
+        // Security groups match packets by this name: `physdev` sees a port of a bridge.
+        assert_eq!(link(&host, answer.out.trim()).unwrap().1, "br0");
+    }
+    let keys = ["inbound_avg_bw=1000", "inbound_peak_bw=2000", "outbound_peak_kb=9", "x=$(id)"];
+    let update = [&["ocivisor", "one-12", "0"][..], &keys].concat();
+    network_driver(&host, &update).ok();
+    assert_eq!(rate(&host, "one-12-0"), Some(1_000_000));
+    assert_eq!(host.in_netns(&["ip", "link", "show", &ifb]).code, 1, "no bounds, no link");
+    // A VM that is not here is no failure; bounds that make no sense are one, in words.
+    network_driver(&host, &["lxc", "one-99", "0", "inbound_avg_bw=1000"]).ok();
+    let huge =
+        network_driver(&host, &["ocivisor", "one-12", "0", "inbound_avg_bw=999999999999999"]);
+    assert!(huge.code == 1 && huge.err.contains("rates must be"), "{huge:?}");
+    // Bounds and port are there after a boot, for which no network driver is called.
+    host.cli(&["reset", "one-12"]).ok();
+    assert_eq!(rate(&host, "one-12-0"), Some(1_000_000));
+    ping(&host, "192.168.100.21");
+    host.driver(&recorded(&host, "0119-vmm-cancel").for_vm(2, 12)).ok();
+    assert_eq!(host.counts(), before);
+}

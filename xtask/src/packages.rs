@@ -44,7 +44,7 @@ pub const FOR_QUICKSTART: [Package; 4] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 26] = [
+pub const FOR_TESTS: [Package; 27] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -57,6 +57,7 @@ pub const FOR_TESTS: [Package; 26] = [
     tool("curl", "curl"),
     tool("fincore", "util-linux-extra"),
     tool("python3", "python3"),
+    tool("ruby", "ruby"),
     tool("docker-registry", "docker-registry"),
     tool("htpasswd", "apache2-utils"),
     tool("strace", "strace"),
