@@ -123,7 +123,7 @@ fn files_of(host: &Host) -> Vec<String> {
             }
             found.push(path.strip_prefix(host.dir()).unwrap().display().to_string());
             // A guest's mounted root is counted as a mount, not file by file.
-            let mounted = path.ends_with("root") || path.ends_with("disk");
+            let mounted = ["root", "disk", "disks"].iter().any(|name| path.ends_with(name));
             if entry.file_type().is_ok_and(|t| t.is_dir()) && !mounted {
                 todo.push(path);
             }

@@ -375,8 +375,13 @@ impl Host {
         dir
     }
 
-    /// Makes `disk.0` of a VM from the image `busybox`, as the platform's transfer driver will.
+    /// Makes `disk.0` of a VM from the image `busybox`, as the platform's transfer driver will, and empty files for up to
+    /// two disks beside it.
     pub fn add_disk(&self, number: u32) -> PathBuf {
+        for other in [1, 2] {
+            let path = self.vm_dir(number).join(format!("disk.{other}"));
+            std::fs::File::create(path).unwrap().set_len(16 << 20).unwrap();
+        }
         let path = self.vm_dir(number).join("disk.0");
         let text = path.display().to_string();
         self.cli(&["disk", "create", "--image", "busybox", "--size", "64MiB", &text]).ok();

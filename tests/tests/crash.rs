@@ -28,22 +28,24 @@ fn points(steps: &[Step]) -> Vec<String> {
     points
 }
 
-const BOOT: [Step; 9] = [
+const BOOT: [Step; 10] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
+    Step::Disks,
     Step::Display,
     Step::Create,
     Step::Tell,
     Step::Start,
     Step::Settle,
 ];
-const RELEASE: [Step; 6] = [
+const RELEASE: [Step; 7] = [
     Step::DropGuest,
     Step::DropDisplay,
     Step::DropCgroup,
     Step::DropNics,
+    Step::DropDisks,
     Step::DropRoot,
     Step::DropNamespaces,
 ];

@@ -17,6 +17,7 @@ mod attach;
 mod commands;
 mod connect;
 mod copy;
+mod disk;
 mod doctor;
 mod failure;
 mod nic;

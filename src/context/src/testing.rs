@@ -26,6 +26,7 @@ pub fn spec() -> VmSpec {
         },
         boot: Boot::default(),
         root: RootDisk { path: "/d/disk.0".into(), io: IoLimits::default() },
+        disks: Vec::new(),
         nics: vec![NicSpec {
             index: 0,
             host_name: "one-7-0".parse().unwrap(),

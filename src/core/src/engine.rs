@@ -207,8 +207,9 @@ impl Engine<'_> {
             }
             Step::Root => {
                 let device = storage.ensure_root(&record.spec, ids_of(record)?)?;
-                cgroups.limit_disk(&id, device, &record.spec.root.io)?;
+                cgroups.limit_disk(&id, "root", device, &record.spec.root.io)?;
             }
+            Step::Disks => self.give_disks(record)?,
             Step::Display => self.show(record)?,
             Step::Cgroup => {
                 // The first effect of a boot: from here on the spec is that of the operation.
@@ -265,6 +266,7 @@ impl Engine<'_> {
                     network.drop_nic(&id, &nic)?;
                 }
             }
+            Step::DropDisks => storage.drop_disks(&id)?,
             Step::DropRoot => storage.drop_root(&id)?,
             Step::DropNamespaces => network.drop_namespaces(&id)?,
         }
@@ -296,6 +298,23 @@ impl Engine<'_> {
             });
         }
         result
+    }
+
+    /// Attaches the data disks and bounds their traffic.
+    fn give_disks(&self, record: &mut Record) -> Result<()> {
+        let Ports { storage, cgroups, .. } = self.ports;
+        for given in storage.ensure_disks(&record.spec, ids_of(record)?)? {
+            let wish = record.spec.disks.iter().find(|disk| disk.number == given.number);
+            let io = wish.map(|disk| disk.io).unwrap_or_default();
+            let name = format!("disks.{}", given.number);
+            cgroups.limit_disk(record.id(), &name, Some(given.device), &io)?;
+            if let Some(note) = given.note
+                && !record.losses.contains(&note)
+            {
+                record.note_loss(note);
+            }
+        }
+        Ok(())
     }
 
     /// Sees that the display that is wished for is there.

@@ -15,6 +15,8 @@ pub enum Step {
     Nics,
     /// Root filesystem.
     Root,
+    /// Disks beside the root disk.
+    Disks,
     /// What shows the console, if one is wished for.
     Display,
     /// Control groups with limits.
@@ -46,6 +48,8 @@ pub enum Step {
     DropCgroup,
     /// All NICs, of the old and of the new spec.
     DropNics,
+    /// No data disk is mounted or attached.
+    DropDisks,
     /// Nothing is mounted or attached.
     DropRoot,
     /// Namespaces are unpinned.
@@ -60,6 +64,7 @@ impl Step {
             Self::Namespaces => "namespaces",
             Self::Nics => "nics",
             Self::Root => "root",
+            Self::Disks => "disks",
             Self::Display => "display",
             Self::Cgroup => "cgroup",
             Self::Create => "create",
@@ -73,6 +78,7 @@ impl Step {
             Self::DropDisplay => "drop-display",
             Self::DropCgroup => "drop-cgroup",
             Self::DropNics => "drop-nics",
+            Self::DropDisks => "drop-disks",
             Self::DropRoot => "drop-root",
             Self::DropNamespaces => "drop-namespaces",
         }
@@ -87,6 +93,7 @@ impl Step {
             Self::Namespaces
             | Self::Nics
             | Self::Root
+            | Self::Disks
             | Self::Display
             | Self::Cgroup
             | Self::Create
@@ -97,6 +104,7 @@ impl Step {
             | Self::DropDisplay
             | Self::DropCgroup
             | Self::DropNics
+            | Self::DropDisks
             | Self::DropRoot
             | Self::DropNamespaces => Failure::Stuck,
         }
@@ -142,11 +150,12 @@ pub struct Plan {
 /// groups come first: where moving a process into them must wait for the kernel, the adapter has
 /// the time of the other steps for that. What others on the host may have taken (disk, port) is in hand
 /// before the guest is made.
-const BOOT: [Step; 9] = [
+const BOOT: [Step; 10] = [
     Step::Cgroup,
     Step::Namespaces,
     Step::Nics,
     Step::Root,
+    Step::Disks,
     Step::Display,
     Step::Create,
     Step::Tell,
@@ -155,21 +164,23 @@ const BOOT: [Step; 9] = [
 ];
 
 /// From anything to nothing: processes first, then what they held, namespaces last.
-const RELEASE: [Step; 6] = [
+const RELEASE: [Step; 7] = [
     Step::DropGuest,
     Step::DropDisplay,
     Step::DropCgroup,
     Step::DropNics,
+    Step::DropDisks,
     Step::DropRoot,
     Step::DropNamespaces,
 ];
 
-/// A new first process on the same disk, NICs and namespaces, and the same display.
-const REBOOT: [Step; 8] = [
+/// A new first process on the same disks, NICs and namespaces, and the same display.
+const REBOOT: [Step; 9] = [
     Step::DropGuest,
     Step::DropCgroup,
     Step::Cgroup,
     Step::Root,
+    Step::Disks,
     Step::Create,
     Step::Tell,
     Step::Start,

@@ -89,7 +89,7 @@ pub trait Network: Send + Sync {
     fn observe_network(&self) -> Result<BTreeSet<VmId>>;
 }
 
-/// The root filesystem of a guest.
+/// The root filesystem of a guest, and its other disks.
 pub trait Storage: Send + Sync {
     /// The root disk mounted at the VM's place, writable, with ids shifted to the range. The device
     /// that it is on and that no other VM uses; `None` if it is a directory of the host.
@@ -105,11 +105,37 @@ pub trait Storage: Send + Sync {
     /// Something still uses it; says what.
     fn drop_root(&self, id: &VmId) -> Result<()>;
 
+    /// The data disks of the spec attached, those of them mounted that are to be, all of them claimed: no other VM writes
+    /// what one of them reads, or reads what one writes. In the order of the spec.
+    ///
+    /// # Errors
+    /// No data disk of the VM is mounted or attached. `NotFound`: a disk is missing. `Conflict`: another VM, or the host,
+    /// uses it. `Integrity`: its filesystem is damaged. `Invalid`: nothing in it that could be mounted. `Permission`: the
+    /// host mounts no tenants' filesystems. `Unsupported`: the host lacks something, which is named.
+    fn ensure_disks(&self, spec: &VmSpec, ids: IdRange) -> Result<Vec<GivenDisk>>;
+
+    /// Unmounts and detaches all data disks; all data is on them on return.
+    ///
+    /// # Errors
+    /// Something still uses one of them; says what.
+    fn drop_disks(&self, id: &VmId) -> Result<()>;
+
     /// VMs that have something mounted or attached.
     ///
     /// # Errors
     /// The kernel does not tell.
     fn observe_roots(&self) -> Result<BTreeSet<VmId>>;
+}
+
+/// A data disk that is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenDisk {
+    /// Which, see [`crate::spec::DataDisk::number`].
+    pub number: u32,
+    /// Its device, which no other VM uses.
+    pub device: BlockDevice,
+    /// What its owner should know of how it is given, in words for the record.
+    pub note: Option<String>,
 }
 
 /// A block device of the host, by its number.
@@ -139,11 +165,17 @@ pub trait Cgroups: Send + Sync {
     /// None were made.
     fn ensure_cgroup(&self, id: &VmId, resources: &Resources) -> Result<()>;
 
-    /// Bounds the guest's traffic with the device of its root disk, if it has one.
+    /// Bounds the guest's traffic with the device of a disk, if that has one; `disk` is its name in the spec.
     ///
     /// # Errors
     /// It is not bounded. `Unsupported`: also if there is a bound and no device.
-    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()>;
+    fn limit_disk(
+        &self,
+        id: &VmId,
+        disk: &str,
+        device: Option<BlockDevice>,
+        io: &IoLimits,
+    ) -> Result<()>;
 
     /// Gives a guest that lives these limits.
     ///

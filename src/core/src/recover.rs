@@ -18,6 +18,7 @@ impl Engine<'_> {
         let mut result = ports.guests.drop_guest(id);
         result = result.and(ports.displays.drop_display(id));
         result = result.and(ports.cgroups.drop_cgroup(id));
+        result = result.and(ports.storage.drop_disks(id));
         result = result.and(ports.storage.drop_root(id));
         result.and(ports.network.drop_namespaces(id))
     }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{IdRange, VmId};
 use crate::ports::{
-    Adoption, BlockDevice, Cgroups, Clock, Displays, GuestView, Guests, IdRanges, Loaded, Ports,
-    Records, Storage,
+    Adoption, BlockDevice, Cgroups, Clock, Displays, GivenDisk, GuestView, Guests, IdRanges,
+    Loaded, Ports, Records, Storage,
 };
-use crate::spec::{Context, Graphics, InitKind, IoLimits, NicSpec, Resources, VmSpec};
+use crate::spec::{Context, DataDisk, Graphics, InitKind, IoLimits, NicSpec, Resources, VmSpec};
 use crate::state::{GuestExit, GuestFacts, GuestKind, ProcessRef, Record, Timestamp};
 
 /// Payload of the panic that stands for `kill -9`.
@@ -48,6 +48,8 @@ pub enum Thing {
     Nic(String),
     /// Mounted root.
     Root,
+    /// A data disk, by its number.
+    Disk(u32),
     /// Control groups.
     Cgroup,
     /// Guest process and shim.
@@ -81,7 +83,7 @@ struct State {
     limits: BTreeMap<VmId, Resources>,
     /// As what NICs were made, by the name of the host's end.
     nics: BTreeMap<VmId, BTreeMap<String, NicSpec>>,
-    disk_limits: BTreeMap<VmId, (Option<BlockDevice>, IoLimits)>,
+    disk_limits: BTreeMap<(VmId, String), (Option<BlockDevice>, IoLimits)>,
     now: u64,
     boot: u64,
 }
@@ -185,10 +187,10 @@ impl FakeHost {
         (state.limits.get(id).cloned(), state.told.get(id).cloned())
     }
 
-    /// The device of a guest's root disk, and the bounds on its traffic.
+    /// The device of a guest's disk, by its name in the spec, and the bounds on its traffic.
     #[must_use]
-    pub fn disk_limits(&self, id: &VmId) -> Option<(Option<BlockDevice>, IoLimits)> {
-        self.state().disk_limits.get(id).copied()
+    pub fn disk_limits(&self, id: &VmId, disk: &str) -> Option<(Option<BlockDevice>, IoLimits)> {
+        self.state().disk_limits.get(&(id.clone(), disk.to_owned())).copied()
     }
 
     /// VMs of which anything is left.
@@ -336,6 +338,30 @@ impl Storage for FakeHost {
         self.drop_thing("drop_root", id, &Thing::Root, &[Thing::Guest])
     }
 
+    fn ensure_disks(&self, spec: &VmSpec, _: IdRange) -> Result<Vec<GivenDisk>> {
+        let give = |disk: &DataDisk| {
+            self.ensure("ensure_disk", &spec.id, &Thing::Disk(disk.number), &[])?;
+            let device = BlockDevice { major: 7, minor: 1 + disk.number };
+            Ok(GivenDisk { number: disk.number, device, note: None })
+        };
+        let given = spec.disks.iter().map(give).collect::<Result<Vec<_>>>();
+        given.inspect_err(|_| {
+            for disk in &spec.disks {
+                if let Some(things) = self.state().things.get_mut(&spec.id) {
+                    things.remove(&Thing::Disk(disk.number));
+                }
+            }
+        })
+    }
+
+    fn drop_disks(&self, id: &VmId) -> Result<()> {
+        let there = self.things(id).into_iter().filter(|thing| matches!(thing, Thing::Disk(_)));
+        for disk in there.collect::<Vec<_>>() {
+            self.drop_thing("drop_disk", id, &disk, &[Thing::Guest])?;
+        }
+        Ok(())
+    }
+
     fn observe_roots(&self) -> Result<BTreeSet<VmId>> {
         Ok(self.anything_of())
     }
@@ -348,7 +374,13 @@ impl Cgroups for FakeHost {
         Ok(())
     }
 
-    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()> {
+    fn limit_disk(
+        &self,
+        id: &VmId,
+        disk: &str,
+        device: Option<BlockDevice>,
+        io: &IoLimits,
+    ) -> Result<()> {
         let needs = [Thing::Cgroup, Thing::Root];
         self.call(
             "limit_disk",
@@ -360,7 +392,7 @@ impl Cgroups for FakeHost {
                 {
                     return Err(Error::new(ErrorKind::Host, format!("limit_disk: {missing:?}")));
                 }
-                state.disk_limits.insert(id.clone(), (device, *io));
+                state.disk_limits.insert((id.clone(), disk.to_owned()), (device, *io));
                 Ok(())
             },
         )
@@ -394,7 +426,8 @@ impl Guests for FakeHost {
         let id = &spec.id;
         let needs = [Thing::Namespaces, Thing::Root, Thing::Cgroup];
         let nics = spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));
-        let needs: Vec<Thing> = needs.into_iter().chain(nics).collect();
+        let disks = spec.disks.iter().map(|disk| Thing::Disk(disk.number));
+        let needs: Vec<Thing> = needs.into_iter().chain(nics).chain(disks).collect();
         if self.state().guests.contains_key(id) {
             return Err(Error::new(ErrorKind::Host, "create_guest beside a guest"));
         }

@@ -117,6 +117,10 @@ impl Daemon {
     /// The paths of the host in a spec, resolved.
     async fn resolve_spec(&self, caller: &Extensions, spec: &mut VmSpec) -> Result<()> {
         spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
+        for disk in &mut spec.disks {
+            let (caller, paths, path) = (Caller::of(caller), self.paths.clone(), disk.path.clone());
+            disk.path = blocking(move || paths.resolve_disk(caller, &path)).await??;
+        }
         self.resolve_context(caller, &mut spec.context).await
     }
 

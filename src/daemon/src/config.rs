@@ -12,6 +12,7 @@ use ocivisor_host::fs::read_bounded;
 use ocivisor_host::guests::Lxcfs;
 use ocivisor_host::labels::{Labels, Use};
 use ocivisor_host::layout::Layout;
+use ocivisor_host::storage::TenantFilesystems;
 use ocivisor_schema::spec::IsolationV1;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub access: Access,
     /// Guests.
     pub guests: Guests,
+    /// Disks beside the root disk.
+    pub disks: Disks,
     /// Images.
     pub images: Images,
     /// Registries, by host.
@@ -127,6 +130,42 @@ impl From<UseName> for Use {
     }
 }
 
+/// What is done with disks beside the root disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disks {
+    /// Whether the host's kernel mounts filesystems that tenants made: `never`, `checked` or `unchecked`.
+    pub tenant_filesystems: TenantsName,
+}
+
+/// Whether the host's kernel mounts filesystems that tenants made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TenantsName {
+    /// Guests get block devices.
+    Never,
+    /// After a check of all of it, each time a disk is attached.
+    Checked,
+    /// As they are.
+    Unchecked,
+}
+
+impl From<TenantsName> for TenantFilesystems {
+    fn from(name: TenantsName) -> Self {
+        match name {
+            TenantsName::Never => Self::Never,
+            TenantsName::Checked => Self::Checked,
+            TenantsName::Unchecked => Self::Unchecked,
+        }
+    }
+}
+
+impl Default for Disks {
+    fn default() -> Self {
+        Self { tenant_filesystems: TenantsName::Checked }
+    }
+}
+
 /// Which images are let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -164,6 +203,7 @@ impl Default for Config {
             libexec_dir: None,
             access: Access::default(),
             guests: Guests::default(),
+            disks: Disks::default(),
             images: Images::default(),
             registries: RegistriesConfig::default(),
         }

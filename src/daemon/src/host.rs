@@ -74,7 +74,8 @@ impl Host {
         Ok(Self {
             records: FileRecords::new(layout.clone()),
             guests: crate::exec::guests(config, &layout, &cgroups),
-            storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels()),
+            storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels())
+                .with_tenant_filesystems(config.disks.tenant_filesystems.into()),
             network: HostNetwork::new(layout.clone()),
             sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),

@@ -61,6 +61,35 @@ impl PathPolicy {
         Err(Error::new(ErrorKind::Permission, what).hint(hint))
     }
 
+    /// The same for a data disk, which may be a link: platforms link to volumes and snapshots. Every link on the way is
+    /// held to the same directories, up to a name in /dev: there root alone makes links, and they change with the host.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`]; `Invalid`: too many links.
+    pub fn resolve_disk(&self, caller: Caller, path: &Path) -> Result<PathBuf> {
+        const MOST: usize = 8;
+        let mut real = self.resolve(caller, path)?;
+        for _ in 0..MOST {
+            if real.starts_with("/dev") {
+                return Ok(real);
+            }
+            match fs::read_link(&real) {
+                Ok(to) => {
+                    let to = real.parent().unwrap_or(Path::new("/")).join(to);
+                    // Where a link leads, a parent may be named by `..`.
+                    let shorter = to
+                        .parent()
+                        .and_then(|dir| Some(fs::canonicalize(dir).ok()?.join(to.file_name()?)));
+                    real = self.resolve(caller, &shorter.unwrap_or(to))?;
+                }
+                // No link, or nothing there, which is said when it is opened.
+                Err(_) => return Ok(real),
+            }
+        }
+        let what = format!("path {} leads through more than {MOST} links", path.display());
+        Err(Error::new(ErrorKind::Invalid, what))
+    }
+
     fn is_below(&self, real: &Path) -> bool {
         self.real_dirs().any(|dir| real.starts_with(&dir) && real != dir)
     }
@@ -88,6 +117,37 @@ impl PathPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_to_disks_are_followed_within_the_directories_and_up_to_dev() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
+        fs::create_dir_all(ours.join("disk.1.snap")).unwrap();
+        fs::create_dir(&other).unwrap();
+        let real = fs::canonicalize(&ours).unwrap();
+        let link = |to: &str, name: &str| symlink(to, ours.join(name)).unwrap();
+        link("disk.1.snap/0", "disk.1");
+        link("../ours/disk.1", "disk.2");
+        link("/dev/vg-one/lv-1", "disk.3");
+        link("../other/secret", "disk.4");
+        link("disk.5", "disk.5");
+        let policy = PathPolicy::new(std::slice::from_ref(&ours));
+        let resolve =
+            |caller, name: &str| policy.resolve_disk(caller, &ours.join(name)).map_err(|e| e.kind);
+        let one = Caller::Operator(1);
+        assert_eq!(resolve(one, "disk.0"), Ok(real.join("disk.0")));
+        assert_eq!(resolve(one, "disk.1"), Ok(real.join("disk.1.snap/0")));
+        assert_eq!(resolve(one, "disk.2"), Ok(real.join("disk.1.snap/0")));
+        assert_eq!(resolve(one, "disk.3"), Err(ErrorKind::Permission));
+        assert_eq!(resolve(one, "disk.4"), Err(ErrorKind::Permission));
+        assert_eq!(resolve(one, "disk.5"), Err(ErrorKind::Invalid));
+        // A directory of volumes is opened to operators by its name in /dev.
+        let policy = PathPolicy::new(&[ours.clone(), "/dev/pts".into()]);
+        link("/dev/pts/ptmx", "disk.6");
+        let found = policy.resolve_disk(one, &ours.join("disk.6")).unwrap();
+        assert_eq!(found, Path::new("/dev/pts/ptmx"));
+    }
 
     #[test]
     fn operators_are_held_to_their_directories_links_resolved() {

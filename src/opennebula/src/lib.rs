@@ -22,6 +22,7 @@ mod answer;
 mod boot;
 mod context;
 pub mod ds;
+mod disks;
 mod graphics;
 mod invocation;
 pub mod market;

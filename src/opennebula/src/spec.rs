@@ -16,6 +16,7 @@ use ocivisor_core::spec::{Isolation, Platform, RootDisk, Upkeep, VmSpec, normal_
 
 use crate::answer::{Note, Notes};
 use crate::boot::boot;
+use crate::disks::data_disks;
 use crate::graphics::graphics;
 use crate::nics::nics;
 use crate::resources::{io_limits, resources};
@@ -49,6 +50,7 @@ pub fn to_spec(vm: &DriverVm, vm_dir: &Path) -> Result<(VmSpec, Vec<Note>), Erro
             path: dir.join(format!("disk.{}", root.id)),
             io: io_limits(root, &mut notes)?,
         },
+        disks: data_disks(&vm.disks, root, &dir, &mut notes)?,
         nics: nics(vm, &mut notes)?,
         isolation: isolation(vm.oci.as_ref())?,
         context: told::context(vm.context.as_ref(), &dir, &mut notes),
@@ -141,20 +143,19 @@ fn root_disk(vm: &DriverVm) -> Result<&Disk, Error> {
 
 /// Notes about everything outside the spec.
 fn remark(vm: &DriverVm, root: &Disk, notes: &mut Notes) {
-    for disk in &vm.disks {
-        let kind = match disk.kind {
-            _ if disk.id == root.id => continue,
+    for disk in vm.disks.iter().filter(|disk| disk.id != root.id) {
+        let id = disk.id;
+        match disk.kind {
+            DiskKind::Image | DiskKind::Volatile | DiskKind::Cdrom => {}
             DiskKind::Swap => {
-                let id = disk.id;
                 notes.add(format_args!("disk {id} is that much of the host's swap, no device"));
-                continue;
             }
-            DiskKind::Image => "a data disk",
-            DiskKind::Volatile => "a volatile disk",
-            DiskKind::Cdrom => "a CD-ROM",
-            DiskKind::Filesystem => "a shared directory",
-        };
-        notes.add(format_args!("disk {} is {kind}, which the guest does not get yet", disk.id));
+            DiskKind::Filesystem => {
+                notes.add(format_args!(
+                    "disk {id} is a shared directory, which the guest does not get yet"
+                ));
+            }
+        }
     }
     if vm.raw {
         notes.add("RAW has no effect");

@@ -89,8 +89,18 @@ pub struct Disk {
     pub image: Option<String>,
     /// `READONLY` without `CLONE`: writing to it would change the image.
     pub shared_read_only: bool,
+    /// `READONLY`: a copy too is only read.
+    pub read_only: bool,
     /// `SIZE`: MB.
     pub size: Option<String>,
+    /// `DRIVER`, else `FORMAT`: how its content is kept.
+    pub format: Option<String>,
+    /// `FS`: what a volatile disk is formatted with.
+    pub filesystem: Option<String>,
+    /// `TARGET`: a device's name, or a path.
+    pub target: Option<String>,
+    /// `OCI_MOUNT`: where it is mounted; `none` is nowhere.
+    pub oci_mount: Option<String>,
     /// The keys with `_SEC` in their name: limits on its traffic.
     pub throttle: Vector,
 }
@@ -273,7 +283,12 @@ fn disk(element: &Element) -> Result<Disk, Error> {
         id: number(&keys, "DISK", "DISK_ID")?,
         kind,
         shared_read_only: is_yes(&keys, "READONLY") && !is_yes(&keys, "CLONE"),
+        read_only: is_yes(&keys, "READONLY"),
         image: keys.remove("IMAGE"),
+        format: keys.remove("DRIVER").or_else(|| keys.remove("FORMAT")),
+        filesystem: keys.remove("FS"),
+        target: keys.remove("TARGET"),
+        oci_mount: keys.remove("OCI_MOUNT"),
         size: keys.remove("SIZE"),
         throttle: keys.into_iter().filter(|(key, _)| key.contains("_SEC")).collect(),
     })

@@ -8,9 +8,9 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, IfName, MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::spec::{
-    Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
-    Isolation, NicSpec, Password, Placement, Platform, Rate, Resources, Restart, RootDisk, Route,
-    Secret, Upkeep, VmSpec,
+    Boot, Bridge, Change, Context, DataDisk, DiskFormat, Filesystem, Graphics, GuestFile,
+    HealthCheck, Hugepages, InitKind, IoLimits, Isolation, NicSpec, Password, Placement, Platform,
+    Rate, Resources, Restart, RootDisk, Route, Secret, Upkeep, View, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -196,6 +196,31 @@ fn isolation() -> impl Strategy<Value = Isolation> {
     select(vec![Strict, Default, Nested, Privileged])
 }
 
+fn disks() -> impl Strategy<Value = Vec<DataDisk>> {
+    let view = (any::<u8>(), 0..3).prop_map(|(n, which)| {
+        let (at, name) = (format!("/m/{n}"), format!("sd{n}").parse().unwrap());
+        match which {
+            0 => View::Mount(at.into()),
+            1 => View::Device(name),
+            _ => View::Either(at.into(), name),
+        }
+    });
+    let format = select(vec![DiskFormat::Raw, DiskFormat::Qcow2]);
+    let make = option::of(select(vec![Filesystem::Ext4, Filesystem::Xfs]));
+    let limit = option::of(1..=1_u64 << 50);
+    let disk = (any::<u32>(), view, format, any::<bool>(), make, limit);
+    let disk = disk.prop_map(|(number, view, format, read_only, make, write_ops)| DataDisk {
+        number,
+        path: format!("/d/{number}").into(),
+        format,
+        read_only,
+        io: IoLimits { write_ops, ..IoLimits::default() },
+        view,
+        make: make.filter(|_| !read_only),
+    });
+    option::of(disk).prop_map(|disk| disk.into_iter().collect())
+}
+
 fn spec_of(id: VmId) -> BoxedStrategy<VmSpec> {
     let platform = select(vec![Platform::Local, Platform::OpenNebula, Platform::OpenStack]);
     (
@@ -212,10 +237,11 @@ fn spec_of(id: VmId) -> BoxedStrategy<VmSpec> {
             context().boxed(),
             option::of((any::<IpAddr>(), 1024..=u16::MAX)),
             upkeep().boxed(),
+            disks(),
         ),
     )
         .prop_map(move |(name, hostname, platform, resources, boot, path, nics, count, more)| {
-            let (isolation, context, graphics, upkeep) = more;
+            let (isolation, context, graphics, upkeep, disks) = more;
             VmSpec {
                 id: id.clone(),
                 name: name.parse().unwrap(),
@@ -224,6 +250,7 @@ fn spec_of(id: VmId) -> BoxedStrategy<VmSpec> {
                 resources,
                 boot,
                 root: RootDisk { path: path.into(), io: IoLimits::default() },
+                disks,
                 nics: [nics.0, nics.1, nics.2].into_iter().take(count).collect(),
                 isolation,
                 context,

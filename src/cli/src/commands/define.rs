@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use super::absolute;
 use crate::connect::{Context, millis};
+use crate::disk::DiskOption;
 use crate::failure::{Exit, Failure};
 use crate::nic::NicOption;
 use crate::telling::TellingOptions;
@@ -49,6 +50,10 @@ pub struct Options {
         conflicts_with = "file"
     )]
     disk: Option<PathBuf>,
+    /// A disk beside it: KEY=VALUE,… with the keys path, target (a path of the guest, a device's name such as vdb, or both),
+    /// format (raw, qcow2), make (ext4, xfs: if it is empty), and ro
+    #[arg(long, value_name = "DISK", conflicts_with = "file")]
+    data_disk: Vec<DiskOption>,
     /// Its memory
     #[arg(short, long, value_name = "SIZE", value_parser = units::size, required_unless_present = "file", conflicts_with = "file")]
     memory: Option<Bytes>,
@@ -256,6 +261,8 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
     let disk = options.disk.as_ref().ok_or_else(|| missing("--disk"))?;
     let memory = options.memory.ok_or_else(|| missing("--memory"))?;
     let nics = options.nic.iter().zip(0..).map(|(nic, index)| nic.to_spec(id, index));
+    let disks =
+        options.data_disk.iter().zip(1..).map(|(disk, number)| disk.to_spec(number, absolute));
     Ok(VmSpecV1 {
         id: id.to_string(),
         name: options.name.as_ref().map(ToString::to_string),
@@ -278,6 +285,7 @@ fn from_options(options: &Options) -> Result<VmSpecV1, Failure> {
             path: absolute(disk)?.to_string_lossy().into_owned(),
             io: IoLimitsV1::default(),
         },
+        disks: disks.collect::<Result<_, _>>()?,
         nics: nics.collect(),
         isolation: options.isolation.map_or(IsolationV1::Default, Into::into),
         context: options.telling.context()?,

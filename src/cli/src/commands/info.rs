@@ -2,11 +2,12 @@
 
 use clap::Args;
 use ocivisor_core::ids::IdRange;
+use ocivisor_core::spec::{DiskFormat, Filesystem};
 use ocivisor_core::units::{Bytes, CentiCores};
 use ocivisor_schema::OutcomeV1;
 use ocivisor_schema::record::{GuestExitV1, GuestKindV1, RecordV1, VmStateV1};
 use ocivisor_schema::reply::{HealthV1, VmInfo};
-use ocivisor_schema::spec::{NicV1, VmSpecV1};
+use ocivisor_schema::spec::{DataDiskV1, IoLimitsV1, NicV1, VmSpecV1};
 
 use super::Vm;
 use crate::connect::Context;
@@ -56,6 +57,10 @@ fn text(info: &VmInfo) -> String {
     pairs.push(("defined", record.created.to_string()));
     pairs.push(("state since", record.changed.to_string()));
     let mut text = fields(&pairs);
+    for disk in &spec.disks {
+        text.push_str(&format!("\ndata disk {}\n", disk.number));
+        text.push_str(&fields(&disk_fields(disk)));
+    }
     for nic in &spec.nics {
         text.push_str("\nnetwork interface eth");
         text.push_str(&nic.index.to_string());
@@ -107,17 +112,7 @@ fn wishes(spec: &VmSpecV1) -> Vec<(&'static str, String)> {
     ];
     pairs.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
     pairs.push(("root disk", spec.root.path.clone()));
-    let io = &spec.root.io;
-    let rates = [
-        (io.read_bytes.map(|n| format!("{} read", Bytes(n)))),
-        (io.write_bytes.map(|n| format!("{} written", Bytes(n)))),
-        (io.read_ops.map(|n| format!("{n} reads"))),
-        (io.write_ops.map(|n| format!("{n} writes"))),
-    ];
-    let rates: Vec<String> = rates.into_iter().flatten().collect();
-    if !rates.is_empty() {
-        pairs.push(("per second", rates.join(", ")));
-    }
+    pairs.extend(rates(&spec.root.io));
     if let Some(name) = &spec.hostname {
         pairs.push(("host name", name.clone()));
     }
@@ -128,6 +123,37 @@ fn wishes(spec: &VmSpecV1) -> Vec<(&'static str, String)> {
             if vnc.password.is_some() { "with a password" } else { "without a password" };
         pairs.push(("vnc", format!("{host}:{}, {password}", vnc.port)));
     }
+    pairs
+}
+
+/// Bounds on the traffic of a disk.
+fn rates(io: &IoLimitsV1) -> Option<(&'static str, String)> {
+    let rates = [
+        (io.read_bytes.map(|n| format!("{} read", Bytes(n)))),
+        (io.write_bytes.map(|n| format!("{} written", Bytes(n)))),
+        (io.read_ops.map(|n| format!("{n} reads"))),
+        (io.write_ops.map(|n| format!("{n} writes"))),
+    ];
+    let rates: Vec<String> = rates.into_iter().flatten().collect();
+    (!rates.is_empty()).then(|| ("per second", rates.join(", ")))
+}
+
+fn disk_fields(disk: &DataDiskV1) -> Vec<(&'static str, String)> {
+    let (format, access) =
+        (DiskFormat::from(disk.format), if disk.read_only { ", only read" } else { "" });
+    let mut pairs =
+        vec![("path", disk.path.clone()), ("format", format!("{}{access}", format.name()))];
+    let device = disk.device.as_ref().map(|name| format!("/dev/{name}"));
+    let seen = match (&disk.mount, device) {
+        (Some(at), Some(device)) => format!("mounted at {at}, else {device}"),
+        (Some(at), None) => format!("mounted at {at}"),
+        (None, device) => device.unwrap_or_default(),
+    };
+    pairs.push(("in the guest", seen));
+    if let Some(make) = disk.make {
+        pairs.push(("if it is empty", format!("formatted as {}", Filesystem::from(make).name())));
+    }
+    pairs.extend(rates(&disk.io));
     pairs
 }
 
@@ -208,6 +234,11 @@ mod tests {
                 "id": "one-7", "name": "web\u{1b}[2J", "hostname": "web",
                 "resources": {"memory": 536_870_912, "vcpus": 2, "cpu_quota": 150},
                 "root": {"path": "/srv/7/disk.0"},
+                "disks": [
+                    {"number": 1, "path": "/srv/7/disk.1", "mount": "/data", "device": "vdb", "make": "ext4"},
+                    {"number": 3, "path": "/srv/7/disk.3", "format": "qcow2", "device": "hda", "read_only": true,
+                     "io": {"read_ops": 50}},
+                ],
                 "upkeep": {"restart": {"when": "on_failure", "most": 5}, "autostart": 3},
                 "graphics": {"listen": "::", "port": 5907, "password": "(hidden)"},
                 "nics": [{

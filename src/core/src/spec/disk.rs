@@ -32,8 +32,13 @@ impl RootDisk {
         if normal_path(&self.path).as_deref() != Some(self.path.as_path()) {
             return Err(format!("root disk path {:?} is not absolute and normal", self.path));
         }
-        let io = self.io;
-        let all = [io.read_bytes, io.write_bytes, io.read_ops, io.write_ops];
+        self.io.check()
+    }
+}
+
+impl IoLimits {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let all = [self.read_bytes, self.write_bytes, self.read_ops, self.write_ops];
         // The kernel takes no zero, and no limit is written as its largest number.
         if all.into_iter().flatten().any(|limit| limit == 0 || limit > 1 << 50) {
             return Err("limits on the traffic of a disk must be 1 to 2^50 per second".into());

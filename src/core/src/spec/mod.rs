@@ -2,6 +2,7 @@
 
 mod boot;
 mod context;
+mod data_disk;
 mod disk;
 mod graphics;
 mod nic;
@@ -12,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 pub use boot::{Boot, InitKind};
 pub use context::{Context, GuestFile, Password, Secret};
+pub use data_disk::{DataDisk, DeviceName, DiskFormat, Filesystem, View};
 pub use disk::{IoLimits, RootDisk};
 pub use graphics::Graphics;
 pub use nic::{Bridge, NicSpec, Rate, Route};
@@ -38,6 +40,8 @@ pub struct VmSpec {
     pub boot: Boot,
     /// The root disk: a writable disk whose manifest names the layers below it.
     pub root: RootDisk,
+    /// Disks beside it.
+    pub disks: Vec<DataDisk>,
     /// Network interfaces, `eth<index>` inside.
     pub nics: Vec<NicSpec>,
     /// How strictly it is confined.
@@ -137,6 +141,7 @@ impl VmSpec {
             self.resources.check(),
             self.boot.check(),
             self.root.check(),
+            data_disk::check(&self.disks, &self.root.path),
             nic::check(&self.nics),
             self.context.check(),
             self.graphics.as_ref().map_or(Ok(()), Graphics::check),

@@ -14,8 +14,8 @@ use ocivisor_core::error::{Error, Result};
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
-    Boot, Bridge, Change, Context, Graphics, IoLimits, Isolation, NicSpec, Placement, Platform,
-    Resources, RootDisk, Upkeep, VmSpec,
+    Boot, Bridge, Change, Context, DataDisk, DiskFormat, Graphics, IoLimits, Isolation, NicSpec,
+    Placement, Platform, Resources, RootDisk, Upkeep, View, VmSpec,
 };
 use ocivisor_core::state::{Record, Request, VmState};
 use ocivisor_core::testing::{Crash, FakeHost, Thing};
@@ -57,6 +57,7 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
         },
         boot: Boot::default(),
         root: RootDisk { path: format!("/disks/{name}").into(), io: IoLimits::default() },
+        disks: (1..=nics).map(|n| data_disk(name, n)).collect(),
         nics: (0..nics).map(nic).collect(),
         isolation: Isolation::Default,
         context: Context::default(),
@@ -66,6 +67,19 @@ pub fn spec(name: &str, nics: u32) -> VmSpec {
             password: None,
         }),
         upkeep: Upkeep::default(),
+    }
+}
+
+/// One that is written, and one that is only read.
+fn data_disk(vm: &str, number: u32) -> DataDisk {
+    DataDisk {
+        number,
+        path: format!("/disks/{vm}-{number}").into(),
+        format: DiskFormat::Raw,
+        read_only: number == 2,
+        io: IoLimits { read_ops: Some(10), ..IoLimits::default() },
+        view: View::Mount(format!("/data/{number}").into()),
+        make: None,
     }
 }
 
@@ -259,8 +273,13 @@ impl Daemon {
                         assert_eq!(limits.as_ref(), Some(&record.spec.resources), "{id}");
                         assert_eq!(told.as_ref(), Some(&record.spec.context), "{id}");
                         assert_eq!(self.host.nics(&id), bare(&record.spec.nics), "{id}");
-                        let (device, io) = self.host.disk_limits(&id).unwrap();
+                        let (device, io) = self.host.disk_limits(&id, "root").unwrap();
                         assert_eq!((device.is_some(), io), (true, record.spec.root.io), "{id}");
+                        for disk in &record.spec.disks {
+                            let name = format!("disks.{}", disk.number);
+                            let (device, io) = self.host.disk_limits(&id, &name).unwrap();
+                            assert_eq!((device.is_some(), io), (true, disk.io), "{id} {name}");
+                        }
                     }
                 }
             }
@@ -281,8 +300,9 @@ fn check_record(record: &Record, things: &[Thing]) {
         VmState::Running => {
             let nics = record.spec.nics.iter().map(|nic| Thing::Nic(nic.host_name.to_string()));
             let fixed = [Thing::Namespaces, Thing::Root, Thing::Cgroup, Thing::Guest];
+            let disks = record.spec.disks.iter().map(|disk| Thing::Disk(disk.number));
             let display = record.spec.graphics.as_ref().map(|_| Thing::Display);
-            let mut want: Vec<Thing> = nics.chain(fixed).chain(display).collect();
+            let mut want: Vec<Thing> = nics.chain(fixed).chain(disks).chain(display).collect();
             want.sort();
             assert_eq!(things, want, "{}", record.id());
             assert!(record.guest.is_some());

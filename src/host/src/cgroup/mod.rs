@@ -244,8 +244,14 @@ impl Cgroups for HostCgroups {
         Ok(())
     }
 
-    fn limit_disk(&self, id: &VmId, device: Option<BlockDevice>, io: &IoLimits) -> Result<()> {
-        let writes = limits::disk(&self.hierarchies, device, io)?;
+    fn limit_disk(
+        &self,
+        id: &VmId,
+        disk: &str,
+        device: Option<BlockDevice>,
+        io: &IoLimits,
+    ) -> Result<()> {
+        let writes = limits::disk(&self.hierarchies, disk, device, io)?;
         writes.iter().try_for_each(|write| write.apply(&self.group(&write.root, id, "guest")))
     }
 

@@ -203,6 +203,7 @@ fn spec() -> VmSpec {
         resources: resources(),
         boot: Boot { init: InitKind::Auto, ..Boot::default() },
         root: RootDisk { path: "/nowhere/disk".into(), io: IoLimits::default() },
+        disks: Vec::new(),
         nics: vec![],
         isolation: Isolation::Default,
         context: Context::default(),

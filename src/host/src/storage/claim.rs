@@ -29,7 +29,7 @@ use crate::fs::{drop_file, io_error, read_bounded, replace};
 
 /// How long a lock whose holder is not known is waited for: that of a process that just died, or of
 /// a child that did not exec yet.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a VM has attached; in its run directory, written before the first mount and removed after
 /// the last device is gone. Only a hint: it counts as far as the kernel confirms it.

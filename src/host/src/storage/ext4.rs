@@ -33,7 +33,7 @@ use crate::fs::io_error;
 
 /// Named one by one, not left to the host's /etc/mke2fs.conf: a disk must be mountable on every
 /// host it may move to, down to Linux 6.1.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,\
+pub(super) const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,\
     flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 /// filetype, recover (journal to be replayed), extents, 64bit, `flex_bg`.
 const INCOMPAT: u32 = 0x2 | 0x4 | 0x40 | 0x80 | 0x200;
@@ -102,7 +102,7 @@ fn room_to_grow(size: Bytes) -> Option<u64> {
 }
 
 /// Memory that reads as zeroes, as a file.
-fn memory(size: Bytes) -> io::Result<File> {
+pub(super) fn memory(size: Bytes) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
     let memory = match memfd_create(c"ocivisor-disk", flags) {
         // The flag is of Linux 6.3.
@@ -195,7 +195,9 @@ pub(super) fn verify(image: &File, path: &Path) -> Result<()> {
 fn check(image: &File, path: &Path) -> Result<()> {
     let device = loopdev::attach(image, path)?;
     let user = confine::user();
-    let node = private_node(&device, user).map_err(|e| io_error("make node for", path, &e))?;
+    let device_number = device.device().map_err(|e| io_error("look at", path, &e))?;
+    let node = private_node(device_number, user, false)
+        .map_err(|e| io_error("make node for", path, &e))?;
     let files = [node.as_fd()];
     let to = Confinement { files: &files, largest_file: 0, input: Input::Foreign, user };
     let argv = ["e2fsck", "-p", &path_of(node.as_fd())];
@@ -203,15 +205,16 @@ fn check(image: &File, path: &Path) -> Result<()> {
 }
 
 /// The device, opened by a node on a filesystem that nobody can reach, which belongs to `user`.
-fn private_node(device: &LoopDevice, user: u32) -> io::Result<OwnedFd> {
+pub(super) fn private_node(device: u64, user: u32, read_only: bool) -> io::Result<OwnedFd> {
     let context = FsContext::open(c"tmpfs")?;
     context.set(c"size", "65536")?;
     let dir = context.mount(MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     let mode = Mode::RUSR | Mode::WUSR;
-    mknodat(&dir, "disk", FileType::BlockDevice, mode, device.device()?)?;
+    mknodat(&dir, "disk", FileType::BlockDevice, mode, device)?;
     let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     chownat(&dir, "disk", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(openat(&dir, "disk", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    Ok(openat(&dir, "disk", access | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// The fields that matter; offsets from the kernel's Documentation/filesystems/ext4.

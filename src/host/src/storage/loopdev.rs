@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::sys::{self, LoopConfig};
 use crate::fs::io_error;
 
+const FLAG_READ_ONLY: u32 = 1;
 const FLAG_AUTOCLEAR: u32 = 4;
 const FLAG_DIRECT_IO: u32 = 16;
 /// Magic of FUSE in statfs(2).
@@ -46,6 +47,11 @@ pub(super) struct LoopDevice {
 }
 
 impl LoopDevice {
+    /// The device, open.
+    pub(super) fn file(&self) -> &File {
+        &self.open
+    }
+
     pub(super) fn path(&self) -> String {
         format!("/dev/loop{}", self.number)
     }
@@ -56,22 +62,46 @@ impl LoopDevice {
     }
 }
 
+/// How a device is bound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Binding<'a> {
+    /// Bytes of a sector.
+    pub(super) sector: u32,
+    /// Whether it can be read alone.
+    pub(super) read_only: bool,
+    /// Shown by losetup; at most 63 bytes of it.
+    pub(super) name: &'a [u8],
+    /// Bytes that are shown, 0 is all.
+    pub(super) most: u64,
+    /// Whether it stays when nobody has it open.
+    pub(super) stays: bool,
+}
+
 /// Binds a free device to `image`, which `path` names in messages.
 pub(super) fn attach(image: &File, path: &Path) -> Result<LoopDevice> {
+    let name = path.as_os_str().as_encoded_bytes();
+    bind(image, path, Binding { sector: BLOCK_SIZE, read_only: false, name, most: 0, stays: false })
+}
+
+/// The same, bound as wished.
+pub(super) fn bind(image: &File, path: &Path, how: Binding<'_>) -> Result<LoopDevice> {
     let failed = |e: &io::Error| io_error("attach loop device to", path, e);
     let control = open_control()?;
     let mut config = LoopConfig::zeroed();
     config.fd = u32::try_from(image.as_raw_fd()).map_err(|e| failed(&io::Error::other(e)))?;
-    config.block_size = BLOCK_SIZE;
-    config.info.flags = FLAG_AUTOCLEAR;
+    config.block_size = how.sector;
+    config.info.flags = if how.stays { 0 } else { FLAG_AUTOCLEAR };
+    config.info.size_limit = how.most;
+    if how.read_only {
+        config.info.flags |= FLAG_READ_ONLY;
+    }
     let filesystem = fstatfs(image).map_err(|e| failed(&e.into()))?;
     // A FUSE server may not expect direct I/O: with one, an image was seen to come out corrupt.
     if filesystem.f_type as i64 != FUSE_SUPER_MAGIC {
         config.info.flags |= FLAG_DIRECT_IO;
     }
     // For people who run losetup; the last byte stays zero.
-    let name = path.as_os_str().as_encoded_bytes();
-    for (to, from) in config.info.file_name[..63].iter_mut().zip(name) {
+    for (to, from) in config.info.file_name[..63].iter_mut().zip(how.name) {
         *to = *from;
     }
     // Between asking for a free number and binding it, another process may take it. Each loss
@@ -108,9 +138,7 @@ fn open_control() -> Result<File> {
 
 /// What device `number` is bound to.
 pub(super) fn backing(number: u32) -> io::Result<Backing> {
-    let flags = libc::O_NONBLOCK;
-    let open = OpenOptions::new().read(true).custom_flags(flags).open(format!("/dev/loop{number}"));
-    let device = match open {
+    let device = match open(number) {
         Ok(device) => device,
         Err(e) => match e.raw_os_error() {
             Some(libc::ENXIO) => return Ok(Backing::Clearing),
@@ -139,17 +167,84 @@ pub(super) enum Backing {
 /// Numbers of all devices that are bound to `file`, by whomever.
 pub(super) fn bound_to(file: FileId) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
+    for number in bound()? {
+        if backing(number)? == Backing::File(file) {
+            found.push(number);
+        }
+    }
+    Ok(found)
+}
+
+/// Numbers of all devices that are bound.
+fn bound() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block")? {
         let entry = entry?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok());
         let Some(number) = number else { continue };
         // Only bound devices have this; it spares opening the others.
-        if entry.path().join("loop").exists() && backing(number)? == Backing::File(file) {
+        if entry.path().join("loop").exists() {
             found.push(number);
         }
     }
     Ok(found)
+}
+
+/// A device that is bound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound {
+    pub(super) number: u32,
+    /// Whether it can be read alone.
+    pub(super) read_only: bool,
+    /// Number of the block device that it is bound to, if it is to one.
+    pub(super) over: u64,
+    name: [u8; 64],
+}
+
+impl Bound {
+    /// What was given as its name.
+    pub(super) fn name(&self) -> &[u8] {
+        let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(64);
+        &self.name[..end]
+    }
+}
+
+/// The device, if it is bound.
+pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
+    let status = open(number).and_then(|device| sys::loop_status(&device));
+    match status {
+        Ok(info) => Ok(Some(Bound {
+            number,
+            read_only: info.flags & FLAG_READ_ONLY != 0,
+            over: info.rdevice,
+            name: info.file_name,
+        })),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENXIO | libc::ENOENT | libc::ENODEV) => Ok(None),
+            _ => Err(e),
+        },
+    }
+}
+
+/// All devices that are bound.
+pub(super) fn all() -> io::Result<Vec<Bound>> {
+    bound()?.into_iter().filter_map(|number| look(number).transpose()).collect()
+}
+
+/// Lets go of what the device is bound to as soon as nobody has it open; bound to nothing is fine.
+pub(super) fn clear(number: u32) -> io::Result<()> {
+    match open(number).and_then(|device| sys::loop_clear(&device)) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENOENT | libc::ENODEV)) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn open(number: u32) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags).open(format!("/dev/loop{number}"))
 }
 
 impl Backing {

@@ -1,4 +1,4 @@
-//! The root filesystem of a guest: shared layers below, a writable disk above.
+//! The root filesystem of a guest: shared layers below, a writable disk above. Its other disks: [`disks`].
 //!
 //! ```text
 //!   layers (store)   ─ idmapped clones ─┐
@@ -25,6 +25,7 @@
 
 mod claim;
 mod disk;
+mod disks;
 mod ext4;
 mod fsctx;
 mod idmap;
@@ -49,13 +50,15 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
-use ocivisor_core::ports::{BlockDevice, Storage};
+use ocivisor_core::ports::{BlockDevice, GivenDisk, Storage};
 use ocivisor_core::spec::VmSpec;
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, chmodat, fstat, fstatvfs, major, minor, syncfs,
 };
 
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
+pub(crate) use self::disks::given;
+pub use self::disks::{ForGuest, TenantFilesystems};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
 pub use self::traffic::{DiskMeter, DiskTraffic, LoopTraffic};
@@ -87,6 +90,7 @@ pub struct HostStorage {
     layout: Layout,
     layers: Box<dyn Layers>,
     labels: Labels,
+    tenants: TenantFilesystems,
     /// Chosen by a test; else the kernel's best.
     way: Option<Way>,
 }
@@ -118,7 +122,19 @@ impl HostStorage {
     /// Storage below these directories, with layers where `layers` says.
     #[must_use]
     pub fn new(layout: Layout, layers: impl Layers + 'static, labels: Labels) -> Self {
-        Self { layout, layers: Box::new(layers), labels, way: None }
+        Self {
+            layout,
+            layers: Box::new(layers),
+            labels,
+            tenants: TenantFilesystems::default(),
+            way: None,
+        }
+    }
+
+    /// The same with another policy for filesystems that tenants made.
+    #[must_use]
+    pub fn with_tenant_filesystems(self, tenants: TenantFilesystems) -> Self {
+        Self { tenants, ..self }
     }
 
     fn places(&self, id: &VmId) -> VmPlaces {
@@ -257,6 +273,14 @@ impl Storage for HostStorage {
         tear_down(&self.places(id))
     }
 
+    fn ensure_disks(&self, spec: &VmSpec, ids: IdRange) -> Result<Vec<GivenDisk>> {
+        self.attach_disks(&spec.id, &spec.disks, ids)
+    }
+
+    fn drop_disks(&self, id: &VmId) -> Result<()> {
+        self.detach_disks(id)
+    }
+
     fn observe_roots(&self) -> Result<BTreeSet<VmId>> {
         let mut found = BTreeSet::new();
         let Ok(run_vms) = fs::canonicalize(self.layout.run_vms()) else {
@@ -267,13 +291,16 @@ impl Storage for HostStorage {
             let id = parts.next().and_then(|c| c.as_os_str().to_str()?.parse::<VmId>().ok());
             let Some(id) = id else { continue };
             let places = self.places(&id);
-            if places.mount_points().iter().any(|p| mount.point.starts_with(p)) {
+            let disks = disks::Places::of(&places.dir);
+            let of_disks = [disks.mounts.as_path(), &disks.nodes];
+            let mut ours = places.mount_points().into_iter().chain(of_disks);
+            if ours.any(|p| mount.point.starts_with(p)) {
                 found.insert(id);
             }
         }
         found.extend(self.vms_with_run_dir().into_iter().filter(|id| {
             let places = self.places(id);
-            Attachment::load(&places).is_some_and(|a| a.holds(&places))
+            Attachment::load(&places).is_some_and(|a| a.holds(&places)) || self.has_disks(id)
         }));
         Ok(found)
     }

@@ -248,7 +248,19 @@ pub(super) enum Lock {
 
 /// Tries to lock an open file or directory, flock(2).
 pub(super) fn try_lock(file: impl std::os::fd::AsFd) -> std::result::Result<Lock, Errno> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+    try_lock_as(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// The same with others that only read.
+pub(super) fn try_lock_shared(file: impl std::os::fd::AsFd) -> std::result::Result<Lock, Errno> {
+    try_lock_as(file, FlockOperation::NonBlockingLockShared)
+}
+
+fn try_lock_as(
+    file: impl std::os::fd::AsFd,
+    how: FlockOperation,
+) -> std::result::Result<Lock, Errno> {
+    match flock(file, how) {
         Ok(()) => Ok(Lock::Taken),
         Err(Errno::WOULDBLOCK) => Ok(Lock::Held),
         Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {

@@ -42,9 +42,11 @@ pub(super) fn mount_setattr(mount: BorrowedFd<'_>, attr: &MountAttr) -> io::Resu
 pub(super) struct LoopInfo {
     pub(super) device: u64,
     pub(super) inode: u64,
-    rdevice: u64,
+    /// `new_encode_dev` of the device that it is bound to, if it is a device; else 0.
+    pub(super) rdevice: u64,
     offset: u64,
-    size_limit: u64,
+    /// Bytes of the file that are shown; 0 is all.
+    pub(super) size_limit: u64,
     number: u32,
     encrypt_type: u32,
     encrypt_key_size: u32,
@@ -72,6 +74,7 @@ impl LoopConfig {
     }
 }
 
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
@@ -88,6 +91,13 @@ pub(super) fn loop_configure(device: &File, config: &LoopConfig) -> io::Result<(
     let config = std::ptr::from_ref(config);
     // SAFETY: the kernel reads one `struct loop_config`, which `config` points to.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, config) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Unbinds a loop device when its last user is gone; ENXIO if it is not bound.
+pub(super) fn loop_clear(device: &File) -> io::Result<()> {
+    // SAFETY: this request takes no argument.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD as _) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -2,6 +2,7 @@
 
 mod crash;
 mod create;
+mod disks;
 mod hostile;
 mod root;
 
@@ -238,6 +239,7 @@ fn spec(id: &str, disk: &Path) -> VmSpec {
         },
         boot: Boot { init: InitKind::Auto, ..Boot::default() },
         root: RootDisk { path: disk.to_owned(), io: IoLimits::default() },
+        disks: Vec::new(),
         nics: Vec::new(),
         isolation: Isolation::Default,
         context: Context::default(),

@@ -1,3 +1,5 @@
+use ocivisor_core::spec::{DataDisk, DiskFormat, Filesystem, View};
+
 use super::*;
 use crate::vm;
 use std::path::PathBuf;
@@ -129,7 +131,7 @@ fn what_is_not_honoured_is_said() {
          <NUMA_NODE><CPUS>1,2</CPUS></NUMA_NODE>",
         disk(1, "<TYPE>fs</TYPE>"),
         disk(2, "<TYPE>CDROM</TYPE>"),
-        disk(3, "<TYPE>FILE</TYPE>") + &disk(4, "<TYPE>swap</TYPE><SIZE>8</SIZE>"),
+        disk(3, "<TYPE>FILESYSTEM</TYPE>") + &disk(4, "<TYPE>swap</TYPE><SIZE>8</SIZE>"),
     );
     let (_, notes) = with(&template, "").unwrap();
     assert_eq!(
@@ -137,9 +139,7 @@ fn what_is_not_honoured_is_said() {
         [
             "CONTEXT/REPORT_READY: the guest reports to OneGate only if the image has one-context",
             "GRAPHICS/TYPE is \"SPICE\": the guest's console is served by VNC alone",
-            "disk 1 is a volatile disk, which the guest does not get yet",
-            "disk 2 is a CD-ROM, which the guest does not get yet",
-            "disk 3 is a data disk, which the guest does not get yet",
+            "disk 3 is a shared directory, which the guest does not get yet",
             "disk 4 is that much of the host's swap, no device",
             "RAW has no effect",
         ]
@@ -152,5 +152,71 @@ fn the_directory_must_be_absolute_and_without_dots() {
     let vm = vm::parse(xml.as_bytes()).unwrap();
     for bad in ["", "ds/0/42", "/ds/../42", "/ds/4\n2"] {
         assert!(to_spec(&vm, Path::new(bad)).is_err(), "{bad:?}");
+    }
+}
+
+/// The disks beside the root disk, and the notes.
+fn data(keys: &str) -> Result<(DataDisk, Vec<String>), Error> {
+    let (spec, notes) = with(&format!("{SMALL}{DISK0}{}", disk(7, keys)), "")?;
+    Ok((spec.disks.first().unwrap().clone(), notes))
+}
+
+fn either(name: &str) -> View {
+    View::Either("/media/one-disk.7".into(), name.parse().unwrap())
+}
+
+#[test]
+fn disks_beside_the_root_disk_are_given() {
+    let (image, notes) =
+        data("<TYPE>FILE</TYPE><TARGET>sdc</TARGET><READONLY>NO</READONLY>").unwrap();
+    assert_eq!(image.path, PathBuf::from("/ds/0/42/disk.7"));
+    assert_eq!((image.number, image.format, image.read_only), (7, DiskFormat::Raw, false));
+    assert_eq!((image.view, image.make), (either("sdc"), None));
+    assert_eq!(notes, Vec::<String>::new());
+    let (cd, _) = data("<TYPE>CDROM</TYPE><TARGET>hda</TARGET>").unwrap();
+    assert_eq!((cd.read_only, cd.view), (true, either("hda")));
+    let (shared, _) =
+        data("<TYPE>FILE</TYPE><READONLY>YES</READONLY><DRIVER>qcow2</DRIVER>").unwrap();
+    assert_eq!((shared.read_only, shared.format), (true, DiskFormat::Qcow2));
+    assert_eq!(shared.view, either("disk7"));
+    let (limited, _) = data("<TYPE>RBD</TYPE><READ_IOPS_SEC>10</READ_IOPS_SEC>").unwrap();
+    assert_eq!(limited.io.read_ops, Some(10));
+}
+
+#[test]
+fn volatile_disks_are_formatted() {
+    let make = |keys: &str| {
+        data(&format!("<TYPE>fs</TYPE>{keys}")).map(|(disk, notes)| (disk.make, notes.len()))
+    };
+    assert_eq!(make(""), Ok((Some(Filesystem::Ext4), 0)));
+    assert_eq!(make("<FS>ext3</FS>"), Ok((Some(Filesystem::Ext4), 0)));
+    assert_eq!(make("<FS>xfs</FS>"), Ok((Some(Filesystem::Xfs), 0)));
+    assert_eq!(make("<FS>ntfs</FS>"), Ok((None, 1)));
+}
+
+#[test]
+fn where_a_disk_is_mounted() {
+    let view = |keys: &str| data(&format!("<TYPE>FILE</TYPE>{keys}")).map(|(disk, _)| disk.view);
+    let key = |key: &str, value: &str| format!("<{key}>{value}</{key}>");
+    let mounted = |path: &str| Ok(View::Mount(path.into()));
+    assert_eq!(view(&key("OCI_MOUNT", "/srv//data/")), mounted("/srv/data"));
+    assert_eq!(view(&key("TARGET", "/srv")), mounted("/srv"));
+    assert_eq!(view(&(key("TARGET", "/srv") + &key("OCI_MOUNT", "/other"))), mounted("/other"));
+    let device = |name: &str| Ok(View::Device(name.parse().unwrap()));
+    assert_eq!(view(&(key("TARGET", "vdb") + &key("OCI_MOUNT", "NONE"))), device("vdb"));
+    assert_eq!(view(&(key("TARGET", "/srv") + &key("OCI_MOUNT", "none"))), device("disk7"));
+    for keys in [
+        key("OCI_MOUNT", "data"),
+        key("OCI_MOUNT", "/a/../proc"),
+        key("OCI_MOUNT", "/proc/sys"),
+        key("OCI_MOUNT", "/"),
+        key("TARGET", "../sdb"),
+        key("TARGET", "a b,ro /etc"),
+        key("TARGET", "null"),
+        key("DRIVER", "vmdk"),
+    ] {
+        let error = view(&keys).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{keys}");
+        assert!(error.message.contains("disk 7"), "{keys}: {error}");
     }
 }

@@ -83,6 +83,7 @@ impl Guest {
             },
             boot: Boot { init: InitKind::Auto, ..Boot::default() },
             root: RootDisk { path: dir.path().join("disk.img"), io: IoLimits::default() },
+            disks: Vec::new(),
             nics: Vec::new(),
             isolation: Isolation::Default,
             context: Context::default(),

@@ -33,23 +33,33 @@ pub struct IoLimitsV1 {
 }
 
 impl IoLimitsV1 {
-    fn is_none(&self) -> bool {
+    pub(super) fn is_none(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl From<IoLimitsV1> for IoLimits {
+    fn from(io: IoLimitsV1) -> Self {
+        let IoLimitsV1 { read_bytes, write_bytes, read_ops, write_ops } = io;
+        Self { read_bytes, write_bytes, read_ops, write_ops }
+    }
+}
+
+impl From<IoLimits> for IoLimitsV1 {
+    fn from(io: IoLimits) -> Self {
+        let IoLimits { read_bytes, write_bytes, read_ops, write_ops } = io;
+        Self { read_bytes, write_bytes, read_ops, write_ops }
     }
 }
 
 impl From<&RootDiskV1> for RootDisk {
     fn from(disk: &RootDiskV1) -> Self {
-        let IoLimitsV1 { read_bytes, write_bytes, read_ops, write_ops } = disk.io;
-        let io = IoLimits { read_bytes, write_bytes, read_ops, write_ops };
-        Self { path: PathBuf::from(&disk.path), io }
+        Self { path: PathBuf::from(&disk.path), io: disk.io.into() }
     }
 }
 
 impl From<&RootDisk> for RootDiskV1 {
     fn from(disk: &RootDisk) -> Self {
-        let IoLimits { read_bytes, write_bytes, read_ops, write_ops } = disk.io;
-        let io = IoLimitsV1 { read_bytes, write_bytes, read_ops, write_ops };
-        Self { path: disk.path.to_string_lossy().into_owned(), io }
+        Self { path: disk.path.to_string_lossy().into_owned(), io: disk.io.into() }
     }
 }

@@ -2,6 +2,7 @@
 
 mod boot;
 mod context;
+mod data_disk;
 mod disk;
 mod fields;
 mod graphics;
@@ -11,6 +12,7 @@ mod upkeep;
 
 pub use boot::{BootV1, InitKindV1};
 pub use context::{ContextV1, GuestFileV1, PasswordV1};
+pub use data_disk::{DataDiskV1, DiskFormatV1, FilesystemV1};
 pub use disk::{IoLimitsV1, RootDiskV1};
 pub use graphics::GraphicsV1;
 pub use nic::{BridgeV1, NicV1, RateV1, RouteV1};
@@ -44,6 +46,9 @@ pub struct VmSpecV1 {
     pub boot: BootV1,
     /// The root disk.
     pub root: RootDiskV1,
+    /// Disks beside it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DataDiskV1>,
     /// Network interfaces.
     #[serde(default)]
     pub nics: Vec<NicV1>,
@@ -215,6 +220,11 @@ impl TryFrom<VmSpecV1> for VmSpec {
             resources: fields.resources(&spec.resources)?,
             boot: fields.boot(spec.boot)?,
             root: (&spec.root).into(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| fields.data_disk(disk))
+                .collect::<Result<_, _>>()?,
             nics: spec.nics.iter().map(|nic| fields.nic(nic)).collect::<Result<_, _>>()?,
             isolation: spec.isolation.into(),
             context: fields.context(spec.context)?,
@@ -237,6 +247,7 @@ impl From<&VmSpec> for VmSpecV1 {
             resources: (&spec.resources).into(),
             boot: (&spec.boot).into(),
             root: (&spec.root).into(),
+            disks: spec.disks.iter().map(DataDiskV1::from).collect(),
             nics: spec.nics.iter().map(NicV1::from).collect(),
             isolation: spec.isolation.into(),
             context: (&spec.context).into(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::ids::{Generation, IdRange, OpId};
 use ocivisor_core::spec::{
-    Boot, Bridge, Change, Context, Graphics, GuestFile, HealthCheck, Hugepages, InitKind, IoLimits,
-    Isolation, NicSpec, Password, Placement, Platform, Rate, Resources, Restart, RootDisk, Route,
-    Secret, Upkeep, VmSpec,
+    Boot, Bridge, Change, Context, DataDisk, DiskFormat, Filesystem, Graphics, GuestFile,
+    HealthCheck, Hugepages, InitKind, IoLimits, Isolation, NicSpec, Password, Placement, Platform,
+    Rate, Resources, Restart, RootDisk, Route, Secret, Upkeep, View, VmSpec,
 };
 use ocivisor_core::state::{
     Finished, GuestExit, GuestFacts, GuestKind, OpKind, Operation, Phase, ProcessRef, Record,
@@ -37,6 +37,7 @@ pub fn small_spec() -> VmSpec {
         },
         boot: Boot::default(),
         root: RootDisk { path: "/srv/web-1.img".into(), io: IoLimits::default() },
+        disks: Vec::new(),
         nics: Vec::new(),
         isolation: Isolation::Default,
         context: Context::default(),
@@ -63,6 +64,28 @@ pub fn local_spec() -> VmSpec {
         isolation: Isolation::Strict,
         ..small_spec()
     }
+}
+
+fn data_disks() -> Vec<DataDisk> {
+    let disk = |number, view| DataDisk {
+        number,
+        path: format!("/var/lib/one/datastores/0/42/disk.{number}").into(),
+        format: DiskFormat::Raw,
+        read_only: false,
+        io: IoLimits::default(),
+        view,
+        make: None,
+    };
+    let (vdb, hda) = ("vdb".parse().unwrap(), "hda".parse().unwrap());
+    vec![
+        DataDisk {
+            io: IoLimits { write_bytes: Some(1 << 20), ..IoLimits::default() },
+            make: Some(Filesystem::Ext4),
+            ..disk(1, View::Mount("/srv/data".into()))
+        },
+        DataDisk { format: DiskFormat::Qcow2, ..disk(2, View::Device(vdb)) },
+        DataDisk { read_only: true, ..disk(4, View::Either("/media/cd".into(), hda)) },
+    ]
 }
 
 pub fn full_spec() -> VmSpec {
@@ -108,6 +131,7 @@ pub fn full_spec() -> VmSpec {
                 write_ops: Some(500),
             },
         },
+        disks: data_disks(),
         nics: vec![
             NicSpec {
                 index: 0,

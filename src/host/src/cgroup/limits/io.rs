@@ -58,15 +58,18 @@ fn bfq(weight: u16) -> u16 {
 /// `Unsupported`: no such controller, or there is no device that is the guest's alone.
 pub(in crate::cgroup) fn disk(
     hierarchies: &Hierarchies,
+    disk: &str,
     device: Option<BlockDevice>,
     io: &IoLimits,
 ) -> Result<Vec<LimitWrite>> {
-    const WISH: &str = "root.io";
+    let wish = format!("{disk}.io");
     if *io == IoLimits::default() {
         return Ok(Vec::new());
     }
     let Some(device) = device else {
-        let what = "root.io: the traffic of a directory cannot be told from that of its filesystem";
+        let what = format!(
+            "{wish}: the traffic of a directory cannot be told from that of its filesystem"
+        );
         return Err(Error::new(ErrorKind::Unsupported, what)
             .hint("leave it out, or make the disk as an image: ocivisor disk create"));
     };
@@ -85,7 +88,7 @@ pub(in crate::cgroup) fn disk(
         let line = |limit: Option<u64>| format!("{device} {}", limit.unwrap_or(0));
         return Ok(v1.map(|(file, limit)| write(root, file, line(limit))).to_vec());
     }
-    let root = hierarchies.v2("io").ok_or_else(|| hierarchies.missing("io", WISH))?;
+    let root = hierarchies.v2("io").ok_or_else(|| hierarchies.missing("io", &wish))?;
     let most = |limit: Option<u64>| limit.map_or("max".to_owned(), |limit| limit.to_string());
     let line = format!(
         "{device} rbps={} wbps={} riops={} wiops={}",

@@ -294,7 +294,8 @@ fn a_disks_traffic_is_bounded_on_its_device() {
         write_ops: Some(10),
     };
     let disk = |hierarchies: &Hierarchies, io: &IoLimits| {
-        disk(hierarchies, device, io).map(|writes| writes.iter().map(line).collect::<Vec<_>>())
+        disk(hierarchies, "root", device, io)
+            .map(|writes| writes.iter().map(line).collect::<Vec<_>>())
     };
     assert_eq!(
         disk(&v2(V2), &io).unwrap(),
@@ -315,7 +316,7 @@ fn a_disks_traffic_is_bounded_on_its_device() {
     assert_eq!(disk(&v2("cpu memory pids"), &IoLimits::default()).unwrap(), none);
     let error = disk(&v2("cpu memory pids"), &io).unwrap_err();
     assert_eq!(error.message, "root.io needs the control group controller io, which is not there");
-    let error = super::disk(&v2(V2), None, &io).unwrap_err();
+    let error = super::disk(&v2(V2), "root", None, &io).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
-    assert!(super::disk(&v2(V2), None, &IoLimits::default()).unwrap().is_empty());
+    assert!(super::disk(&v2(V2), "root", None, &IoLimits::default()).unwrap().is_empty());
 }

@@ -20,6 +20,7 @@ use super::profile::Profile;
 use super::{capabilities, mounts, seccomp};
 use crate::labels::GuestLabels;
 use crate::layout::VmRun;
+use crate::storage::ForGuest;
 
 /// Open files a process of the guest gets at first; more on its own request. systemd's default,
 /// because select(2) breaks above.
@@ -53,6 +54,8 @@ pub struct Inputs<'a> {
     pub init: Option<&'a Path>,
     /// Files that show the guest its own limits, in place of the kernel's.
     pub shown: &'a [Shown],
+    /// Its data disks, those further up in its tree first.
+    pub disks: &'a [ForGuest],
     /// What keeps it from the host beside namespaces.
     pub labels: &'a GuestLabels,
     /// The first process.
@@ -81,10 +84,9 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Spec> {
         (masked, readonly) = (Vec::new(), Vec::new());
     }
     let owned = |paths: Vec<&str>| paths.into_iter().map(str::to_owned).collect::<Vec<_>>();
-    let resources = LinuxResourcesBuilder::default()
-        .devices(mounts::device_rules(profile.isolation).map_err(bad)?)
-        .build()
-        .map_err(bad)?;
+    let mut rules = mounts::device_rules(profile.isolation).map_err(bad)?;
+    rules.extend(mounts::disk_rules(inputs.disks).map_err(bad)?);
+    let resources = LinuxResourcesBuilder::default().devices(rules).build().map_err(bad)?;
     let mut linux = LinuxBuilder::default()
         .uid_mappings(mapping(inputs.ids).map_err(bad)?)
         .gid_mappings(mapping(inputs.ids).map_err(bad)?)
@@ -130,6 +132,9 @@ fn all_mounts(inputs: &Inputs<'_>) -> std::result::Result<Vec<Mount>, OciSpecErr
     }
     for shown in inputs.shown {
         all.push(mounts::shown(shown)?);
+    }
+    for disk in inputs.disks {
+        all.push(mounts::disk(disk)?);
     }
     Ok(all)
 }

@@ -49,6 +49,7 @@ use super::lxcfs::Shown;
 use crate::fs;
 use crate::labels::Labels;
 use crate::layout::Layout;
+use crate::storage;
 use compose::Inputs;
 use process::GuestProcess;
 use profile::Profile;
@@ -106,6 +107,11 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, given: &Given<'_>) ->
         }
     };
     let init = own_init(layout, kind, script, &mut process).map_err(in_vm)?;
+    let mut disks = storage::given(&run);
+    for disk in disks.iter_mut().filter(|disk| disk.device.is_none()) {
+        // From here on free of links, which the image chose.
+        disk.at = root.ensure_mount_point(&disk.at, ids).map_err(in_vm)?;
+    }
     let inputs = Inputs {
         run: &run,
         spec,
@@ -114,6 +120,7 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, given: &Given<'_>) ->
         profile,
         init: init.as_deref(),
         shown: given.shown,
+        disks: &disks,
         labels: &labels,
         process,
         device_is_open: open_to_all,

@@ -16,12 +16,14 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder,
 };
+use ocivisor_core::ports::BlockDevice;
 use ocivisor_core::spec::Isolation;
 use ocivisor_core::state::GuestKind;
 use ocivisor_core::units::Bytes;
 
 use super::super::lxcfs::Shown;
 use super::profile::Profile;
+use crate::storage::ForGuest;
 
 /// Where applications find our small init. In `/dev`, which is ours, not the image's.
 pub const INIT: &str = "/dev/.ocivisor-init";
@@ -43,6 +45,28 @@ pub(super) fn shown(shown: &Shown) -> Result<Mount, OciSpecError> {
         .typ("bind")
         .options(options)
         .build()
+}
+
+/// A data disk: its filesystem, or its device in `/dev`. Where it comes is resolved in the guest's root by the runtime,
+/// so that a link of the image leads nowhere else.
+pub(super) fn disk(disk: &ForGuest) -> Result<Mount, OciSpecError> {
+    let access = if disk.read_only { "ro" } else { "rw" };
+    // What may be opened through a node is up to the device rules.
+    let kind = if disk.device.is_some() { "noexec" } else { "nodev" };
+    let options = ["bind", access, "nosuid", kind].map(str::to_owned).to_vec();
+    let mount = MountBuilder::default().destination(&disk.at).source(&disk.source).typ("bind");
+    mount.options(options).build()
+}
+
+/// What may be done with the devices among the disks. Not `mknod`, which the guest's node needs as little as any.
+pub(super) fn disk_rules(disks: &[ForGuest]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let devices = disks.iter().filter_map(|disk| Some((disk.device?, disk.read_only)));
+    let rule = |(device, read_only): (BlockDevice, bool)| {
+        let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::B);
+        let access = if read_only { "r" } else { "rw" };
+        rule.major(i64::from(device.major)).minor(i64::from(device.minor)).access(access).build()
+    };
+    devices.map(rule).collect()
 }
 
 /// Files that show or steer the host; they read as empty.

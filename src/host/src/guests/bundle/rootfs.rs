@@ -105,8 +105,20 @@ impl GuestRoot {
     /// # Errors
     /// `Image`: it is no directory, or in a forbidden place.
     pub fn ensure_workdir(&self, path: &Path, ids: IdRange) -> Result<PathBuf> {
+        self.ensure_dir(path, "working directory", ids)
+    }
+
+    /// The same for a directory where something is mounted.
+    ///
+    /// # Errors
+    /// `Image`: it is no directory, or in a forbidden place.
+    pub fn ensure_mount_point(&self, path: &Path, ids: IdRange) -> Result<PathBuf> {
+        self.ensure_dir(path, "mount point", ids)
+    }
+
+    fn ensure_dir(&self, path: &Path, role: &str, ids: IdRange) -> Result<PathBuf> {
         let refuse = |why: &str| {
-            let what = format!("working directory {} {why}", path.display());
+            let what = format!("{role} {} {why}", path.display());
             Error::new(ErrorKind::Image, what)
         };
         let overmounted = |path: &Path| {
@@ -124,7 +136,7 @@ impl GuestRoot {
                         return Err(refuse("is in a kernel filesystem"));
                     }
                     if self.look(&sofar, OFlags::empty())?.is_none() {
-                        self.make_dir(&parent, name, ids, path)?;
+                        self.make_dir(&parent, name, ids, (role, path))?;
                     }
                 }
                 Component::ParentDir | Component::Prefix(_) => {
@@ -144,15 +156,20 @@ impl GuestRoot {
         Ok(sofar)
     }
 
-    fn make_dir(&self, parent: &Path, name: &OsStr, ids: IdRange, whole: &Path) -> Result<()> {
-        let failed = |e: Errno| io_error("make working directory", whole, &e.into());
+    fn make_dir(
+        &self,
+        parent: &Path,
+        name: &OsStr,
+        ids: IdRange,
+        (role, whole): (&str, &Path),
+    ) -> Result<()> {
+        let failed = |e: Errno| io_error(&format!("make {role}"), whole, &e.into());
         let missing = || Error::new(ErrorKind::Image, format!("{} vanished", parent.display()));
         let parent = self.look(parent, OFlags::DIRECTORY)?.ok_or_else(missing)?;
         match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let what =
-                    format!("working directory {} is a link that leads nowhere", whole.display());
+                let what = format!("{role} {} is a link that leads nowhere", whole.display());
                 return Err(Error::new(ErrorKind::Image, what));
             }
             Err(e) => return Err(failed(e)),

@@ -36,6 +36,10 @@ const ALL_NAMESPACES: [u64; 8] = [
     0x4000_0000,
 ];
 
+/// Type of the requests to loop devices (drivers/block/loop.c): who may open one may rebind it, without any privilege,
+/// and a guest may have a disk that is one.
+const LOOP: u64 = b'L' as u64;
+
 pub(super) type Result<T> = std::result::Result<T, OciSpecError>;
 
 /// The filter of a guest of that profile, if it has one.
@@ -76,6 +80,8 @@ pub fn filter(profile: Profile) -> Result<Option<LinuxSeccomp>> {
             rules.extend(without_flags("unshare", &[CLONE_NEWUSER])?);
         }
     }
+    allowed.retain(|name| *name != "ioctl");
+    rules.extend(requests_but_of(LOOP)?);
     rules.push(rule(&allowed, Action::ScmpActAllow, None, Vec::new())?);
     rules.push(rule(&denied, Action::ScmpActErrno, Some(EPERM), Vec::new())?);
     rules.push(rule(&absent, Action::ScmpActErrno, Some(ENOSYS), Vec::new())?);
@@ -135,6 +141,16 @@ pub(super) fn when(index: usize, op: Op, value: u64) -> Result<LinuxSeccompArg> 
 pub(super) fn masked(index: usize, mask: u64, value: u64) -> Result<LinuxSeccompArg> {
     let arg = LinuxSeccompArgBuilder::default().index(index).op(Op::ScmpCmpMaskedEq);
     arg.value(mask).value_two(value).build()
+}
+
+/// `ioctl` is allowed if the type of the request, the second byte of its number (ioctl(2)), is not this one: if one of its
+/// bits differs. Filters cannot say it in one comparison.
+fn requests_but_of(kind: u64) -> Result<Vec<LinuxSyscall>> {
+    let kind = kind << 8;
+    let differs = (8..16).map(|bit| 1_u64 << bit);
+    let differs = differs.map(|bit| allow("ioctl", vec![masked(1, bit, !kind & bit)?]));
+    let same = refuse("ioctl", EPERM, vec![masked(1, 0xff00, kind)?]);
+    differs.chain(std::iter::once(same)).collect()
 }
 
 /// Allowed if the first argument lacks all of the flags, else EPERM.

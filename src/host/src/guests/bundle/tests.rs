@@ -50,6 +50,7 @@ fn spec(disk: &Path) -> VmSpec {
         },
         boot: Boot::default(),
         root: RootDisk { path: disk.to_owned(), io: IoLimits::default() },
+        disks: Vec::new(),
         nics: Vec::new(),
         isolation: Isolation::Default,
         context: Context::default(),
@@ -64,6 +65,7 @@ fn composed(kind: GuestKind, isolation: Isolation, process: GuestProcess) -> Spe
     let run = layout.run_vm(&spec.id);
     compose(&Inputs {
         init: None,
+        disks: &[],
         shown: &[Shown {
             source: "/var/lib/lxcfs/proc/meminfo".into(),
             destination: "/proc/meminfo".into(),

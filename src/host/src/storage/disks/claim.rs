@@ -1,0 +1,98 @@
+//! One writer, or any number of readers.
+//!
+//! The lock is flock's on the open file, exclusive for a writer and shared among readers; a loop device keeps the file
+//! and with it the lock. Of a block device it is that of its node in /dev. What takes no such locks is looked for: loop
+//! devices of others on the file, and, for a device that is written, whoever has it for himself alone (a mount, LVM, md).
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::spec::DataDisk;
+use rustix::fs::{FileType, OFlags};
+
+use super::super::claim::PATIENCE;
+use super::super::loopdev::{self, FileId};
+use super::super::mounts;
+use super::super::place::{Lock, Place, try_lock, try_lock_shared};
+use super::{Failed, name};
+
+/// An open disk that nobody else writes, or nobody else uses, while the file or a loop device on it is open.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) file: File,
+    pub(super) id: FileId,
+    /// Its number, if it is a block device.
+    pub(super) device: Option<u64>,
+}
+
+/// Opens and claims a disk.
+pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
+    let access = if wish.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let (file, device) = open_either(&wish.path, access)?;
+    let meta = file.metadata().map_err(|e| wish.failed("look at", &e))?;
+    let id = FileId::of(&meta);
+    let mut user = "another process, which holds a lock on it".to_owned();
+    let free = mounts::until(Instant::now() + PATIENCE, || {
+        let lock = if wish.read_only { try_lock_shared(&file)? } else { try_lock(&file)? };
+        if device.is_none() {
+            for number in loopdev::bound_to(id)? {
+                let reads = loopdev::look(number)?.is_none_or(|bound| bound.read_only);
+                if !(wish.read_only && reads) {
+                    user = format!("/dev/loop{number}");
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(lock != Lock::Held)
+    });
+    if !free.map_err(|e| wish.failed("claim", &e))? {
+        return Err(conflict(wish, &user));
+    }
+    if let (Some(device), false) = (device, wish.read_only) {
+        look_for_others(wish, device)?;
+    }
+    Ok(Claim { file, id, device })
+}
+
+/// Whether somebody of the host has the device for himself alone. Only a look: a guest that makes a filesystem wants to
+/// be alone as well.
+fn look_for_others(wish: &DataDisk, device: u64) -> Result<()> {
+    let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let open = OpenOptions::new().read(true).custom_flags(flags).open(resolved(&wish.path));
+    let file = open.map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => conflict(wish, "the host: mounted, or part of another device"),
+        _ => wish.failed("claim", &e),
+    })?;
+    match file.metadata() {
+        Ok(meta) if meta.rdev() == device => Ok(()),
+        Ok(_) => Err(conflict(wish, "another device of that name")),
+        Err(e) => Err(wish.failed("look at", &e)),
+    }
+}
+
+fn conflict(wish: &DataDisk, by: &str) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{} is in use by {by}", name(wish)))
+}
+
+/// What is used of a path: in /dev, where root alone makes links, what it leads to.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    if path.starts_with("/dev") {
+        return fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    }
+    path.to_owned()
+}
+
+fn open_either(path: &Path, access: OFlags) -> Result<(File, Option<u64>)> {
+    let place = Place::of(&resolved(path))?;
+    match place.open(&place.name, access, FileType::RegularFile) {
+        Err(e) if e.kind == ErrorKind::Invalid => {
+            let file = place.open(&place.name, access, FileType::BlockDevice)?;
+            let meta = file.metadata().map_err(|e| place.error("look at disk", e))?;
+            Ok((file, Some(meta.rdev())))
+        }
+        other => Ok((other?, None)),
+    }
+}

@@ -1,0 +1,401 @@
+//! Disks beside the root disk: found, claimed, checked, mounted or made a device.
+//!
+//! ```text
+//!   file ─ loop ──┬─ filesystem ─ idmapped clone ─ R/vms/<id>/disks/<number>
+//!   block device ─┘
+//!              or └─ node ─ R/vms/<id>/nodes/<name>          held by a second loop device, see [`hold`]
+//! ```
+//!
+//! The bundle of the guest binds what is there into the guest; see [`given`]. A disk is attached before the guest is made
+//! and stays over its reboots.
+//!
+//! What can go wrong, and what is done:
+//! * Hostile content. Nothing is parsed here but magic numbers ([`content`]). The host's kernel mounts only ext2, ext3,
+//!   ext4, XFS and ISO 9660, where policy lets it, after a check by a tool that has no rights, `nosuid` and `nodev`
+//!   ([`filesystem`]).
+//! * Two VMs on one disk. A lock, shared among those who only read, lives in the open file that a loop device keeps, so
+//!   exactly as long as the disk is attached; devices that others bound or claimed are looked for ([`claim`]).
+//! * A guest that has a loop device as a node could unbind it, and its number would be that of another VM's disk a
+//!   moment later: the second loop device keeps it bound, the filter of system calls refuses the calls.
+//! * A crash anywhere. What is to be attached is in `disks.json` before anything outlives the process; everything is
+//!   found again by that, by the VM's directories and by the name of the second device.
+//!
+//! Deliberately absent: btrfs, whose kernel driver joins filesystems of the same UUID, which copies of an image have;
+//! partitions (they would have to be parsed by the kernel); growing; discard.
+
+mod claim;
+mod content;
+mod filesystem;
+mod hold;
+mod record;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ids::{IdRange, VmId};
+use ocivisor_core::ports::{BlockDevice, GivenDisk};
+use ocivisor_core::spec::{DataDisk, DiskFormat, View};
+use rustix::fs::{major, minor, syncfs};
+
+use self::claim::Claim;
+use self::content::Content;
+use self::hold::Holders;
+use self::record::{Attached, Attachments, Shown};
+use super::loopdev::{self, Binding, LoopDevice};
+use super::{HostStorage, PATIENCE, VmPlaces, mounts, open_dir, overlay};
+use crate::fs::{drop_file, ensure_dir, io_error};
+use crate::layout::VmRun;
+
+/// Whether the host's kernel mounts filesystems that tenants made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TenantFilesystems {
+    /// Never: guests get block devices.
+    Never,
+    /// After a check of all of it, each time a disk is attached.
+    #[default]
+    Checked,
+    /// As they are.
+    Unchecked,
+}
+
+/// A disk that is ready to be bound into the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForGuest {
+    /// A directory or a device node of the host.
+    pub source: PathBuf,
+    /// Path in the guest.
+    pub at: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What it is to be allowed to open, if `source` is a node.
+    pub device: Option<BlockDevice>,
+}
+
+/// Where the disks of a VM are on the host.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Directory of mounts.
+    pub(super) mounts: PathBuf,
+    /// A filesystem of device nodes.
+    pub(super) nodes: PathBuf,
+    record: PathBuf,
+}
+
+impl Places {
+    pub(super) fn of(vm: &Path) -> Self {
+        Self { mounts: vm.join("disks"), nodes: vm.join("nodes"), record: vm.join("disks.json") }
+    }
+
+    /// Whether there may be anything of a VM's disks: the record is the first and the last.
+    fn exist(&self) -> bool {
+        [&self.record, &self.mounts, &self.nodes].iter().any(|path| path.exists())
+    }
+}
+
+/// The disks that are attached for a guest which is to be made, those further up in its tree first.
+pub(crate) fn given(run: &VmRun) -> Vec<ForGuest> {
+    let places = Places::of(run.dir());
+    let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
+    let for_guest = |disk: Attached| {
+        let (source, at, device) = match disk.shown {
+            Shown::Mount(ref at) => (places.mounts.join(disk.number.to_string()), at.clone(), None),
+            Shown::Device(ref name) => {
+                (places.nodes.join(name), Path::new("/dev").join(name), Some(disk.block_device()))
+            }
+        };
+        ForGuest { source, at, read_only: disk.read_only, device }
+    };
+    let mut all: Vec<ForGuest> = attached.into_iter().map(for_guest).collect();
+    all.sort_by_key(|disk| disk.at.components().count());
+    all
+}
+
+/// A disk that was opened, and what becomes of it.
+struct Ready<'a> {
+    wish: &'a DataDisk,
+    claim: Claim,
+    /// Bound until a mount or a second device holds it.
+    looped: Option<LoopDevice>,
+    shown: Shown,
+    content: Content,
+    note: Option<String>,
+}
+
+impl HostStorage {
+    pub(super) fn attach_disks(
+        &self,
+        id: &VmId,
+        wishes: &[DataDisk],
+        ids: IdRange,
+    ) -> Result<Vec<GivenDisk>> {
+        let vm = self.places(id);
+        let places = Places::of(&vm.dir);
+        if let Some(found) = Attachments::load(&places.record)
+            && found.id_base == ids.base
+            && self.are_whole(&vm, &places, &found, wishes)
+        {
+            return Ok(found.disks.into_iter().map(Into::into).collect());
+        }
+        self.detach_disks(id)?;
+        if wishes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.build_disks(&vm, &places, wishes, ids).map_err(|error| match self.detach_disks(id) {
+            Ok(()) => error,
+            Err(left) => error.hint(format!("and clearing up failed: {left}")),
+        })
+    }
+
+    /// Whether these disks are attached as they would be attached now.
+    fn are_whole(
+        &self,
+        vm: &VmPlaces,
+        places: &Places,
+        found: &Attachments,
+        wishes: &[DataDisk],
+    ) -> bool {
+        let Ok(holders) = Holders::of(&vm.dir) else { return false };
+        let once = |at: &Path| mounts::below(at).is_ok_and(|m| m.len() == 1 && m[0].point == at);
+        found.disks.len() == wishes.len()
+            && found.disks.iter().zip(wishes).all(|(disk, wish)| {
+                disk.is_of(wish)
+                    && disk.is_bound()
+                    && match &disk.shown {
+                        Shown::Mount(_) => once(&places.mounts.join(disk.number.to_string())),
+                        Shown::Device(name) => {
+                            holders.hold(disk.block_device()) && places.nodes.join(name).exists()
+                        }
+                    }
+            })
+    }
+
+    fn build_disks(
+        &self,
+        vm: &VmPlaces,
+        places: &Places,
+        wishes: &[DataDisk],
+        ids: IdRange,
+    ) -> Result<Vec<GivenDisk>> {
+        let label = self.labels.files(ids)?;
+        let ready = wishes.iter().map(|wish| self.prepare(wish)).collect::<Result<Vec<_>>>()?;
+        let disks = ready.iter().map(Ready::record).collect::<Result<Vec<_>>>()?;
+        let attachments = Attachments { id_base: ids.base, disks };
+        ensure_dir(&vm.dir, false)?;
+        attachments.save(&places.record)?;
+        let nodes = ready.iter().any(|disk| matches!(disk.shown, Shown::Device(_)));
+        let nodes = nodes.then(|| hold::nodes(label.as_deref())).transpose()?;
+        for (disk, attached) in ready.iter().zip(&attachments.disks) {
+            disk.keep(vm)?;
+            match (&disk.shown, &nodes) {
+                (Shown::Mount(_), _) => {
+                    let tree = filesystem::mount(disk, &attached.node(), ids, label.as_deref())?;
+                    ensure_dir(&places.mounts, false)?;
+                    // Guests pass through.
+                    let open = fs::Permissions::from_mode(0o711);
+                    fs::set_permissions(&places.mounts, open)
+                        .map_err(|e| io_error("open to guests", &places.mounts, &e))?;
+                    let at = places.mounts.join(disk.wish.number.to_string());
+                    overlay::attach(&tree, &at).map_err(|e| disk.wish.failed("mount", &e))?;
+                }
+                (Shown::Device(name), Some(nodes)) => {
+                    hold::add_node(nodes, name, attached.block_device(), ids)
+                        .map_err(|e| disk.wish.failed("make a node for", &e))?;
+                }
+                (Shown::Device(_), None) => {}
+            }
+        }
+        if let Some(nodes) = nodes {
+            overlay::attach(&nodes, &places.nodes)
+                .map_err(|e| io_error("mount", &places.nodes, &e))?;
+        }
+        Ok(attachments.disks.into_iter().map(Into::into).collect())
+    }
+
+    /// Opens and claims a disk, sees what is in it and decides how the guest gets it.
+    fn prepare<'a>(&self, wish: &'a DataDisk) -> Result<Ready<'a>> {
+        if wish.format == DiskFormat::Qcow2 {
+            let what = format!("data disk {}: qcow2 is not attached yet", wish.number);
+            let hint =
+                format!("convert it: qemu-img convert -O raw {0} {0}.raw", wish.path.display());
+            return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
+        }
+        let claim = claim::open(wish)?;
+        let looped = match claim.device {
+            Some(_) => None,
+            None => {
+                let name = wish.path.as_os_str().as_encoded_bytes();
+                // Tenants' filesystems and partition tables may count in 512 bytes.
+                let how =
+                    Binding { sector: 512, read_only: wish.read_only, name, most: 0, stays: false };
+                Some(loopdev::bind(&claim.file, &wish.path, how)?)
+            }
+        };
+        let mut content = Content::of(looped.as_ref().map_or(&claim.file, LoopDevice::file))
+            .map_err(|e| wish.failed("read", &e))?;
+        if let Some(make) = wish.make
+            && content == Content::Empty
+        {
+            let device =
+                number_of(&claim, looped.as_ref()).map_err(|e| wish.failed("look at", &e))?;
+            let disk = looped.as_ref().map_or(&claim.file, LoopDevice::file);
+            filesystem::make(make, disk, device).map_err(|e| e.context(name(wish)))?;
+            content = Content::of(looped.as_ref().map_or(&claim.file, LoopDevice::file))
+                .map_err(|e| wish.failed("read", &e))?;
+        }
+        let (shown, note) = self.decide(wish, content)?;
+        let ready = Ready { wish, claim, looped, shown, content, note };
+        if matches!(ready.shown, Shown::Mount(_)) && self.tenants == TenantFilesystems::Checked {
+            filesystem::check(&ready)?;
+        }
+        Ok(ready)
+    }
+
+    /// How the guest gets a disk with this content, and what its owner should know of that.
+    fn decide(&self, wish: &DataDisk, content: Content) -> Result<(Shown, Option<String>)> {
+        let forbidden = self.tenants == TenantFilesystems::Never;
+        let why = match content.filesystem() {
+            None => Some(content.what().to_owned()),
+            Some(_) if forbidden => Some("a filesystem, which this host does not mount".to_owned()),
+            Some(name) if !filesystem::is_known(name) => {
+                Some(format!("a filesystem {name}, which this host's kernel does not know"))
+            }
+            Some(_) => None,
+        };
+        let mounted = |at: &Path| Shown::Mount(at.to_owned());
+        match (&wish.view, why) {
+            (View::Device(device), _) => Ok((Shown::Device(device.to_string()), None)),
+            (View::Mount(at) | View::Either(at, _), None) => Ok((mounted(at), None)),
+            (View::Either(_, device), Some(why)) => {
+                let note = format!(
+                    "{} holds {why}: the guest has it as block device /dev/{device}",
+                    name(wish)
+                );
+                Ok((Shown::Device(device.to_string()), Some(note)))
+            }
+            (View::Mount(at), Some(why)) => {
+                let kind = match content.filesystem() {
+                    None => ErrorKind::Invalid,
+                    Some(_) if forbidden => ErrorKind::Permission,
+                    Some(_) => ErrorKind::Unsupported,
+                };
+                let what =
+                    format!("{} cannot be mounted at {}: it holds {why}", name(wish), at.display());
+                Err(Error::new(kind, what).hint("ask for it as a block device"))
+            }
+        }
+    }
+
+    /// Unmounts and detaches all disks of a VM beside its root disk.
+    pub(super) fn detach_disks(&self, id: &VmId) -> Result<()> {
+        let vm = self.places(id);
+        let places = Places::of(&vm.dir);
+        if !places.exist() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
+        let mut synced = Ok(());
+        for mount in mounts::below(&places.mounts)? {
+            // An error of writing back is seen here; unmounting would swallow it.
+            let done = open_dir(&mount.point).and_then(|dir| {
+                syncfs(dir)
+                    .map_err(|e| io_error("write back disk mounted at", &mount.point, &e.into()))
+            });
+            synced = synced.and(done);
+        }
+        mounts::unmount_below(&places.mounts, deadline)?;
+        mounts::unmount_below(&places.nodes, deadline)?;
+        synced = synced.and(Holders::of(&vm.dir)?.release(deadline));
+        for disk in &attached {
+            synced = synced.and(disk.write_back());
+            let gone = mounts::until(deadline, || Ok(!disk.may_be_bound()));
+            if !gone.map_err(|e| io_error("detach disk", &disk.path, &e))? {
+                let what = format!("disk {}", disk.path.display());
+                let device = disk.block_device();
+                return Err(mounts::busy(&what, &places.mounts, Some(&device.to_string())));
+            }
+        }
+        drop_file(&places.record)?;
+        for dir in [&places.mounts, &places.nodes] {
+            mounts::remove_mount_points(dir).map_err(|e| io_error("remove", dir, &e))?;
+        }
+        // What is left belongs to others.
+        let _ = fs::remove_dir(&vm.dir);
+        synced
+    }
+
+    /// Whether a VM has a disk attached beside its root disk, or may have.
+    pub(super) fn has_disks(&self, id: &VmId) -> bool {
+        let vm = self.places(id);
+        let places = Places::of(&vm.dir);
+        // Written before there is anything else; a look at all loop devices per VM would be long.
+        places.exist()
+            && (Attachments::load(&places.record)
+                .is_some_and(|all| all.disks.iter().any(Attached::may_be_bound))
+                || Holders::of(&vm.dir).is_ok_and(|holders| !holders.is_empty()))
+    }
+}
+
+impl Ready<'_> {
+    fn record(&self) -> Result<Attached> {
+        let device = self.number().map_err(|e| self.wish.failed("look at", &e))?;
+        Ok(Attached {
+            number: self.wish.number,
+            path: self.wish.path.clone(),
+            file: self.claim.id,
+            read_only: self.wish.read_only,
+            loop_number: self.looped.as_ref().map(|device| device.number),
+            device: (major(device), minor(device)),
+            shown: self.shown.clone(),
+            wish: record::asked(&self.wish.view),
+            note: self.note.clone(),
+        })
+    }
+
+    /// Number of the device that has its content.
+    fn number(&self) -> io::Result<u64> {
+        number_of(&self.claim, self.looped.as_ref())
+    }
+
+    /// Its content.
+    fn file(&self) -> &fs::File {
+        self.looped.as_ref().map_or(&self.claim.file, LoopDevice::file)
+    }
+
+    /// Sees that the device stays bound, and locked, when this process is gone.
+    fn keep(&self, vm: &VmPlaces) -> Result<()> {
+        let path = &self.wish.path;
+        match (&self.looped, &self.shown) {
+            // The mount does that.
+            (Some(_), Shown::Mount(_)) => Ok(()),
+            (Some(device), Shown::Device(_)) => hold::hold(&vm.dir, device.file(), path),
+            (None, _) => hold::hold(&vm.dir, &self.claim.file, path),
+        }
+    }
+}
+
+fn number_of(claim: &Claim, looped: Option<&LoopDevice>) -> io::Result<u64> {
+    match looped {
+        Some(device) => device.device(),
+        None => claim.device.ok_or_else(|| io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// A disk in messages.
+fn name(wish: &DataDisk) -> String {
+    format!("data disk {} ({})", wish.number, wish.path.display())
+}
+
+trait Failed {
+    fn failed(&self, what: &str, e: &std::io::Error) -> Error;
+}
+
+impl Failed for DataDisk {
+    fn failed(&self, what: &str, e: &std::io::Error) -> Error {
+        io_error(&format!("{what} data disk {}", self.number), &self.path, e)
+    }
+}

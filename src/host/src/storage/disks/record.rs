@@ -1,0 +1,122 @@
+//! `disks.json` in a VM's run directory: what is attached, or was about to be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::ports::{BlockDevice, GivenDisk};
+use ocivisor_core::spec::{DataDisk, View};
+use serde::{Deserialize, Serialize};
+
+use super::super::loopdev::{self, FileId};
+use super::claim::resolved;
+use crate::fs::{io_error, read_bounded, replace};
+
+/// All of a VM.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Attachments {
+    pub(super) id_base: u32,
+    pub(super) disks: Vec<Attached>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Attached {
+    pub(super) number: u32,
+    pub(super) path: PathBuf,
+    pub(super) file: FileId,
+    pub(super) read_only: bool,
+    /// Ours; a block device has none.
+    pub(super) loop_number: Option<u32>,
+    /// Major and minor number of what the guest uses.
+    pub(super) device: (u32, u32),
+    pub(super) shown: Shown,
+    /// What was asked for: mount point, device.
+    pub(super) wish: (Option<PathBuf>, Option<String>),
+    pub(super) note: Option<String>,
+}
+
+/// How the guest has a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Shown {
+    /// Mounted there.
+    Mount(PathBuf),
+    /// As this device of its `/dev`.
+    Device(String),
+}
+
+impl Attachments {
+    /// `None` if there is none or it cannot be read.
+    pub(super) fn load(path: &Path) -> Option<Self> {
+        let bytes = read_bounded(path, 1 << 20).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::new(ErrorKind::Host, format!("encode attachments: {e}")))?;
+        replace(path, &bytes)
+    }
+}
+
+impl Attached {
+    /// Whether it is what is wished for, and its path still leads to it.
+    pub(super) fn is_of(&self, wish: &DataDisk) -> bool {
+        self.number == wish.number
+            && self.path == wish.path
+            && self.read_only == wish.read_only
+            && self.wish == asked(&wish.view)
+            && fs::metadata(&self.path).is_ok_and(|meta| FileId::of(&meta) == self.file)
+    }
+
+    /// Whether its loop device has it; a block device has nothing of that kind.
+    pub(super) fn is_bound(&self) -> bool {
+        self.loop_number.is_none_or(|number| {
+            loopdev::backing(number)
+                .is_ok_and(|backing| backing == loopdev::Backing::File(self.file))
+        })
+    }
+
+    /// Whether a loop device has it, or is just letting go of it.
+    pub(super) fn may_be_bound(&self) -> bool {
+        let may = |number| loopdev::backing(number).is_ok_and(|backing| backing.may_be(self.file));
+        self.loop_number.is_some_and(may)
+    }
+
+    pub(super) fn block_device(&self) -> BlockDevice {
+        BlockDevice { major: self.device.0, minor: self.device.1 }
+    }
+
+    /// Sees that what a guest wrote to a block device of the host is on it.
+    pub(super) fn write_back(&self) -> Result<()> {
+        if self.loop_number.is_some() || self.read_only {
+            return Ok(());
+        }
+        let path = resolved(&self.path);
+        match fs::File::open(&path).and_then(|file| file.sync_all()) {
+            // Not ours to miss any more.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            done => done.map_err(|e| io_error("write back", &path, &e)),
+        }
+    }
+
+    /// The path of its device.
+    pub(super) fn node(&self) -> PathBuf {
+        match self.loop_number {
+            Some(number) => format!("/dev/loop{number}").into(),
+            None => resolved(&self.path),
+        }
+    }
+}
+
+/// What a wish asks for, as it is kept.
+pub(super) fn asked(view: &View) -> (Option<PathBuf>, Option<String>) {
+    (view.mount().map(Path::to_owned), view.device().map(ToString::to_string))
+}
+
+impl From<Attached> for GivenDisk {
+    fn from(disk: Attached) -> Self {
+        Self { number: disk.number, device: disk.block_device(), note: disk.note }
+    }
+}
