@@ -371,17 +371,19 @@ impl Host {
     #[must_use]
     pub fn vm_dir(&self, number: u32) -> PathBuf {
         let dir = self.dir().join(format!("ds/101/{number}"));
-        std::fs::create_dir_all(&dir).unwrap();
+        if !dir.exists() {
+            std::fs::create_dir_all(&dir).unwrap();
+            // What recorded VMs have at most beside their root disk.
+            for disk in [1, 2] {
+                let file = std::fs::File::create(dir.join(format!("disk.{disk}"))).unwrap();
+                file.set_len(16 << 20).unwrap();
+            }
+        }
         dir
     }
 
-    /// Makes `disk.0` of a VM from the image `busybox`, as the platform's transfer driver will, and empty files for up to
-    /// two disks beside it.
+    /// Makes `disk.0` of a VM from the image `busybox`, as the platform's transfer driver will.
     pub fn add_disk(&self, number: u32) -> PathBuf {
-        for other in [1, 2] {
-            let path = self.vm_dir(number).join(format!("disk.{other}"));
-            std::fs::File::create(path).unwrap().set_len(16 << 20).unwrap();
-        }
         let path = self.vm_dir(number).join("disk.0");
         let text = path.display().to_string();
         self.cli(&["disk", "create", "--image", "busybox", "--size", "64MiB", &text]).ok();

@@ -67,7 +67,7 @@ fn at_rest(host: &Host, before: &ocivisor_tests::Counts) {
         None => assert_eq!(host.counts(), *before),
         Some(info) if name(&info) == "running" => {
             let counts = host.counts();
-            assert_eq!(counts.loops.len(), 1, "{counts:?}");
+            assert_eq!(counts.loops.len(), 2, "{counts:?}");
             assert!(counts.links.iter().any(|l| l.starts_with("one-0-0")), "{counts:?}");
             host.in_netns(&["ping", "-c1", "-W5", "192.168.100.10"]).ok();
             assert_eq!(host.cli(&["exec", "one-0", "--", "true"]).code, 0);
