@@ -241,6 +241,6 @@ fn a_daemon_that_dies_finds_disks_again() {
     host.cli(&["undefine", "a"]).ok();
     wait_for("nothing of it", || match host.counts() {
         now if (&now.mounts, &now.loops) == (&before.mounts, &before.loops) => Ok(()),
-        now => Err(now),
+        now => Err(format!("{now:?}")),
     });
 }

@@ -21,8 +21,8 @@
 mod answer;
 mod boot;
 mod context;
-pub mod ds;
 mod disks;
+pub mod ds;
 mod graphics;
 mod invocation;
 pub mod market;
