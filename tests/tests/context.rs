@@ -122,7 +122,7 @@ fn a_recorded_change_of_context_reaches_the_running_guest_and_its_next_boot() {
     gone.in_clear.clear();
     let answer = host.driver(&gone);
     assert_eq!((answer.code, answer.out.as_str()), (0, ""), "{answer:?}");
-    assert!(answer.err.contains("no guest to tell"), "{answer:?}");
+    assert!(answer.err.contains("there is no guest"), "{answer:?}");
 }
 
 /// A driver script without what oned does before it.

@@ -127,7 +127,8 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
             let all = all.as_ref().map(|all| all.iter().map(NicV1::from).collect());
             let change = |now: Vec<_>| ChangeV1 {
                 context: Some(told.as_ref().into()),
-                nics: all.map(|all| nics::wished(&now, all, *moving)),
+                // If they are as wished, a failure is the telling's alone.
+                nics: all.map(|all| nics::wished(&now, all, *moving)).filter(|all| *all != now),
                 ..ChangeV1::default()
             };
             nics::change(call, context, &client, change).await?;
