@@ -77,6 +77,7 @@ const EDGES: [(&str, &[&str]); 19] = [
         ],
     ),
     ("ocivisor-tests", &["*"]),
+    ("ocivisor-conformance", &["ocivisor-tests"]),
     ("xtask", &["*"]),
 ];
 

@@ -1,0 +1,111 @@
+//! Where everything is: one directory, below it what is at `/` of a front-end and of its hosts.
+//!
+//! oned has one name for the place of datastores, on all machines. So each host is a mount namespace in which its own
+//! directories are at that place, and a network namespace; processes, users and control groups are the machine's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// The front-end's name, as oned gives it to transfer drivers.
+pub const FRONTEND: &str = "frontend";
+
+/// A directory with all of a cloud.
+#[derive(Debug)]
+pub struct Place {
+    dir: TempDir,
+    /// Variables that scripts get besides those of OpenNebula's own, on the front-end.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Place {
+    /// A front-end with the drivers of that tree, which reaches hosts and oned by `program` (this crate's own).
+    ///
+    /// # Panics
+    /// The directory cannot be made.
+    #[must_use]
+    pub fn new(program: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("ocv").tempdir_in("/tmp").unwrap();
+        let place = Self { dir, environment: Vec::new() };
+        for sub in
+            ["var/lib/one/vms", "var/lib/one/datastores", "var/lib/one/remotes", "bin", "hosts"]
+        {
+            fs::create_dir_all(place.root().join(sub)).unwrap();
+        }
+        fs::create_dir_all(place.root().join("var/tmp/one")).unwrap();
+        for name in ["ssh", "scp", "onevm", "oneimage", "onedatastore"] {
+            let path = place.root().join("bin").join(name);
+            let (program, root) = (program.display(), place.root().display());
+            let text = format!("#!/bin/sh\nexec {program} {name} {root} \"$@\"\n");
+            write_script(&path, &text);
+        }
+        place
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `/var/lib/one/vms`.
+    #[must_use]
+    pub fn vms(&self) -> PathBuf {
+        self.root().join("var/lib/one/vms")
+    }
+
+    /// Where datastores are, as oned writes it.
+    #[must_use]
+    pub fn location(&self) -> String {
+        format!("{}/var/lib/one//datastores", self.root().display())
+    }
+
+    /// Drivers on the front-end.
+    #[must_use]
+    pub fn remotes(&self) -> PathBuf {
+        self.root().join("var/lib/one/remotes")
+    }
+
+    /// Drivers on a host.
+    #[must_use]
+    pub fn remotes_of_hosts(&self) -> PathBuf {
+        self.root().join("var/tmp/one")
+    }
+
+    /// What a host has of its own.
+    #[must_use]
+    pub fn host(&self, name: &str) -> PathBuf {
+        self.root().join("hosts").join(name)
+    }
+
+    /// Copies the front-end's drivers to a host, links followed, as each start of its monitoring does.
+    ///
+    /// # Panics
+    /// They cannot be copied.
+    pub fn sync(&self, host: &str) {
+        // A host with directories of its own sees them at the common place.
+        let own = self.host(host).join("enter").exists();
+        let to = if own { self.host(host).join("one") } else { self.remotes_of_hosts() };
+        let _first = fs::remove_dir_all(&to);
+        fs::create_dir_all(&to).unwrap();
+        let from = format!("{}/.", self.remotes().display());
+        ocivisor_tests::tool(&["cp", "-rL", &from, &to.display().to_string()]);
+    }
+
+    /// A text without this directory's name: paths as they would be in a real installation.
+    #[must_use]
+    pub fn plain(&self, text: &str) -> String {
+        text.replace(&self.root().display().to_string(), "")
+    }
+}
+
+/// Writes a script.
+///
+/// # Panics
+/// It cannot be written.
+pub fn write_script(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}

@@ -1,0 +1,238 @@
+//! Replays a recording: the same is asked of the stand-in, and what it does is compared.
+
+use std::path::Path;
+
+use crate::desk::Desk;
+use crate::drivers::{Call, Drivers};
+use crate::oned::Oned;
+use crate::place::Place;
+use crate::recorder;
+use crate::recording::{Recording, Step};
+
+/// A stand-in over the recorder's scripts.
+#[derive(Debug)]
+pub struct Replay {
+    /// oned.
+    pub oned: Oned,
+    desk: Desk,
+    /// What differed, in words.
+    pub differences: Vec<String>,
+    /// How many calls were compared.
+    pub compared: usize,
+}
+
+/// When recording began, for the model's clock.
+const BEGAN: u64 = 1_795_202_293;
+
+impl Replay {
+    /// With the recorder's scripts, before anything was registered. `program` is this crate's own.
+    #[must_use]
+    pub fn new(program: &Path) -> Self {
+        let place = Place::new(program);
+        recorder::write(&place, program);
+        for host in ["host01", "host02", "host03"] {
+            std::fs::create_dir_all(place.host(host)).expect("a directory");
+        }
+        place.sync("host01");
+        let mut drivers = Drivers::new(place, "oci");
+        drivers.parallel = false;
+        let oned = Oned::new(drivers);
+        let desk = Desk::open(oned.drivers.place.root(), oned.shared_model());
+        register(&oned, false);
+        Self { oned, desk, differences: Vec::new(), compared: 0 }
+    }
+
+    /// With all that the scenarios share: hosts, datastores, networks, images, templates.
+    #[must_use]
+    pub fn with_infrastructure(program: &Path) -> Self {
+        let mut replay = Self::new(program);
+        for name in ["00-infrastructure", "01-images", "02-security-group"] {
+            replay.play(name);
+        }
+        replay
+    }
+
+    /// Plays a recording.
+    pub fn play(&mut self, name: &str) {
+        let recording = Recording::named(name);
+        if name.starts_with("28") {
+            register(&self.oned, true);
+        }
+        {
+            let mut model = self.oned.model();
+            for (what, value) in &recording.head.next {
+                match what.as_str() {
+                    "vm" => model.next.vm = value.parse().expect("a number"),
+                    "image" => model.next.image = value.parse().expect("a number"),
+                    "stat" => model.next.stat = value.parse().expect("a number"),
+                    network => {
+                        let id = model.network(network).map(|network| network.id);
+                        let network = id.and_then(|id| model.networks.get_mut(&id));
+                        network.expect("a network").begin_at(value.parse().expect("an address"));
+                    }
+                }
+            }
+        }
+        for (at, step) in recording.steps.iter().enumerate() {
+            let next = recording.steps[at + 1..].iter().find_map(|step| step.at);
+            self.step(name, step, next);
+        }
+    }
+
+    fn differs(&mut self, scenario: &str, step: &Step, what: &str) {
+        self.differences
+            .push(format!("{scenario} step {} `{}`: {what}", step.number, step.command));
+    }
+
+    fn step(&mut self, scenario: &str, step: &Step, next: Option<f64>) {
+        self.desk.expect(&step.calls);
+        if let Some(at) = step.at {
+            self.oned.model().now = BEGAN + seconds(at);
+        }
+        if let Some(host) = scheduled(step) {
+            self.oned.place_next(&host, "101");
+        }
+        let reply = match step.command.as_str() {
+            "" => {
+                self.probe(step, next);
+                Ok(String::new())
+            }
+            command => self.oned.command(command, &step.given),
+        };
+        let wanted = match &step.refused {
+            Some(text) => Err(text.clone()),
+            None => Ok(step.prints.clone().unwrap_or_default()),
+        };
+        // What the CLI prints of its own is not oned's.
+        let same = match (&reply, &wanted) {
+            (Err(said), Err(wanted)) => wanted.starts_with(said.as_str()),
+            (Ok(said), Ok(wanted)) => said == wanted || step.prints.is_none(),
+            _ => false,
+        };
+        if !same {
+            self.differs(scenario, step, &format!("answered {reply:?}, recorded {wanted:?}"));
+        }
+        self.compare_calls(scenario, step);
+        self.compare_lines(scenario, step);
+        self.compare_states(scenario, step);
+    }
+
+    /// The host's probe says the same every five seconds until the next step.
+    fn probe(&self, step: &Step, next: Option<f64>) {
+        for (host, at, text) in &step.probes {
+            let until = next.unwrap_or(at + 5.0);
+            let mut now = *at;
+            while now < until {
+                self.oned.model().now = BEGAN + seconds(now);
+                self.oned.hear_states(host, text);
+                now += 5.0;
+            }
+        }
+    }
+
+    fn compare_calls(&mut self, scenario: &str, step: &Step) {
+        let seen: Vec<Call> = self.desk.take_calls();
+        let seen: Vec<&Call> = seen.iter().filter(|c| !c.script.ends_with("/monitor")).collect();
+        self.compared += step.calls.len();
+        for at in 0..seen.len().max(step.calls.len()) {
+            let place = &self.oned.drivers.place;
+            let ours = seen.get(at).map(|call| {
+                let args: Vec<String> = call.args.iter().map(|arg| place.plain(arg)).collect();
+                (call.on.clone(), place.plain(&call.script), args)
+            });
+            let theirs = step.calls.get(at);
+            let theirs = theirs.map(|c| (c.call.clone(), c.script.clone(), c.args.clone()));
+            if ours != theirs {
+                let what = format!("call {at} is {ours:?}, recorded {theirs:?}");
+                self.differs(scenario, step, &what);
+                return;
+            }
+        }
+    }
+
+    fn compare_lines(&mut self, scenario: &str, step: &Step) {
+        let place = &self.oned.drivers.place;
+        let seen: Vec<(String, bool, String)> = self
+            .oned
+            .drivers
+            .take_lines()
+            .into_iter()
+            .filter(|(_, _, line)| !line.starts_with("LOG "))
+            .map(|(driver, says, line)| (driver.to_owned(), says, place.plain(&line)))
+            .collect();
+        if seen != step.lines {
+            let what = format!("lines are {seen:?}, recorded {:?}", step.lines);
+            self.differs(scenario, step, &what);
+        }
+    }
+
+    fn compare_states(&mut self, scenario: &str, step: &Step) {
+        let mut wrong = Vec::new();
+        let model = self.oned.model();
+        for (id, state, lcm, error) in &step.vms {
+            let Some(vm) = model.vms.get(id) else {
+                wrong.push(format!("there is no VM {id}"));
+                continue;
+            };
+            let ours = (vm.state.number(), vm.lcm.number());
+            if ours != (*state, *lcm) {
+                wrong.push(format!("VM {id} is in {ours:?}, recorded {:?}", (state, lcm)));
+            }
+            // A long one was cut.
+            let cut =
+                |text: &str| text.split(" ... see more").next().unwrap_or_default().to_owned();
+            let told = error.as_deref().map(cut);
+            if let Some(told) = told
+                && !vm.error.as_ref().is_some_and(|ours| ours.starts_with(&told))
+            {
+                wrong.push(format!("VM {id} says {:?}, recorded {told:?}", vm.error));
+            }
+        }
+        for (id, state, [source, format, size], error) in &step.images {
+            let ours = model.images.get(id).map(|image| {
+                let source = self.oned.drivers.place.plain(&image.source);
+                let error = image.error.as_ref().filter(|_| error.is_some()).cloned();
+                (image.state.0.name(), source, image.format.clone(), image.size.clone(), error)
+            });
+            let theirs =
+                (state.clone(), source.clone(), format.clone(), size.clone(), error.clone());
+            if ours.as_ref() != Some(&theirs) {
+                wrong.push(format!("image {id} is {ours:?}, recorded {theirs:?}"));
+            }
+        }
+        for id in step.gone.iter().filter(|id| model.images.contains_key(id)) {
+            wrong.push(format!("image {id} is still there"));
+        }
+        drop(model);
+        wrong.iter().for_each(|what| self.differs(scenario, step, what));
+    }
+}
+
+fn seconds(at: f64) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an hour at most")]
+    let seconds = at as u64;
+    seconds
+}
+
+/// Where the scheduler put the VM of a step, if it did.
+fn scheduled(step: &Step) -> Option<String> {
+    let by_scheduler = step.command.contains("instantiate") || step.command.contains("--recreate");
+    let deployed = step.calls.iter().rfind(|call| call.script.ends_with("/deploy"))?;
+    by_scheduler.then(|| deployed.call.clone())
+}
+
+/// The transfer drivers of the recordings.
+fn register(oned: &Oned, mixed: bool) {
+    use crate::model::TransferConf;
+    let systems = if mixed { vec!["oci".to_owned()] } else { Vec::new() };
+    let (oci, ocis) = (
+        TransferConf {
+            shared: false,
+            ln_target: "SYSTEM",
+            clone_target: "SYSTEM",
+            systems: Vec::new(),
+        },
+        TransferConf { shared: true, ln_target: "NONE", clone_target: "SYSTEM", systems },
+    );
+    oned.model().transfers = [("oci".to_owned(), oci), ("ocis".to_owned(), ocis)].into();
+}

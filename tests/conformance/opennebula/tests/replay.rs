@@ -1,0 +1,37 @@
+//! The stand-in does what a real oned did: the same calls in the same order with the same words, and the same states.
+
+use std::path::Path;
+
+use ocivisor_conformance::Replay;
+
+#[track_caller]
+fn replays(name: &str) {
+    let program = Path::new(env!("CARGO_BIN_EXE_ocivisor-conformance"));
+    let mut replay = Replay::with_infrastructure(program);
+    replay.play(name);
+    assert!(replay.differences.is_empty(), "{}", replay.differences.join("\n"));
+}
+
+macro_rules! scenarios {
+    ($($test:ident: $name:literal),* $(,)?) => {
+        $(#[test]
+        fn $test() {
+            replays($name);
+        })*
+    };
+}
+
+scenarios! {
+    a_vm_is_placed_reboots_and_ends: "03-deploy-by-scheduler",
+    power: "05-power",
+    ends_from_every_state: "06-terminate-from-states",
+    nics_are_plugged_while_it_runs: "11-nic-hotplug",
+    capacity_and_context_change_while_it_runs: "12-resize-updateconf-exec",
+    commands_are_run: "14-exec",
+    deploys_that_fail: "20-fail-deploy",
+    ends_that_fail: "21-fail-stop-save-restore",
+    images_that_fail: "24-fail-images",
+    hosts: "25-hosts",
+    states_that_hosts_report: "26-monitor-driven-states",
+    datastores_that_are_shared_or_mixed: "28-datastores-shared-and-mixed",
+}
