@@ -13,9 +13,11 @@
     reason = "test harness: a panic is a failed test, it starts the programs under test, and numbers are texts in documents"
 )]
 
+pub mod cloud;
 pub mod desk;
 pub mod drivers;
 pub mod model;
+pub mod node;
 pub mod oned;
 pub mod place;
 pub mod recorder;
@@ -25,5 +27,6 @@ pub mod state;
 pub mod template;
 pub mod xml;
 
+pub use cloud::Cloud;
 pub use oned::Oned;
 pub use replay::Replay;

@@ -87,8 +87,12 @@ impl Place {
         // A host with directories of its own sees them at the common place.
         let own = self.host(host).join("enter").exists();
         let to = if own { self.host(host).join("one") } else { self.remotes_of_hosts() };
-        let _first = fs::remove_dir_all(&to);
         fs::create_dir_all(&to).unwrap();
+        // The directory itself stays: it is mounted.
+        for old in fs::read_dir(&to).unwrap().filter_map(Result::ok) {
+            let path = old.path();
+            fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+        }
         let from = format!("{}/.", self.remotes().display());
         ocivisor_tests::tool(&["cp", "-rL", &from, &to.display().to_string()]);
     }

@@ -57,6 +57,9 @@ pub enum Lcm {
     EpilogStopFailure = 41,
     EpilogUndeployFailure = 42,
     PrologMigratePoweroff = 43,
+    PrologMigratePoweroffFailure = 44,
+    PrologMigrateSuspend = 45,
+    PrologMigrateSuspendFailure = 46,
     BootUndeployFailure = 47,
     BootStoppedFailure = 48,
     PrologResumeFailure = 49,
@@ -88,6 +91,8 @@ impl Lcm {
             Self::BootFailure => Self::Boot,
             Self::BootMigrateFailure => Self::BootMigrate,
             Self::PrologMigrateFailure => Self::PrologMigrate,
+            Self::PrologMigratePoweroffFailure => Self::PrologMigratePoweroff,
+            Self::PrologMigrateSuspendFailure => Self::PrologMigrateSuspend,
             Self::PrologFailure => Self::Prolog,
             Self::EpilogFailure => Self::Epilog,
             Self::EpilogStopFailure => Self::EpilogStop,
@@ -108,6 +113,7 @@ impl Lcm {
             Self::Prolog
                 | Self::PrologMigrate
                 | Self::PrologMigratePoweroff
+                | Self::PrologMigrateSuspend
                 | Self::PrologResume
                 | Self::PrologUndeploy
                 | Self::Epilog

@@ -226,6 +226,15 @@ impl Vm {
         self.history.push(next);
     }
 
+    /// A move failed: a new record of where it was before.
+    pub fn turn_back(&mut self, now: u64) {
+        let Some(old) = self.history.iter().rev().nth(1).cloned() else { return };
+        let seq = self.place().seq + 1;
+        self.place_mut().etime = now;
+        let ended = History { seq, action: Action::None, stime: now, etime: 0, ..old };
+        self.history.push(ended);
+    }
+
     /// The number of the next disk.
     #[must_use]
     pub fn next_disk(&self) -> usize {

@@ -208,6 +208,10 @@ impl Oned {
                 let why = "Cannot live migrate host and datastore at the same time.";
                 return Err(format!("[one.vm.migrate] {why}"));
             }
+            if !other_host && !other_store {
+                let where_ = format!("host [{}] and datastore [{}]", host.id, store.id);
+                return Err(format!("[one.vm.migrate] VM is already running on {where_}"));
+            }
             let (lcm, action) = match (vm.state, vm.lcm, how) {
                 (State::Active, Lcm::Running, "live") => (Lcm::Migrate, Action::LiveMigrate),
                 (State::Active, Lcm::Running, "poff") => (Lcm::SaveMigrate, Action::PoffMigrate),
@@ -216,15 +220,17 @@ impl Oned {
                 }
                 (State::Active, Lcm::Running, _) => (Lcm::SaveMigrate, Action::Migrate),
                 (State::Poweroff, ..) => (Lcm::PrologMigratePoweroff, Action::Migrate),
+                (State::Suspended, ..) => (Lcm::PrologMigrateSuspend, Action::Migrate),
                 _ => return Err(unavailable("migrate", vm, "one.vm.migrate")),
             };
-            let kept = if vm.state == State::Poweroff { vm.place().action } else { action };
+            let rests = vm.state != State::Active;
+            let kept = if rests { vm.place().action } else { action };
             vm.turn(kept, now);
             let place = vm.place_mut();
             (place.host, place.host_id) = (host.name, host.id);
             (place.store, place.tm_mad) = (store.id, store.tm_mad.clone());
             (place.pstime, place.action) = (now, Action::None);
-            if lcm == Lcm::PrologMigratePoweroff {
+            if rests {
                 place.action = Action::Migrate;
             }
             vm.by_poweroff = how.starts_with("poff");

@@ -39,7 +39,12 @@ fn ends(lcm: Lcm) -> Option<(End, End)> {
         Lcm::PrologResume => (active(Lcm::BootStopped), active(Lcm::PrologResumeFailure)),
         Lcm::PrologUndeploy => (active(Lcm::BootUndeploy), active(Lcm::PrologUndeployFailure)),
         Lcm::PrologMigrate => (active(Lcm::BootMigrate), active(Lcm::PrologMigrateFailure)),
-        Lcm::PrologMigratePoweroff => (rest(State::Poweroff), active(Lcm::PrologMigrateFailure)),
+        Lcm::PrologMigratePoweroff => {
+            (rest(State::Poweroff), active(Lcm::PrologMigratePoweroffFailure))
+        }
+        Lcm::PrologMigrateSuspend => {
+            (rest(State::Suspended), active(Lcm::PrologMigrateSuspendFailure))
+        }
         Lcm::CleanupDelete => (rest(State::Done), rest(State::Done)),
         Lcm::CleanupResubmit => (rest(State::Pending), rest(State::Pending)),
         _ => return None,
@@ -85,7 +90,6 @@ impl Oned {
         let end = if hard { "CANCEL" } else { "SHUTDOWN" };
         let (word, job) = match lcm {
             Lcm::Boot | Lcm::BootPoweroff | Lcm::BootUndeploy => ("DEPLOY", self.boot(id, true)),
-            Lcm::BootMigrate if by_poweroff => ("DEPLOY", self.boot(id, true)),
             Lcm::BootSuspended | Lcm::BootStopped | Lcm::BootMigrate => {
                 ("RESTORE", self.boot(id, false))
             }
@@ -165,7 +169,7 @@ impl Oned {
                 Lcm::PrologResume | Lcm::PrologUndeploy => {
                     ("resume", transfer::moving(&model, vm, fe, here))
                 }
-                Lcm::PrologMigrate | Lcm::PrologMigratePoweroff => {
+                Lcm::PrologMigrate | Lcm::PrologMigratePoweroff | Lcm::PrologMigrateSuspend => {
                     ("migrate", transfer::moving(&model, vm, there, here))
                 }
                 _ => ("epilog", transfer::epilog(&model, vm, machine, true)),
@@ -186,6 +190,9 @@ impl Oned {
     pub(super) fn conclude(&self, id: u32, lcm: Lcm, word: &str, answer: &Answer) {
         let Some((good, bad)) = ends(lcm) else { return };
         let done = matches!(answer, Answer::Success(_));
+        // After a power-off it is booted as for the first time.
+        let boots = lcm == Lcm::PrologMigrate && self.with(id, |vm, _| vm.by_poweroff);
+        let good = if boots { active(Lcm::Boot) } else { good };
         let end = if done { good } else { bad };
         self.with(id, |vm, now| {
             match answer {
@@ -195,8 +202,7 @@ impl Oned {
             }
             let moves = matches!(lcm, Lcm::SaveMigrate | Lcm::Migrate);
             if !done && moves {
-                // It is where it was.
-                vm.history.pop();
+                vm.turn_back(now);
             }
             let place = vm.place_mut();
             if end == RUNNING {

@@ -14,6 +14,12 @@ impl Oned {
         let lcm = self.model().vms.get(&id).ok_or("no VM")?.lcm;
         match how {
             "retry" => {
+                let state = self.model().vms[&id].state;
+                if state != State::Active {
+                    let state = crate::state::shown(state, lcm);
+                    let why = format!("Could not perform a retry on VM {id}, wrong state {state}.");
+                    return Err(format!("[one.vm.recover] {why}"));
+                }
                 // A failed one is tried again; of one under way the same is begun once more.
                 let again = lcm.of_failure().unwrap_or(lcm);
                 self.with(id, |vm, _| vm.go(State::Active, again));
@@ -21,7 +27,19 @@ impl Oned {
             }
             "success" | "failure" => {
                 let failed = lcm.of_failure();
+                // A move of what rests is given up: it rests where it was.
+                let rests = match lcm {
+                    Lcm::PrologMigratePoweroffFailure => Some(State::Poweroff),
+                    Lcm::PrologMigrateSuspendFailure => Some(State::Suspended),
+                    _ => None,
+                };
                 if how == "failure" && failed.is_some() {
+                    if let Some(state) = rests {
+                        self.with(id, |vm, now| {
+                            vm.turn_back(now);
+                            vm.go(state, Lcm::Init);
+                        });
+                    }
                     return Ok(String::new());
                 }
                 let answer = match how {
