@@ -131,6 +131,34 @@ impl Cloud {
         assert_eq!(seen, state, "{command}: {error:?}\nlast call: {last:?}");
     }
 
+    /// Calls a script on a host outside of any action: what a hostile document does to it. Status, output, errors.
+    #[must_use]
+    pub fn script(
+        &self,
+        host: &str,
+        action: &str,
+        args: &[&str],
+        stdin: &[u8],
+    ) -> (i32, String, String) {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let place = &self.oned.drivers.place;
+        let script = place.remotes_of_hosts().join("vmm").join(&self.oned.drivers.vmm).join(action);
+        let mut child = Command::new(place.root().join("bin/ssh"))
+            .arg(host)
+            .arg(format!("{} {}", script.display(), args.join(" ")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Who refuses early need not read all.
+        let _refused = child.stdin.take().unwrap().write_all(stdin);
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
     /// What all hosts hold, and the front-end's datastores.
     #[must_use]
     pub fn holdings(&self) -> (Vec<Holdings>, Vec<String>, Vec<String>) {

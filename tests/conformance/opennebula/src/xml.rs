@@ -60,6 +60,16 @@ impl Element {
         path.split('/').try_fold(self, |here, name| here.children().iter().find(|e| e.name == name))
     }
 
+    /// Texts in it, in order, each to be changed.
+    pub fn texts_mut(&mut self) -> Vec<&mut String> {
+        match &mut self.content {
+            Content::Plain(text) | Content::Quoted(text) => vec![text],
+            Content::Elements(elements) => {
+                elements.iter_mut().flat_map(Self::texts_mut).collect()
+            }
+        }
+    }
+
     /// The document.
     pub fn write(&self) -> String {
         let mut out = String::new();
