@@ -16,6 +16,7 @@
 pub mod cloud;
 pub mod desk;
 pub mod drivers;
+pub mod endpoint;
 pub mod model;
 pub mod node;
 pub mod oned;

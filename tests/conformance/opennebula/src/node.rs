@@ -172,6 +172,12 @@ impl Node {
         }
     }
 
+    /// Sends the daemon a signal: it stops for a while, or goes on.
+    pub fn signal_daemon(&self, name: &str) {
+        let pid = self.daemon.as_ref().expect("a daemon").id();
+        ocivisor_tests::tool(&["kill", &format!("-{name}"), &pid.to_string()]);
+    }
+
     /// What a boot of the machine is to a host: nothing runs or is mounted, the run directory is empty.
     ///
     /// # Panics

@@ -208,3 +208,48 @@ fn at_once(cloud: &Cloud, vms: u32, asks: impl Fn(u32) -> Vec<(String, &'static 
         }
     });
 }
+
+/// An admin deletes a VM while its deploy is under way: oned forgets the deploy, the host does not, and both meet there.
+#[test]
+fn a_vm_that_is_deleted_while_it_is_deployed_leaves_nothing() {
+    let cloud = cloud();
+    let before = cloud.holdings();
+    cloud.ask("onetemplate instantiate base --name stuck --hold");
+    let node = cloud.node("host01");
+    std::thread::scope(|scope| {
+        let deploy = scope.spawn(|| cloud.ask("onevm deploy 0 host01 101"));
+        // The step before the deploy itself.
+        let written = node.dir().join("datastores/101/0/ds.xml");
+        ocivisor_tests::wait_for("the deploy", || written.exists().then_some(()).ok_or(()));
+        node.signal_daemon("STOP");
+        let delete = scope.spawn(|| cloud.ask("onevm recover --delete 0"));
+        deploy.join().unwrap();
+        node.signal_daemon("CONT");
+        delete.join().unwrap();
+    });
+    assert_eq!(cloud.state(0).0, "DONE");
+    ocivisor_tests::wait_for("nothing being left", || {
+        let now = cloud.holdings();
+        if now == before { Ok(()) } else { Err(now) }
+    });
+}
+
+#[test]
+fn a_deploy_that_is_counted_as_failed_while_it_goes_on_is_repeated() {
+    let cloud = cloud();
+    let before = cloud.holdings();
+    cloud.ask("onetemplate instantiate base --name twice --hold");
+    let node = cloud.node("host01");
+    std::thread::scope(|scope| {
+        let deploy = scope.spawn(|| cloud.ask("onevm deploy 0 host01 101"));
+        let written = node.dir().join("datastores/101/0/ds.xml");
+        ocivisor_tests::wait_for("the deploy", || written.exists().then_some(()).ok_or(()));
+        cloud.ask("onevm recover --failure 0");
+        cloud.ask("onevm recover --retry 0");
+        deploy.join().unwrap();
+    });
+    assert_eq!(cloud.state(0).0, "RUNNING");
+    assert_eq!(inside(&cloud, "host01", "one-0", &["hostname"]), "twice\n");
+    cloud.leads("onevm terminate 0", 0, "DONE");
+    assert_eq!(cloud.holdings(), before);
+}
