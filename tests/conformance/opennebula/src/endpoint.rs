@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_told() {
-        for text in ["", "STATE_VM SUCCESS 7", "STATE_VM SUCCESS 7 1 !!", "STATE_VM DONE 7 1 aGE="] {
+        for text in ["", "STATE_VM SUCCESS 7", "STATE_VM SUCCESS 7 1 !!", "STATE_VM DONE 7 1 aGE="]
+        {
             assert!(read_message(text, false).is_err(), "{text}");
         }
     }

@@ -17,6 +17,9 @@ pub struct Head {
     /// Numbers and addresses that come next: `vm`, `image`, names of networks.
     #[serde(default)]
     pub next: BTreeMap<String, String>,
+    /// Rules of the security group `web` then.
+    #[serde(default)]
+    pub rules: Option<String>,
 }
 
 /// A call of a script.
@@ -37,16 +40,19 @@ pub struct RecordedCall {
     /// Its errors.
     #[serde(default)]
     pub err: String,
-    /// Its standard input.
+    /// The document on its standard input, as it differs from the one before.
     #[serde(default)]
-    pub stdin: Option<Document>,
+    pub stdin: Option<Change>,
+    /// That document; none: no document came.
+    #[serde(skip)]
+    pub document: Vec<String>,
     /// Its name among all recorded calls.
     pub id: String,
 }
 
-/// A document as lines of [`crate::xml::Element::lines`], told as a change of the one recorded before it: at which line,
-/// how many are left out, which come instead.
-pub type Document = Vec<(usize, usize, Vec<String>)>;
+/// How a document differs from the one recorded before it, as lines of [`crate::xml::Element::lines`]: at which line, how
+/// many are left out, which come instead.
+pub type Change = Vec<(usize, usize, Vec<String>)>;
 
 /// What a step was and led to.
 #[derive(Debug, Clone, Default)]
@@ -149,17 +155,18 @@ impl Recording {
         let text = text.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let mut lines = text.lines();
         let head = serde_json::from_str(lines.next().unwrap_or_default()).unwrap();
+        let mut before = Vec::new();
         let mut steps: Vec<Step> = Vec::new();
         for line in lines {
             let entry =
                 serde_json::from_str(line).unwrap_or_else(|e| panic!("{name}: {e}: {line}"));
-            take(entry, &mut steps);
+            take(entry, &mut steps, &mut before);
         }
         Self { head, steps }
     }
 }
 
-fn take(entry: Entry, steps: &mut Vec<Step>) {
+fn take(entry: Entry, steps: &mut Vec<Step>, before: &mut Vec<String>) {
     if let Entry::Step { step, command, given, prints, refused, at } = entry {
         steps.push(Step { number: step, command, given, prints, refused, at, ..Step::default() });
         return;
@@ -167,7 +174,13 @@ fn take(entry: Entry, steps: &mut Vec<Step>) {
     let step = steps.last_mut().expect("a step before what happened in it");
     match entry {
         Entry::Step { .. } => {}
-        Entry::Call(call) => step.calls.push(*call),
+        Entry::Call(mut call) => {
+            if let Some(change) = &call.stdin {
+                apply(change, before);
+                call.document.clone_from(before);
+            }
+            step.calls.push(*call);
+        }
         Entry::Ask { ask, line } => step.lines.push((ask, false, line)),
         Entry::Say { line, more: true, .. } => {
             if let Some((_, _, last)) = step.lines.last_mut() {
@@ -182,5 +195,11 @@ fn take(entry: Entry, steps: &mut Vec<Step>) {
             step.images.push((image, state, [source, format, size.to_string()], error));
         }
         Entry::Gone { gone } => step.gone.push(gone),
+    }
+}
+
+fn apply(change: &Change, lines: &mut Vec<String>) {
+    for (at, gone, instead) in change.iter().rev() {
+        lines.splice(*at..at + gone, instead.iter().cloned());
     }
 }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use crate::desk::Desk;
-use crate::drivers::{Call, Drivers};
+use crate::drivers::{Call, Drivers, unbase64};
 use crate::oned::Oned;
 use crate::place::Place;
 use crate::recorder;
 use crate::recording::{Recording, Step};
+use crate::template::Template;
+use crate::xml::Element;
 
 /// A stand-in over the recorder's scripts.
 #[derive(Debug)]
@@ -60,6 +62,10 @@ impl Replay {
         }
         {
             let mut model = self.oned.model();
+            if let Some(rules) = &recording.head.rules {
+                let rules = Template::read(rules).vectors("RULE").cloned().collect();
+                model.groups.insert(100, ("web".to_owned(), rules));
+            }
             for (what, value) in &recording.head.next {
                 match what.as_str() {
                     "vm" => model.next.vm = value.parse().expect("a number"),
@@ -148,6 +154,34 @@ impl Replay {
                 return;
             }
         }
+        let documents: Vec<(String, Vec<String>)> =
+            seen.iter().map(|call| (call.script.clone(), self.document(&call.stdin))).collect();
+        for ((script, ours), call) in documents.iter().zip(&step.calls) {
+            // Documents that are not modelled were not taken along.
+            if call.stdin.is_none() && call.document.is_empty() && !ours.is_empty() {
+                continue;
+            }
+            if let Some(what) = first_difference(ours, &call.document) {
+                let action = script.rsplit('/').next().unwrap_or_default();
+                self.differs(scenario, step, &format!("document of {action}: {what}"));
+            }
+        }
+    }
+
+    /// Lines of a document on a script's standard input, without what differs each time.
+    fn document(&self, stdin: &[u8]) -> Vec<String> {
+        let text = match stdin.first() {
+            None => return Vec::new(),
+            Some(b'<') => String::from_utf8_lossy(stdin).into_owned(),
+            Some(_) => {
+                let bytes = unbase64(&String::from_utf8_lossy(stdin)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        };
+        let text = self.oned.drivers.place.plain(text.trim_end());
+        let Ok(document) = Element::read(&text) else { return vec!["no document".to_owned()] };
+        let lines = document.lines().into_iter();
+        lines.filter(|line| !line.contains("/DATASTORE/IMAGES")).map(without_moment).collect()
     }
 
     fn compare_lines(&mut self, scenario: &str, step: &Step) {
@@ -235,4 +269,48 @@ fn register(oned: &Oned, mixed: bool) {
         TransferConf { shared: true, ln_target: "NONE", clone_target: "SYSTEM", systems },
     );
     oned.model().transfers = [("oci".to_owned(), oci), ("ocis".to_owned(), ocis)].into();
+}
+
+/// Names of values that differ each time: moments, random numbers, space.
+const PASSING: [&str; 24] = [
+    "STIME",
+    "ETIME",
+    "PSTIME",
+    "PETIME",
+    "RSTIME",
+    "RETIME",
+    "ESTIME",
+    "EETIME",
+    "REGTIME",
+    "MODTIME",
+    "LAST_POLL",
+    "REQUEST_ID",
+    "UUID",
+    "DATE",
+    "TOTAL_MB",
+    "FREE_MB",
+    "USED_MB",
+    "ERROR",
+    "PREV_STATE",
+    "PREV_LCM_STATE",
+    "IMAGE_STATE",
+    "AUTOMATIC_DS_REQUIREMENTS",
+    "PLAN_ID",
+    "ACTION_ID",
+];
+
+fn without_moment(line: String) -> String {
+    let end = line.find(['=', ':']).unwrap_or(line.len());
+    let path = &line[..end];
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let asked = ["UID", "GID"].contains(&name) && path.contains("/HISTORY");
+    if PASSING.contains(&name) || asked { format!("{path}=*") } else { line }
+}
+
+fn first_difference(ours: &[String], theirs: &[String]) -> Option<String> {
+    if theirs.is_empty() && ours.is_empty() {
+        return None;
+    }
+    let at = (0..ours.len().max(theirs.len())).find(|at| ours.get(*at) != theirs.get(*at))?;
+    Some(format!("{:?}, recorded {:?}", ours.get(at), theirs.get(at)))
 }

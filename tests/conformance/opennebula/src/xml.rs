@@ -64,9 +64,7 @@ impl Element {
     pub fn texts_mut(&mut self) -> Vec<&mut String> {
         match &mut self.content {
             Content::Plain(text) | Content::Quoted(text) => vec![text],
-            Content::Elements(elements) => {
-                elements.iter_mut().flat_map(Self::texts_mut).collect()
-            }
+            Content::Elements(elements) => elements.iter_mut().flat_map(Self::texts_mut).collect(),
         }
     }
 

@@ -1,6 +1,10 @@
 //! Documents that a user of the platform can bring about, made by somebody who means harm.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests look at what is on hosts")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests look at what is on hosts"
+)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -38,7 +42,7 @@ fn documents_that_are_none_are_refused_soon_and_change_nothing() {
         ("laughs", format!("<!DOCTYPE VM [<!ENTITY l0 \"ha\">{laughs}]><VM>&l19;</VM>").into()),
         (
             "an entity of a file",
-            format!("<!DOCTYPE VM [<!ENTITY f SYSTEM \"file:///etc/passwd\">]>{}", good).into(),
+            format!("<!DOCTYPE VM [<!ENTITY f SYSTEM \"file:///etc/passwd\">]>{good}").into(),
         ),
         ("depth", "<A>".repeat(1_000_000).into()),
         ("no end of it", vec![b'a'; 64 << 20]),
@@ -51,7 +55,10 @@ fn documents_that_are_none_are_refused_soon_and_change_nothing() {
         ("a newline in a MAC", with("<![CDATA[02:00:c0", "<![CDATA[02:00:c0\n")),
         ("no memory", with("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[0]]>")),
         ("negative memory", with("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[-64]]>")),
-        ("endless memory", with("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[99999999999999999999]]>")),
+        (
+            "endless memory",
+            with("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[99999999999999999999]]>"),
+        ),
         ("no number as CPU", with("<CPU><![CDATA[0.5]]>", "<CPU><![CDATA[NaN]]>")),
     ];
     // What ssh's here-document leaves of a value with its end word in it.
@@ -75,7 +82,10 @@ fn no_value_of_a_document_is_run() {
     let (cloud, good) = powered_off();
     let root = cloud.oned.drivers.place.root().to_owned();
     let mark = root.join("somebody-ran-it");
-    let payload = format!("$(touch {0});`touch {0}`'\";touch {0};|touch {0} %n -oProxyCommand=touch {0}", mark.display());
+    let payload = format!(
+        "$(touch {0});`touch {0}`'\";touch {0};|touch {0} %n -oProxyCommand=touch {0}",
+        mark.display()
+    );
     let whole = Element::read(&good).unwrap();
     let values = whole.clone().texts_mut().len();
     assert!(values > 80, "{values}");

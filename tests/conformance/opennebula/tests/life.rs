@@ -149,8 +149,8 @@ fn a_day_in_the_life_leaves_nothing() {
     for vm in 0..VMS {
         cloud.ask(&format!("onetemplate instantiate base --name day{vm} --hold"));
     }
-    let host = |vm: u32| if vm % 2 == 0 { "host01" } else { "host02" };
-    let other = |vm: u32| if vm % 2 == 0 { "host02" } else { "host01" };
+    let host = |vm: u32| if vm.is_multiple_of(2) { "host01" } else { "host02" };
+    let other = |vm: u32| if vm.is_multiple_of(2) { "host02" } else { "host01" };
     at_once(&cloud, VMS, |vm| vec![(format!("onevm deploy {vm} {} 101", host(vm)), "RUNNING")]);
     at_once(&cloud, VMS, |vm| match vm % 5 {
         0 => vec![
@@ -186,7 +186,7 @@ fn a_day_in_the_life_leaves_nothing() {
         false => Vec::new(),
     });
     at_once(&cloud, VMS, |vm| {
-        let hard = if vm % 3 == 0 { "--hard " } else { "" };
+        let hard = if vm.is_multiple_of(3) { "--hard " } else { "" };
         vec![(format!("onevm terminate {hard}{vm}"), "DONE")]
     });
     assert_eq!(cloud.holdings(), before);

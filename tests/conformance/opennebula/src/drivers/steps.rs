@@ -205,21 +205,24 @@ impl Run<'_> {
     fn migrate(&mut self) -> Done<String> {
         let job = self.job;
         let (from, to, id) = (job.host.clone(), job.other.clone(), job.deploy_id.clone());
-        let line = |k: usize| job.transfer.get(k).cloned().unwrap_or_default();
+        let line = |when: &str| {
+            let line = job.transfer.first().cloned().unwrap_or_default();
+            format!("{when}{line}")
+        };
         let vm = base64(job.document.write().as_bytes());
-        if let Err(stop) = self.transfer(&line(0), &vm) {
-            let _undone = self.transfer(&line(1), &vm);
+        if let Err(stop) = self.transfer(&line("PRE"), &vm) {
+            let _undone = self.transfer(&line("FAIL"), &vm);
             return Err(stop);
         }
         self.vnm_on(&to, "pre", &[])?;
         if let Err(stop) = self.vmm("migrate", &[&id, &to, &from]) {
-            let _undone = self.transfer(&line(1), &vm);
+            let _undone = self.transfer(&line("FAIL"), &vm);
             return Err(stop);
         }
         // From here on the VM is there, whatever fails.
         let _ignored = self.vnm_on(&from, "clean", &[&from]);
         let _ignored = self.vnm_on(&to, "post", &[&id, &from]);
-        let _ignored = self.transfer(&line(2), &vm);
+        let _ignored = self.transfer(&line("POST"), &vm);
         Ok("-".into())
     }
 

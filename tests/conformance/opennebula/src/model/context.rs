@@ -57,7 +57,7 @@ impl Model {
     fn write_nic(&self, context: &mut Vector, name: &str, nic: &Vector) {
         let network = self.network(&nic["NETWORK"]);
         for (key, attribute) in NIC_KEYS {
-            let own = nic.get(attribute).map(String::as_str).filter(|_| attribute != "NETWORK");
+            let own = nic.get(attribute).map(String::as_str).filter(|_| attribute != "MTU");
             let of_network = || network.and_then(|network| network.template.text(attribute));
             let value = own.or_else(of_network).unwrap_or_default();
             context.insert(format!("{name}_{key}"), value.to_owned());

@@ -235,20 +235,18 @@ impl Model {
             }
         }
         nic.insert("NAME".into(), format!("NIC{id}"));
+        nic.insert("TARGET".into(), format!("one-{}-{id}", vm.id));
         let key = match asked.get("ALIAS") {
             Some(parent) => {
                 let parent_id = parent.trim_start_matches("NIC").to_owned();
                 let number = vm.add_alias(&parent_id, id);
-                nic.insert("NAME".into(), format!("{parent}_ALIAS{number}"));
+                nic.insert("NAME".into(), format!("{parent}_ALIAS{id}"));
                 nic.insert("ALIAS_ID".into(), number.to_string());
                 nic.insert("PARENT".into(), parent.clone());
                 nic.insert("PARENT_ID".into(), parent_id);
                 "NIC_ALIAS"
             }
-            None => {
-                nic.insert("TARGET".into(), format!("one-{}-{id}", vm.id));
-                "NIC"
-            }
+            None => "NIC",
         };
         vm.template.add_vector(key, nic);
         Ok(id)

@@ -106,10 +106,10 @@ impl Datastore {
 
 fn inherit(template: &mut Template, kind: StoreKind, conf: &TransferConf) {
     let yes = |condition: bool| if condition { "YES" } else { "NO" };
-    for (key, value) in
-        [("ALLOW_ORPHANS", "YES"), ("DISK_TYPE", "FILE"), ("PERSISTENT_SNAPSHOTS", "YES")]
-    {
-        template.set(key, value);
+    template.set("ALLOW_ORPHANS", "YES");
+    template.set("PERSISTENT_SNAPSHOTS", "YES");
+    if kind != StoreKind::File {
+        template.set("DISK_TYPE", "FILE");
     }
     if kind == StoreKind::System {
         template.set("SHARED", yes(conf.shared));

@@ -229,10 +229,9 @@ impl Oned {
             let place = vm.place_mut();
             (place.host, place.host_id) = (host.name, host.id);
             (place.store, place.tm_mad) = (store.id, store.tm_mad.clone());
-            (place.pstime, place.action) = (now, Action::None);
-            if rests {
-                place.action = Action::Migrate;
-            }
+            // Of a live one the new stay has no action yet.
+            let begun = if lcm == Lcm::Migrate { Action::None } else { action };
+            (place.pstime, place.action) = (now, begun);
             vm.by_poweroff = how.starts_with("poff");
             vm.hard = how == "poff-hard";
             placed(vm, &store);

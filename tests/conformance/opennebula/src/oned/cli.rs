@@ -118,7 +118,7 @@ impl Oned {
                 self.attach_nic(id, network, value(&values, "ip"), value(&values, "alias"))
             }
             "nic-detach" => self.detach_nic(id, words.get(1)),
-            "nic-update" => self.update_nic(id, words.get(1), given),
+            "nic-update" => self.update_nic(id, words.get(1), given, false),
             "sg-attach" => self.change_group(id, words.get(1), words.get(2), true),
             "sg-detach" => self.change_group(id, words.get(1), words.get(2), false),
             "resize" => {
@@ -205,7 +205,7 @@ impl Oned {
                 for (vm, nic) in self.in_network(id) {
                     // A VM is told once, however many NICs it has there.
                     if !told.contains(&vm) {
-                        self.update_nic(vm, &nic, given)?;
+                        self.update_nic(vm, &nic, given, true)?;
                         told.push(vm);
                     }
                 }
@@ -229,9 +229,12 @@ impl Oned {
         }
         let name = rest.split_whitespace().next().unwrap_or_default();
         let running: Vec<(u32, u32)> = {
-            let model = self.model();
+            let mut model = self.model();
             let group = model.groups.iter().find(|(_, (n, _))| n == name).map(|(id, _)| *id);
             let group = group.ok_or("no security group")?;
+            if let (Some((_, old)), false) = (model.groups.get_mut(&group), given.is_empty()) {
+                *old = rules(given);
+            }
             let in_it = |list: &str| list.split(',').any(|id| id == group.to_string());
             let has = |vm: &&crate::model::Vm| {
                 let mut nics = vm.template.vectors("NIC");

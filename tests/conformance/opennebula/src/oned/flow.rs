@@ -104,7 +104,7 @@ impl Oned {
                 let model = self.model();
                 let vm = &model.vms[&id];
                 job.other.clone_from(&vm.place().host);
-                job.transfer = transfer::live(&model, vm, &job.host);
+                job.transfer = vec![transfer::live(&model, vm, &job.host)];
                 job.target = model.vm_dir(vm.place().store, id);
                 ("MIGRATE", job)
             }
@@ -124,12 +124,11 @@ impl Oned {
         let model = self.model();
         let vm = &model.vms[&id];
         let Some(old) = vm.history.iter().rev().nth(1) else { return job };
-        let mut there = vm.clone();
-        there.history.pop();
         job.host.clone_from(&old.host);
         job.dir = model.vm_dir(old.store, id);
+        job.store = model.stores[&old.store].document(&[]);
+        // The document tells already where it goes.
         job.seq = old.seq;
-        job.document = there.document();
         job
     }
 

@@ -91,6 +91,7 @@ impl Oned {
         let action = if alias { Action::AliasDetach } else { Action::NicDetach };
         self.with(id, |vm, now| {
             vm.turn(action, now);
+            unlist(vm, nic);
             if runs {
                 mark(vm, nic, true);
                 vm.go(State::Active, Lcm::HotplugNic);
@@ -154,19 +155,25 @@ impl Oned {
     ///
     /// # Errors
     /// There is no such NIC.
-    pub fn update_nic(&self, id: u32, nic: &str, change: &str) -> Reply {
+    pub fn update_nic(&self, id: u32, nic: &str, change: &str, all: bool) -> Reply {
         let network = {
             let change = Template::read(change);
-            let keys = ["INBOUND_AVG_BW", "OUTBOUND_AVG_BW", "INBOUND_PEAK_BW", "OUTBOUND_PEAK_BW"];
+            let keys =
+                ["INBOUND_AVG_BW", "OUTBOUND_AVG_BW", "INBOUND_PEAK_BW", "OUTBOUND_PEAK_BW", "MTU"];
             self.with(id, |vm, now| {
                 vm.turn(Action::NicUpdate, now);
-                let found = vm.template.vectors_mut("NIC").find(|n| n["NIC_ID"] == nic)?;
-                for key in keys {
-                    if let Some(value) = change.text(key) {
-                        found.insert(key.to_owned(), value.to_owned());
+                let network =
+                    vm.template.vectors("NIC").find(|n| n["NIC_ID"] == nic)?["NETWORK_ID"].clone();
+                // A change of the network reaches all NICs in it.
+                let meant = |n: &Vector| n["NETWORK_ID"] == network && (all || n["NIC_ID"] == nic);
+                for found in vm.template.vectors_mut("NIC").filter(|n| meant(n)) {
+                    for key in keys {
+                        if let Some(value) = change.text(key) {
+                            found.insert(key.to_owned(), value.to_owned());
+                        }
                     }
                 }
-                Some(found["NETWORK_ID"].clone())
+                Some(network)
             })
         };
         let network = network.ok_or("no such NIC")?;
@@ -269,6 +276,11 @@ impl Oned {
                 };
                 asked.extend(context.clone());
                 vm.asked_context = Some(asked);
+                // What is replaced is the whole.
+                if !append {
+                    vm.template.take("GRAPHICS");
+                    vm.template.take("OS");
+                }
                 model.write_context(&mut vm);
             }
             let changed = !vm.template.vectors("CONTEXT").eq(before.iter());
@@ -292,7 +304,7 @@ impl Oned {
     pub fn exec(&self, id: u32, command: &str, input: Option<&str>) -> Reply {
         let busy = self.with(id, |vm, _| {
             let told = vm.template.vectors("QEMU_GA_EXEC").next();
-            told.is_some_and(|told| told["STATUS"] == "EXECUTING")
+            told.is_some_and(|told| told.get("STATUS").is_some_and(|s| s == "EXECUTING"))
         });
         if busy {
             let why = "Could not execute command, a command is already being executed";
@@ -301,17 +313,16 @@ impl Oned {
         self.with(id, |vm, now| {
             vm.turn(Action::Exec, now);
             vm.template.take("QEMU_GA_EXEC");
-            let mut told = vector_of(&[("COMMAND", command), ("STATUS", "EXECUTING")]);
-            told.extend(input.map(|input| ("STDIN".to_owned(), input.to_owned())));
+            let input = input.unwrap_or_default();
+            let told = vector_of(&[("COMMAND", command), ("STDIN", input)]);
             vm.template.add_vector("QEMU_GA_EXEC", told);
             vm.go(State::Active, Lcm::Hotplug);
         });
         let job = self.plain_job(id);
         let job = Job { word: command.to_owned(), input: input.map(str::to_owned), ..job };
         let answer = self.drivers.act("EXEC", &job);
-        if matches!(answer, Answer::Failure(_)) {
-            self.exec_status(id, "ERROR");
-        }
+        let done = matches!(answer, Answer::Success(_));
+        self.exec_status(id, if done { "EXECUTING" } else { "ERROR" });
         self.back_to_running(id, "EXEC", &answer);
         Ok(String::new())
     }
@@ -340,7 +351,8 @@ impl Oned {
     pub fn exec_retry(&self, id: u32) -> Reply {
         let told = self.with(id, |vm, _| vm.template.vectors("QEMU_GA_EXEC").next().cloned());
         let told = told.ok_or("no command to be executed again")?;
-        self.exec(id, &told["COMMAND"], told.get("STDIN").map(String::as_str))
+        let input = told.get("STDIN").map(String::as_str).filter(|input| !input.is_empty());
+        self.exec(id, &told["COMMAND"], input)
     }
 
     /// Notes what became of a command.
@@ -357,6 +369,11 @@ fn drop_from(vm: &mut Vm, nic: &str) {
     for key in ["NIC", "NIC_ALIAS"] {
         vm.template.drop_vectors(key, |found| found["NIC_ID"] == nic);
     }
+    unlist(vm, nic);
+}
+
+/// An alias is none of its NIC's any more.
+fn unlist(vm: &mut Vm, nic: &str) {
     for found in vm.template.vectors_mut("NIC") {
         if let Some(list) = found.get("ALIAS_IDS").cloned() {
             let left: Vec<&str> = list.split(',').filter(|id| *id != nic).collect();

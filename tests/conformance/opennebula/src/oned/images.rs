@@ -40,7 +40,7 @@ impl Oned {
         };
         let mut size = word(&mut given, "SIZE");
         if !path.is_empty() {
-            size = self.image_size(&path, &size, store_id, &driver)?;
+            size = self.image_size(&path, &size, given.text("TYPE"), (store_id, &driver))?;
         }
         let (name_of_image, kind) = (word(&mut given, "NAME"), word(&mut given, "TYPE"));
         let persistent = word(&mut given, "PERSISTENT") == "YES";
@@ -83,9 +83,19 @@ impl Oned {
     }
 
     /// The driver says how big it will be, while the user waits.
-    fn image_size(&self, path: &str, size: &str, store: u32, driver: &str) -> Reply {
+    fn image_size(
+        &self,
+        path: &str,
+        size: &str,
+        kind: Option<&str>,
+        (store, driver): (u32, &str),
+    ) -> Reply {
         let request = Next::take(&mut self.model().next.stat);
-        let parts = vec![Element::plain("PATH", path), Element::plain("SIZE", size)];
+        let mut parts = vec![Element::plain("PATH", path)];
+        // What is no disk has none.
+        if matches!(Image::kind_of(kind.unwrap_or_default()), 0 | 2) {
+            parts.push(Element::plain("SIZE", size));
+        }
         let document = self.image_document(Element::of("IMAGE", parts), store, Vec::new());
         let refuse = |text: &str| format!("[one.image.allocate] {text}");
         match self.drivers.datastore("STAT", driver, request, &document) {
@@ -192,9 +202,7 @@ impl Oned {
         let image = self.model().image(name).ok_or(format!("no image {name}"))?.clone();
         if !image.source.is_empty() {
             let driver = self.model().stores[&image.store].ds_mad.clone();
-            self.image_state(image.id, ImageState::Locked, None);
-            let document = self.model().images[&image.id].document();
-            let document = self.image_document(document, image.store, Vec::new());
+            let document = self.image_document(image.document(), image.store, Vec::new());
             let answer = self.drivers.datastore("RM", &driver, image.id, &document);
             if !matches!(answer, Answer::Success(_)) {
                 let why = "Error removing image from datastore. Retry the operation or manually remove \
@@ -230,9 +238,7 @@ impl Oned {
         template.set("SAVED_DISK_ID", disk);
         template.set("SAVED_IMAGE_ID", old.id);
         template.set("SAVED_VM_ID", id);
-        if runs {
-            template.set("SAVE_AS_HOT", "YES");
-        }
+        template.set("SAVE_AS_HOT", "YES");
         let image = self.add_image(Image {
             name: name.to_owned(),
             path: String::new(),

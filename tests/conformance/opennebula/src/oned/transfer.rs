@@ -115,17 +115,11 @@ pub(super) fn context_line(model: &Model, vm: &Vm) -> String {
     format!("CONTEXT {} {files} {path} {} {}", place.tm_mad, vm.id, place.store)
 }
 
-/// Lines of a live migration: before, if it fails, after.
-pub(super) fn live(model: &Model, vm: &Vm, from: &str) -> Vec<String> {
+/// The line of a live migration; the driver process makes those before, after and of a failure of it.
+pub(super) fn live(model: &Model, vm: &Vm, from: &str) -> String {
     let place = vm.place();
     let dir = model.vm_dir(place.store, vm.id);
-    ["PREMIGRATE", "FAILMIGRATE", "POSTMIGRATE"]
-        .iter()
-        .map(|word| {
-            let tail = format!("{from} {} {dir} {} {}", place.host, vm.id, place.store);
-            format!("{word} {} {tail}", place.tm_mad)
-        })
-        .collect()
+    format!("MIGRATE {} {from} {} {dir} {} {}", place.tm_mad, place.host, vm.id, place.store)
 }
 
 /// The line that copies a disk of a VM into an image.
