@@ -69,7 +69,7 @@ pub fn build(what: What) -> Result<PathBuf> {
             let release: &[&str] = if what == What::Optimised { &["--release"] } else { &[] };
             let packages = DYNAMIC.iter().flat_map(|name| ["-p", name]);
             run(cargo(&["build"]).args(release).args(packages))?;
-            run(cargo(&["build", "-p", "xtask", "--bin", "floor"]).args(release))?;
+            run(cargo(&["build", "-p", "xtask", "--bin", "floor", "--bin", "relay"]).args(release))?;
             fixed(SHIM, &STATIC, release)?;
             fixed("xtask", &["first"], release)?;
         }
@@ -85,8 +85,8 @@ pub fn build(what: What) -> Result<PathBuf> {
     }
     match what {
         What::Programs => gather("programs", "debug", &[]),
-        What::Optimised => gather("programs-optimised", "release", &["first", "floor"]),
-        What::Tried => gather("programs-tried", "debug", &["first", "floor"]),
+        What::Optimised => gather("programs-optimised", "release", &["first", "floor", "relay"]),
+        What::Tried => gather("programs-tried", "debug", &["first", "floor", "relay"]),
         What::ProgramsAndTests => gather("programs-for-tests", "debug", &[]),
     }
 }

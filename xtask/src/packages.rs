@@ -97,6 +97,18 @@ pub const FOR_IMAGE_BENCH: [Package; 5] = [
     tool("umoci", "umoci"),
 ];
 
+/// What the bench of OpenNebula's drivers needs besides: the registry, and the tools of OpenNebula's own way.
+pub const FOR_OPENNEBULA_BENCH: [Package; 8] = [
+    tool("docker-registry", "docker-registry"),
+    tool("dockerd", "docker.io"),
+    tool("skopeo", "skopeo"),
+    tool("umoci", "umoci"),
+    tool("curl", "curl"),
+    tool("qemu-img", "qemu-utils"),
+    tool("genisoimage", "genisoimage"),
+    tool("losetup", "mount"),
+];
+
 /// What the checks need besides.
 pub const FOR_CHECKS: [Package; 1] = [tool("shellcheck", "shellcheck")];
 

@@ -122,7 +122,7 @@ fn measure(
     store: &Path,
     undo: &mut Undo,
 ) -> Result<Figures> {
-    let disk = disk(&places.cache, undo)?;
+    let disk = disk(&places.cache, "disk", undo)?;
     let mut table = Figures::of_others(&FIGURES, &PEERS);
     let rounds = options.rounds.min(10);
     if wanted.part("commit") {
@@ -185,9 +185,9 @@ fn imports(
     root_disks(rounds * DISKS, &inputs, places, undo, table)
 }
 
-/// A file system for all contenders.
-fn disk(cache: &Path, undo: &mut Undo) -> Result<PathBuf> {
-    let (file, dir) = (cache.join("disk.ext4"), cache.join("disk"));
+/// A file system of the bench's own, mounted at that name.
+pub fn disk(cache: &Path, name: &str, undo: &mut Undo) -> Result<PathBuf> {
+    let (file, dir) = (cache.join(name).with_extension("ext4"), cache.join(name));
     run_command(program("truncate").args(["--size", "32G"]).arg(&file))?;
     let left = file.clone();
     undo.add("remove the bench's file system", move || Ok(std::fs::remove_file(left)?));
@@ -227,16 +227,17 @@ fn root_disks(
 }
 
 /// What is imported, in the forms that the contenders take.
-struct Inputs {
+pub struct Inputs {
     tar_gz: PathBuf,
-    layout: PathBuf,
+    /// An OCI layout with one image, `bench`, of one layer.
+    pub layout: PathBuf,
     /// As `docker save` writes it.
     archive: PathBuf,
 }
 
 impl Inputs {
     /// Made once and kept.
-    fn make(cache: &Path) -> Result<Self> {
+    pub fn make(cache: &Path) -> Result<Self> {
         let of = |name: &str| cache.join(name);
         let made =
             Self { tar_gz: of("root.tar.gz"), layout: of("layout"), archive: of("archive.tar") };

@@ -12,6 +12,7 @@ mod crowd;
 mod docker;
 mod floor;
 mod image;
+mod opennebula;
 mod ours;
 mod stats;
 
@@ -41,7 +42,8 @@ pub struct Options {
     /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info,
     /// stats, stats-cpu), or only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
     /// contenders (skopeo, podman, umoci, docker, tar, buildah) or one part (import, commit),
-    /// measures images instead of guests; `crowd` measures 230 guests at once, 30 of them with systemd
+    /// measures images instead of guests; `crowd` measures 230 guests at once, 30 of them with systemd;
+    /// `opennebula`, with or without one way (docker, tarball), measures the way of an image from a registry to a VM
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Write the figures as JSON
@@ -100,6 +102,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if options.names.first().is_some_and(|name| name == "image") {
         return image::run(options);
+    }
+    if options.names.first().is_some_and(|name| name == "opennebula") {
+        return opennebula::run(options);
     }
     if options.names == ["crowd"] {
         let what = if options.debug_build { What::Tried } else { What::Optimised };
