@@ -236,6 +236,21 @@ mod tests {
     }
 
     #[test]
+    fn each_driver_that_a_block_names_is_in_the_tree() {
+        let scripts = super::super::tree::scripts();
+        for place in [
+            "vmm/ocivisor/deploy",
+            "tm/ocivisor/clone",
+            "datastore/ocivisor/cp",
+            "market/ocivisor/monitor",
+            "im/ocivisor.d/ocivisor_control.sh",
+            "vnm/vnmmad-load.d/ocivisor.rb",
+        ] {
+            assert!(scripts.iter().any(|script| script.path == place), "{place}");
+        }
+    }
+
+    #[test]
     fn pairs_are_found_however_they_are_written() {
         for there in [
             "LIVE_DISK_SNAPSHOTS=\"a ocivisor-ocivisor\"",
