@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::Host;
+use crate::wait::wait_for_option;
+use crate::{Host, PATIENCE};
 
 /// Numbers of things that must be equal before and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,17 +58,30 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     below
 }
 
+/// What loop devices have as their files, of those below a directory, and of those that are on such devices.
 fn loops_below(dir: &Path) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found: Vec<String> =
+        loop_devices(dir).into_iter().map(|(_, backing)| backing).collect();
+    found.sort();
+    found
+}
+
+/// Devices and their files; a device comes before the one that it is on.
+fn loop_devices(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut all = Vec::new();
     for entry in fs::read_dir("/sys/block").unwrap().filter_map(Result::ok) {
         let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
-        if let Ok(backing) = backing
-            && Path::new(backing.trim()).starts_with(dir)
-        {
-            found.push(backing.trim().to_owned());
+        if let Ok(backing) = backing {
+            all.push((Path::new("/dev").join(entry.file_name()), backing.trim().to_owned()));
         }
     }
-    found.sort();
+    let (mut found, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(_, backing)| Path::new(backing).starts_with(dir));
+    let on = |(_, backing): &(PathBuf, String)| {
+        found.iter().any(|(device, _)| device == Path::new(backing))
+    };
+    let above: Vec<_> = others.into_iter().filter(on).collect();
+    found.splice(0..0, above);
     found
 }
 
@@ -133,22 +147,32 @@ fn files_of(host: &Host) -> Vec<String> {
     found
 }
 
-/// Removes whatever a failed test left, by force.
+/// Removes whatever a test left that failed, or did not end its guests, by force.
 pub(crate) fn clear(host: &Host) {
-    for _ in 0..3 {
-        for (pid, _) in processes_of(host) {
+    // Who is killed may have forked, and is there for a moment longer.
+    let _ = wait_for_option(PATIENCE, || {
+        let left = processes_of(host);
+        for (pid, _) in &left {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
         }
-    }
+        left.is_empty().then_some(())
+    });
     for mount in mounts_below(host.dir()) {
         let _ = Command::new("umount").args(["-l", &mount]).output();
+    }
+    // Those that are mounted go with their mounts; block nodes do not.
+    for (device, _) in loop_devices(host.dir()) {
+        let _ = Command::new("losetup").arg("--detach").arg(device).output();
     }
     let mut groups = cgroups_of(host.name());
     let bases = fs::read_dir("/sys/fs/cgroup").unwrap().filter_map(|e| Some(e.ok()?.path()));
     groups.splice(0..0, bases.map(|root| root.join(host.name())));
     groups.insert(0, Path::new("/sys/fs/cgroup").join(host.name()));
-    for group in groups.iter().rev() {
-        // Not there, or busy for a moment: the next test's names differ.
-        let _ = fs::remove_dir(group);
-    }
+    // The dead leave their groups a moment after they are gone.
+    let _ = wait_for_option(PATIENCE, || {
+        for group in groups.iter().rev() {
+            let _ = fs::remove_dir(group);
+        }
+        (!groups.iter().any(|group| group.exists())).then_some(())
+    });
 }

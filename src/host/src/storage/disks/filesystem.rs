@@ -210,7 +210,9 @@ pub(super) fn mount(
     if disk.content == Content::Iso9660 {
         return Ok(tree);
     }
-    IdMap::for_layers(ids)?.apply(tree, 0).map_err(|e| disk.wish.failed("shift ids of", &e))
+    let shifted = IdMap::for_layers(ids)?.shift(&tree, 0);
+    shifted.map_err(|e| disk.wish.failed("shift ids of", &e))?;
+    Ok(tree)
 }
 
 fn refused(disk: &Ready<'_>, filesystem: &str, e: &io::Error) -> Error {
