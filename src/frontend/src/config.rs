@@ -47,6 +47,18 @@ impl Default for Images {
     }
 }
 
+impl Config {
+    /// Files that the configuration names and nobody but the drivers may read.
+    pub(crate) fn secrets(&self) -> Vec<PathBuf> {
+        let hosts = self.registries.hosts.values();
+        let of_host = hosts.flat_map(|host| {
+            [&host.password_file, &host.client_key, &host.client_cert, &host.proxy_credentials_file]
+        });
+        let listed = of_host.flatten().cloned();
+        listed.chain(self.registries.auth_files.iter().cloned()).collect()
+    }
+}
+
 impl Images {
     pub(crate) fn load_policy(&self) -> Result<Option<Policy>> {
         Policy::load(&self.policy).map_err(|e| {

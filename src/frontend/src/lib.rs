@@ -13,6 +13,7 @@ pub mod host;
 pub mod images;
 pub mod manifest;
 pub mod market;
+mod ofd;
 pub mod packed;
 pub mod ssh;
 pub mod tm;

@@ -111,16 +111,15 @@ fn group_of<'a, 'b>(
 }
 
 fn host_name(vm: &DriverVm, nic: &Nic, notes: &mut Notes) -> Result<IfName, Error> {
-    let prefix = format!("one-{}-", vm.id);
-    let own = format!("{prefix}{}", nic.id);
+    let own = format!("one-{}-{}", vm.id, nic.id);
     let Some(target) = nic.target.as_deref() else {
         return parsed(&own);
     };
     let target: IfName = parsed(target).map_err(|error| error.context("TARGET"))?;
-    let plain = |rest: &str| rest.bytes().all(|c| c.is_ascii_alphanumeric());
-    if target.as_str().strip_prefix(&prefix).is_some_and(plain) {
+    if target.as_str() == own {
         return Ok(target);
     }
+    // A user's choice: security groups go by the NIC's number, and would find nothing, or another NIC.
     notes.add(format_args!("NIC {}: TARGET {target} is not used, the host's end is {own}", nic.id));
     parsed(&own)
 }

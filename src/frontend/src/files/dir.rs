@@ -195,6 +195,27 @@ impl Dir {
         Ok(made)
     }
 
+    /// An empty file that several processes lock; made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn lock_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | SAFE;
+        let opened = openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
+        opened.map(File::from).map_err(|e| self.failed("open", name, e))
+    }
+
+    /// A file, to be locked: open for writing where that is possible.
+    ///
+    /// # Errors
+    /// As [`Dir::file`].
+    pub fn file_to_lock(&self, name: &str) -> Result<Option<File>> {
+        match self.file(name, true) {
+            Err(e) if e.kind == ErrorKind::Permission => self.file(name, false),
+            other => other,
+        }
+    }
+
     /// Gives something another name in this directory, in place of what has it.
     ///
     /// # Errors
@@ -366,7 +387,8 @@ impl Dir {
     }
 }
 
-/// Whether another holds the file: the daemon locks a disk for as long as it is attached.
+/// Whether another holds the file: the daemon locks a disk for as long as it is attached. The file is open for
+/// writing, or NFS would not lock it (flock(2)).
 ///
 /// # Errors
 /// It cannot be asked.
@@ -374,7 +396,7 @@ pub fn is_in_use(file: &File, path: &Path) -> Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(false),
         Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => Ok(false),
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => Ok(false),
         Err(e) => Err(failed("lock", path, e)),
     }
 }

@@ -57,7 +57,7 @@ fn send_below(
         if name.starts_with('.') && (name.ends_with(".coming") || name.ends_with(".new")) {
             continue;
         }
-        let Some(stat) = dir.stat(&name)? else { continue };
+        let stat = dir.stat(&name)?.ok_or_else(|| garbled("an entry vanished"))?;
         *count += 1;
         at.push(name.clone());
         let (path, mode) = (at.clone(), stat.st_mode & 0o777);

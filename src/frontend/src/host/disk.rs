@@ -74,7 +74,7 @@ pub(super) fn put(disk: &DiskPlace, manifest: Option<u64>, from: &mut impl BufRe
 pub(super) fn get(disk: &DiskPlace, to: &mut impl Write) -> Result<()> {
     let dir = present(&disk.dir)?;
     let name = disk.name();
-    let Some(file) = dir.file(&name, false)? else {
+    let Some(file) = dir.file_to_lock(&name)? else {
         let what = format!("{} does not exist", disk.path().display());
         return Err(Error::new(ErrorKind::NotFound, what));
     };

@@ -6,12 +6,14 @@
 
 mod disk;
 mod image;
+mod lock;
 mod make;
 mod remove;
 pub mod usage;
 
 pub(crate) use image::gone;
 
+use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
@@ -82,6 +84,8 @@ fn obey(
     to: &mut impl Write,
     daemon: &mut dyn Daemon,
 ) -> Result<Option<Reply>> {
+    // A caller that was given up may still be at work on this VM.
+    let _alone = alone(order)?;
     match order {
         Order::MakeDir { dir, tm } => make_dir(&dir.parse()?, tm)?,
         Order::Image { datastore, manifest, config } => {
@@ -136,6 +140,37 @@ fn obey(
         }
     }
     Ok(Some(Reply::Done))
+}
+
+/// The lock of the VM that an order is about, if it is about one.
+fn alone(order: &Order) -> Result<Option<File>> {
+    let disk = |disk: &str| disk.parse().map(|disk: DiskPlace| disk.dir);
+    let place = match order {
+        Order::MakeDir { dir, .. } | Order::PutDir { dir } => {
+            let place: VmPlace = dir.parse()?;
+            Dir::ensure(&place.datastore.path())?;
+            place
+        }
+        Order::Adopt { dir } | Order::GetDir { dir } => dir.parse()?,
+        Order::CreateDisk { disk: path, .. }
+        | Order::PutDisk { disk: path, .. }
+        | Order::GetDisk { disk: path }
+        | Order::MakeImage { disk: path, .. }
+        | Order::MakeSwap { disk: path, .. }
+        | Order::Grow { disk: path, .. } => disk(path)?,
+        Order::Remove { path } => match path.parse()? {
+            Target::Directory(place) => place,
+            Target::Disk(disk) => disk.dir,
+        },
+        Order::Image { .. }
+        | Order::Blob { .. }
+        | Order::Pull { .. }
+        | Order::Look { .. }
+        | Order::Has { .. }
+        | Order::Mark { .. }
+        | Order::Sees { .. } => return Ok(None),
+    };
+    lock::take(&place)
 }
 
 /// Whether the datastore is one directory on two machines is found out by a file of this name.

@@ -69,7 +69,7 @@ pub(super) fn free(dir: &Dir, name: &str) -> Result<()> {
     if !name.starts_with("disk.") {
         return Ok(());
     }
-    let file = match dir.file(name, false) {
+    let file = match dir.file_to_lock(name) {
         // What is no file has no lock.
         Ok(None) | Err(Error { kind: ErrorKind::Invalid, .. }) => return Ok(()),
         other => other?,

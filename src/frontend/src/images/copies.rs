@@ -4,6 +4,7 @@
 //! datastore is found beside ours: OpenNebula keeps them in one directory, and numbers of images are the cloud's.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -13,6 +14,7 @@ use ocivisor_opennebula::ImageSource;
 use super::{Driver, bring, data};
 use crate::depot::{Container, Content, Depot, ImageLock, ImageRecord, is_data_name};
 use crate::fault::{clip, failed, from_store};
+use crate::wire::MAX_DOCUMENT;
 
 impl Driver<'_> {
     /// `SOURCE FORMAT`.
@@ -49,13 +51,17 @@ impl Driver<'_> {
             }
             None => Container { manifest, ..Container::default() },
         };
-        if let Some(digest) = manifest {
-            let reference = Reference::Digest(digest);
+        // What a saved disk lies upon is its image, whatever becomes of the one it is copied from.
+        let below = match manifest {
+            Some(digest) => Some(Reference::Digest(digest)),
+            None => below(from, original)?,
+        };
+        if let Some(reference) = &below {
             if let Some(other) = &other {
-                copy_image(other, depot, held, &reference)?;
+                copy_image(other, depot, held, reference)?;
             } else {
                 let name = Depot::name(held.image());
-                depot.store().tag(&reference, &name).map_err(|e| from_store(&e))?;
+                depot.store().tag(reference, &name).map_err(|e| from_store(&e))?;
             }
         }
         let disk = self.clone_disk(from, depot, held, original)?;
@@ -135,6 +141,22 @@ impl Driver<'_> {
 }
 
 /// From one store to another, by an archive that is gone in the end.
+/// The image that the manifest of a writable disk names; none if there is no such disk.
+fn below(depot: &Depot, image: u32) -> Result<Option<Reference>> {
+    let path = depot.disk_manifest_path(image);
+    let mut bytes = Vec::new();
+    match File::open(&path) {
+        Ok(file) => {
+            let read = file.take(MAX_DOCUMENT).read_to_end(&mut bytes);
+            read.map_err(|e| failed("read", &path, &e))?;
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed("open", &path, &e)),
+    }
+    let digest = crate::manifest::image_of(&bytes)?;
+    digest.parse().map(|digest| Some(Reference::Digest(digest))).map_err(|e| from_store(&e))
+}
+
 fn copy_image(from: &Depot, to: &Depot, held: &ImageLock, image: &Reference) -> Result<()> {
     let name = Depot::export_name(held.image());
     to.remove_export(held)?;

@@ -18,8 +18,10 @@ use ocivisor_opennebula::ds::Datastore;
 
 use crate::fault::clip;
 
-/// Never read, unless they are safe.
+/// Not read, unless they are safe.
 const ALWAYS: [&str; 2] = ["/var/lib/one/", "/etc/one/"];
+/// Never read.
+const OURS: &str = "/etc/ocivisor";
 
 /// The file or directory that a path leads to, if it may be read, and the tag behind it (`FILE:TAG`).
 pub(super) fn resolve(
@@ -27,6 +29,7 @@ pub(super) fn resolve(
     tagged: bool,
     datastore: &Datastore,
     home: Option<&Path>,
+    secrets: &[PathBuf],
 ) -> Result<(PathBuf, Option<String>)> {
     let refused = || {
         let text = format!(
@@ -38,7 +41,21 @@ pub(super) fn resolve(
     };
     let (named, tag) = if tagged { cut(path) } else { (path.to_owned(), None) };
     let real = std::fs::canonicalize(named).map_err(|_| refused())?;
-    if may_be_read(&real, datastore, home) { Ok((real, tag)) } else { Err(refused()) }
+    if is_ours(&real, datastore, secrets) || !may_be_read(&real, datastore, home) {
+        return Err(refused());
+    }
+    Ok((real, tag))
+}
+
+/// What no `SAFE_DIRS` opens: the datastores, in which other users' disks have names that follow from their numbers, and
+/// the drivers' own configuration with the files that it names.
+fn is_ours(real: &Path, datastore: &Datastore, secrets: &[PathBuf]) -> bool {
+    let datastores = datastore.base_path.parent();
+    let listed = secrets.iter().map(PathBuf::as_path);
+    listed.chain(datastores).chain([&*datastore.base_path, Path::new(OURS)]).any(|path| {
+        let resolved = std::fs::canonicalize(path).ok();
+        real.starts_with(path) || resolved.is_some_and(|path| real.starts_with(path))
+    })
 }
 
 /// Whether a path without links may be read.
@@ -126,7 +143,7 @@ mod tests {
             ("absent", false, false, false),
         ] {
             for (datastore, may) in [(&all, all_may), (&some, some_may), (&none, none_may)] {
-                let got = resolve(&at(path), false, datastore, Some(&home));
+                let got = resolve(&at(path), false, datastore, Some(&home), &[]);
                 assert_eq!(got.is_ok(), may, "{path} {datastore:?}");
                 if let Ok((real, tag)) = got {
                     assert_eq!((real.canonicalize().unwrap(), tag), (real, None));
@@ -134,7 +151,7 @@ mod tests {
             }
         }
         assert_eq!(
-            resolve(&at("absent"), false, &none, None)
+            resolve(&at("absent"), false, &none, None, &[])
                 .unwrap_err()
                 .message
                 .replace(top.path().to_str().unwrap(), ""),
@@ -160,7 +177,7 @@ mod tests {
         File::create(top.path().join("a.tar")).unwrap();
         File::create(top.path().join("b:1")).unwrap();
         let none = datastore(&[], &[]);
-        let tag = |name: &str| resolve(&top.path().join(name), true, &none, None).map(|r| r.1);
+        let tag = |name: &str| resolve(&top.path().join(name), true, &none, None, &[]).map(|r| r.1);
         assert_eq!(tag("a.tar").unwrap(), None);
         assert_eq!(tag("a.tar:name:v1").unwrap().as_deref(), Some("name:v1"));
         assert_eq!(tag("b:1").unwrap(), None);

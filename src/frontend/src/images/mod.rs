@@ -97,7 +97,8 @@ impl Driver<'_> {
 
     fn resolve(&self, path: &Path, tagged: bool) -> Result<(PathBuf, Option<String>)> {
         let home = std::env::var_os("HOME").map(PathBuf::from);
-        dirs::resolve(path, tagged, &self.call.datastore, home.as_deref())
+        let secrets = self.config.secrets();
+        dirs::resolve(path, tagged, &self.call.datastore, home.as_deref(), &secrets)
     }
 
     /// Bytes that the datastore may take.
@@ -140,7 +141,12 @@ impl Driver<'_> {
             Err(ocivisor_datastore::Error::Busy { .. }) => {
                 self.log("its layers stay until nothing is brought in at the same time");
             }
-            other => drop(other.map_err(|e| from_store(&e))?),
+            // The image is gone. Whatever else is wrong with the store must not keep all others.
+            Err(error) => {
+                let error = from_store(&error);
+                self.log(&format!("its layers stay: {error}"));
+            }
+            Ok(_) => {}
         }
         Ok(String::new())
     }

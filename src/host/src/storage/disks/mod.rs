@@ -256,10 +256,15 @@ impl HostStorage {
 
     /// How the guest gets a disk with this content, and what its owner should know of that.
     fn decide(&self, wish: &DataDisk, content: Content) -> Result<(Shown, Option<String>)> {
-        let forbidden = self.tenants == TenantFilesystems::Never;
+        let unchecked = self.tenants == TenantFilesystems::Unchecked;
+        // Nothing checks a CD-ROM.
+        let forbidden =
+            self.tenants == TenantFilesystems::Never || (content == Content::Iso9660 && !unchecked);
         let why = match content.filesystem() {
             None => Some(content.what().to_owned()),
-            Some(_) if forbidden => Some("a filesystem, which this host does not mount".to_owned()),
+            Some(name) if forbidden => {
+                Some(format!("a filesystem {name}, which this host does not mount"))
+            }
             Some(name) if !filesystem::is_known(name) => {
                 Some(format!("a filesystem {name}, which this host's kernel does not know"))
             }
