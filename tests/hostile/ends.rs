@@ -30,7 +30,8 @@ fn interrupted(bench: &Bench, interrupt: impl Fn(Pair)) -> Error {
     });
     let error = result.unwrap_err();
     let Pair { broker, confined } = seen.unwrap();
-    assert!(is_gone(broker) && is_gone(confined));
+    // The worker dies with its broker, a moment later.
+    until("both are gone", || is_gone(broker) && is_gone(confined));
     bench.assert_nothing_happened();
     error
 }
