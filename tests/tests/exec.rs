@@ -156,10 +156,8 @@ fn commands_end_when_they_must_and_daemons_go_on() {
     assert_eq!(exec(&host, &["--timeout", "0"], "true").code, 125);
 
     // What was put into the background.
-    assert_eq!(
-        exec(&host, &[], "(echo late; sleep 22222) & echo begun").ok().lines().next(),
-        Some("begun")
-    );
+    let said = exec(&host, &[], "(echo late; sleep 22222) & echo begun").ok();
+    assert!(said.lines().any(|line| line == "begun"), "{said}");
     // It may still be about to begin.
     wait_for("the background", || match running(&host, "sleep 22222") {
         1 => Ok(()),
