@@ -1,24 +1,31 @@
 //! A front-end and two hosts with real daemons, and the drivers of a tree in place of the recorder's.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use ocivisor_tests::{bin_dir, image, repository, tool};
+use ocivisor_tests::{bin_dir, frontend, image, repository, tool};
 
 use crate::desk::Desk;
 use crate::drivers::Drivers;
-use crate::model::TransferConf;
+use crate::model::{ImageState, TransferConf};
 use crate::node::{Holdings, Node};
 use crate::oned::Oned;
-use crate::place::Place;
+use crate::place::{FRONTEND, Place};
+use crate::registry::Registry;
 
 /// Another tree of drivers than ours.
 const REMOTES: &str = "OCIVISOR_CONFORMANCE_REMOTES";
 /// The directory of its VMM scripts, if it is not ours.
 const DRIVER: &str = "OCIVISOR_CONFORMANCE_DRIVER";
 
-/// A template that every image boots.
-const TEMPLATE: &str = "NAME=base\nCPU=0.5\nVCPU=1\nMEMORY=64\nDISK=[IMAGE=busybox]\nNIC=[NETWORK=net0]\n\
+/// A template that every image boots, but for its disks.
+const TEMPLATE: &str = "CPU=0.5\nVCPU=1\nMEMORY=64\nNIC=[NETWORK=net0]\n\
     CONTEXT=[NETWORK=YES,HOSTNAME=\"$NAME\"]\nOCI=[ENTRYPOINT=\"/bin/sh -c\",CMD=\"sleep 1000\"]\n";
+
+/// Bytes of the layer that the images `web` and `db` have both.
+const COMMON: usize = 1_500_000;
+/// Bytes of the one that `db` has for itself.
+const OWN: usize = 400_000;
 
 /// A cloud.
 #[derive(Debug)]
@@ -26,7 +33,7 @@ pub struct Cloud {
     /// Its hosts.
     pub nodes: Vec<Node>,
     /// oned.
-    pub oned: Oned,
+    pub oned: Arc<Oned>,
     _desk: Desk,
 }
 
@@ -39,29 +46,27 @@ impl Cloud {
     #[must_use]
     pub fn start(program: &Path) -> Self {
         let mut place = Place::new(program);
-        let remotes = std::env::var_os(REMOTES).map(PathBuf::from);
-        let tree =
-            remotes.unwrap_or_else(|| repository().join("driver-scripts/opennebula/remotes"));
-        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
-        for from in [tree, ours] {
+        let other = std::env::var_os(REMOTES).map(PathBuf::from);
+        let own = repository().join("driver-scripts/opennebula/remotes");
+        let stand_ins = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+        for from in [Some(own), other, Some(stand_ins)].into_iter().flatten() {
             let (from, to) =
                 (format!("{}/.", from.display()), place.remotes().display().to_string());
             tool(&["cp", "-rL", &from, &to]);
         }
         let ocivisor = bin_dir().join("ocivisor").display().to_string();
         place.environment.push(("OCIVISOR_BIN".to_owned(), ocivisor));
+        let config = place.root().join("opennebula.toml").display().to_string();
+        place.environment.push(("OCIVISOR_OPENNEBULA_CONFIG".to_owned(), config));
         for store in ["100", "101"] {
             let dir = place.root().join("var/lib/one/datastores").join(store);
             std::fs::create_dir_all(dir).unwrap();
         }
+        std::fs::create_dir(place.root().join("uploads")).unwrap();
+        configure(&place, None);
         let nodes: Vec<Node> = ["host01", "host02"].map(|name| Node::start(&place, name)).into();
-        let tar = place.root().join("busybox.tar");
-        image::busybox(&tar);
-        for node in &nodes {
-            node.cli(&["image", "import", &format!("rootfs:{}", tar.display()), "busybox"]);
-        }
         let driver = std::env::var(DRIVER).unwrap_or_else(|_| "ocivisor".to_owned());
-        let oned = Oned::new(Drivers::new(place, &driver));
+        let oned = Arc::new(Oned::new(Drivers::new(place, &driver)));
         let desk = Desk::open(oned.drivers.place.root(), oned.shared_model());
         let cloud = Self { nodes, oned, _desk: desk };
         cloud.register();
@@ -69,18 +74,19 @@ impl Cloud {
     }
 
     fn register(&self) {
-        let direct = TransferConf {
+        let ocivisor = TransferConf {
             shared: false,
             ln_target: "SYSTEM",
             clone_target: "SYSTEM",
-            systems: Vec::new(),
+            systems: ["ssh", "shared", "local"].map(str::to_owned).into(),
         };
-        self.oned.model().transfers = [("direct".to_owned(), direct)].into();
+        self.oned.model().transfers = [("ocivisor".to_owned(), ocivisor)].into();
+        let images = self.store_template("images");
         for (command, given) in [
             ("onehost create host01 -i ocivisor -v ocivisor", ""),
             ("onehost create host02 -i ocivisor -v ocivisor", ""),
-            ("onedatastore create", "NAME=images\nTYPE=IMAGE_DS\nDS_MAD=none\nTM_MAD=direct"),
-            ("onedatastore create", "NAME=system\nTYPE=SYSTEM_DS\nTM_MAD=direct"),
+            ("onedatastore create", images.as_str()),
+            ("onedatastore create", "NAME=system\nTYPE=SYSTEM_DS\nTM_MAD=ocivisor"),
             (
                 "onevnet create",
                 "NAME=net0\nVN_MAD=bridge\nBRIDGE=br0\nAR=[TYPE=IP4,IP=192.168.100.10,SIZE=100]\n\
@@ -91,14 +97,87 @@ impl Cloud {
                 "NAME=net1\nVN_MAD=bridge\nBRIDGE=br1\nAR=[TYPE=IP4,IP=10.10.0.10,SIZE=100]\n\
                  NETWORK_ADDRESS=10.10.0.0\nNETWORK_MASK=255.255.255.0",
             ),
-            (
-                "oneimage create -d images",
-                "NAME=busybox\nSOURCE=/images/busybox\nSIZE=64\nFORMAT=raw",
-            ),
-            ("onetemplate create", TEMPLATE),
         ] {
             self.oned.command(command, given).expect(command);
         }
+        image::busybox(&self.upload("busybox.tar"));
+        self.archive("busybox", &[]);
+        self.bring("busybox", &format!("oci-archive:{}", self.upload("busybox.oci").display()));
+        self.add_template("base", "DISK=[IMAGE=busybox]");
+    }
+
+    /// What an image datastore of ours is made of, that takes what was uploaded.
+    #[must_use]
+    pub fn store_template(&self, name: &str) -> String {
+        let safe = self.upload("").display().to_string();
+        format!("NAME={name}\nTYPE=IMAGE_DS\nDS_MAD=ocivisor\nTM_MAD=ocivisor\nSAFE_DIRS=\"{safe}\"")
+    }
+
+    /// A file of a user's on the front-end.
+    #[must_use]
+    pub fn upload(&self, name: &str) -> PathBuf {
+        self.oned.drivers.place.root().join("uploads").join(name)
+    }
+
+    /// An image of busybox and these layers as an OCI layout, `NAME.layout`, and as an archive, `NAME.oci`.
+    pub fn archive(&self, name: &str, layers: &[(&str, usize)]) {
+        let layout = self.upload(&format!("{name}.layout"));
+        let _source = frontend::layout(&layout, &self.upload("busybox.tar"), layers);
+        let (from, to) = (layout.display(), self.upload(&format!("{name}.oci")));
+        tool(&["tar", "-C", &from.to_string(), "-cf", &to.display().to_string(), "."]);
+    }
+
+    /// More images: `web` of an archive, `db` of a registry, which have a layer in common and one of `busybox`, `data` a
+    /// data block with a file system; templates `web` (with a volatile disk) and `db` (with `data`).
+    ///
+    /// # Panics
+    /// One does not come in.
+    pub fn add_images(&self) -> Registry {
+        let registry = self.open_registry();
+        self.archive("web", &[("common", COMMON)]);
+        self.archive("db", &[("common", COMMON), ("own", OWN)]);
+        registry.push(&self.upload("db.layout"), "team/db:1");
+        self.bring("web", &format!("oci-archive:{}", self.upload("web.oci").display()));
+        self.bring("db", &format!("docker://{}/team/db:1", registry.host()));
+        let data = "NAME=data\nTYPE=DATABLOCK\nSIZE=16\nFS=ext4\nFORMAT=raw";
+        self.oned.command("oneimage create -d images", data).expect("data");
+        self.is_ready("data");
+        self.add_template("web", "DISK=[IMAGE=web]\nDISK=[TYPE=fs,SIZE=16,FORMAT=raw,FS=ext4]");
+        self.add_template("db", "DISK=[IMAGE=db]\nDISK=[IMAGE=data]");
+        registry
+    }
+
+    /// A registry that the drivers may talk to.
+    #[must_use]
+    pub fn open_registry(&self) -> Registry {
+        let place = &self.oned.drivers.place;
+        let registry = Registry::start(&place.root().join("registry"));
+        configure(place, Some(&registry.host()));
+        registry
+    }
+
+    /// `oneimage create`, which must succeed.
+    #[track_caller]
+    pub fn bring(&self, name: &str, path: &str) {
+        let text = format!("NAME={name}\nPATH=\"{path}\"");
+        self.oned.command("oneimage create -d images", &text).unwrap_or_else(|e| panic!("{e}"));
+        self.is_ready(name);
+    }
+
+    #[track_caller]
+    fn is_ready(&self, name: &str) {
+        let model = self.oned.model();
+        let image = model.image(name).expect("an image");
+        assert_eq!(image.state.0, ImageState::Ready, "{name}: {:?}", image.error);
+    }
+
+    /// A template of these disks.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn add_template(&self, name: &str, disks: &str) {
+        let text = format!("NAME={name}\n{TEMPLATE}{disks}\n");
+        self.oned.command("onetemplate create", &text).expect("a template");
     }
 
     /// A host.
@@ -176,4 +255,22 @@ fn loops(root: &Path) -> Vec<String> {
         std::fs::read_to_string(device.ok()?.path().join("loop/backing_file")).ok()
     });
     files.filter(|file| Path::new(file.trim()).starts_with(root)).collect()
+}
+
+/// Writes the drivers' configuration on the front-end.
+fn configure(place: &Place, registry: Option<&str>) {
+    let bin = |name: &str| place.root().join("bin").join(name).display().to_string();
+    let mut text = format!(
+        "[transfer]\nssh = {:?}\nonevm = {:?}\nonedatastore = {:?}\nfrontend = [{FRONTEND:?}]\n\
+         [images]\noneimage = {:?}\ndisk_mb = 64\npolicy = {:?}\n[registries]\nattempts = 2\n",
+        bin("ssh"),
+        bin("onevm"),
+        bin("onedatastore"),
+        bin("oneimage"),
+        bin("no-policy.json"),
+    );
+    if let Some(host) = registry {
+        text += &format!("[registries.hosts.{host:?}]\nplain_http = true\n");
+    }
+    std::fs::write(place.root().join("opennebula.toml"), text).unwrap();
 }

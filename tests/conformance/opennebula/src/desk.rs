@@ -12,6 +12,7 @@ use crate::drivers::{Call, lock};
 use crate::model::Model;
 use crate::recording::RecordedCall;
 use crate::state::State;
+use crate::template::Template;
 
 /// What a program asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -133,7 +134,27 @@ impl Desk {
         }
     }
 
+    /// `oneimage update ID --append FILE`: more attributes, or others.
+    fn append(&self, image: &str, file: &str) -> Reply {
+        let mut model = lock(&self.model);
+        let found = model.image(image).map(|image| image.id);
+        let text = std::fs::read_to_string(file);
+        let (Some(image), Ok(text)) = (found.and_then(|id| model.images.get_mut(&id)), text) else {
+            return Reply { exit: 255, err: format!("no image {image}\n"), ..Reply::default() };
+        };
+        for (key, values) in Template::read(&text).drain() {
+            image.template.take(&key);
+            values.into_iter().for_each(|value| image.template.add(&key, value));
+        }
+        Reply::default()
+    }
+
     fn show(&self, program: &str, args: &[String]) -> Reply {
+        if let ("oneimage", [update, image, append, file]) = (program, args)
+            && (update.as_str(), append.as_str()) == ("update", "--append")
+        {
+            return self.append(image, file);
+        }
         let model = lock(&self.model);
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
         let plain: Vec<&str> =

@@ -1,11 +1,14 @@
 //! Where hosts send what they monitor: datagrams and connections on one port (contract §6.4).
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use flate2::read::ZlibDecoder;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::drivers::unbase64;
 use crate::oned::Oned;
@@ -55,6 +58,21 @@ impl Endpoint {
             }
         }
         panic!("no port is free for datagrams and connections");
+    }
+
+    /// The same in the network namespace of a process.
+    ///
+    /// # Panics
+    /// As [`Self::open`]; there is no such process.
+    #[must_use]
+    pub fn open_in(process: u32) -> Self {
+        // A thread of its own: sockets stay in the namespace in which they were made.
+        let opened = std::thread::spawn(move || {
+            let there = File::open(format!("/proc/{process}/ns/net")).unwrap();
+            move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            Self::open()
+        });
+        opened.join().unwrap()
     }
 
     /// Where it listens.

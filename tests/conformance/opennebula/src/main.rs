@@ -5,7 +5,9 @@
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ocivisor_conformance::desk::{Question, ask};
 use ocivisor_conformance::place::FRONTEND;
@@ -14,6 +16,9 @@ use ocivisor_conformance::place::FRONTEND;
 const MACHINE: &str = "OCIVISOR_CONFORMANCE_MACHINE";
 /// Options of ssh with a word of their own.
 const VALUED: [&str; 8] = ["-o", "-i", "-p", "-l", "-F", "-c", "-E", "-S"];
+
+/// Where hosts have our program.
+const INSTALLED: &str = "/usr/bin/ocivisor";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -56,12 +61,18 @@ fn ssh(root: &Path, args: &[String]) -> ExitCode {
     };
     // How the machine is entered, and what its users have in their environment.
     let mut line = words("enter");
-    line.extend(["/bin/bash".to_owned(), "-c".to_owned(), command.join(" ")]);
+    let mut text = command.join(" ");
+    // Hosts have the program where the tests have it.
+    if let Some(rest) = text.strip_prefix(INSTALLED) {
+        text = format!("exec \"${{OCIVISOR_BIN:-{INSTALLED}}}\"{rest}");
+    }
+    line.extend(["/bin/bash".to_owned(), "-c".to_owned(), text]);
     let home = match dir.join("home") {
         home if home.exists() => home,
         _ => PathBuf::from(root).join("var/lib/one"),
     };
-    let error = Command::new(&line[0])
+    let mut command = Command::new(&line[0]);
+    command
         .args(&line[1..])
         .env_clear()
         .env("HOME", &home)
@@ -75,10 +86,42 @@ fn ssh(root: &Path, args: &[String]) -> ExitCode {
         .env("USER", "oneadmin")
         .env(MACHINE, host)
         .envs(words("environment").iter().filter_map(|line| line.split_once('=')))
-        .current_dir(&home)
-        .exec();
-    eprintln!("ssh: {error}");
+        .current_dir(&home);
+    if let Some(most) = words("cut").first().and_then(|most| most.parse().ok()) {
+        return cut_off(command, most);
+    }
+    eprintln!("ssh: {}", command.exec());
     ExitCode::from(255)
+}
+
+/// A connection that breaks once that many bytes went by, in either direction.
+fn cut_off(mut command: Command, most: u64) -> ExitCode {
+    let passed = Arc::new(AtomicU64::new(0));
+    let Ok(mut child) = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+        return ExitCode::from(255);
+    };
+    if let Some(to) = child.stdin.take() {
+        let passed = Arc::clone(&passed);
+        std::thread::spawn(move || pass(std::io::stdin(), to, &passed, most));
+    }
+    if let Some(from) = child.stdout.take() {
+        pass(from, std::io::stdout(), &passed, most);
+    }
+    let code = child.wait().ok().and_then(|status| status.code());
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+}
+
+fn pass(mut from: impl Read, mut to: impl Write, passed: &AtomicU64, most: u64) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if passed.fetch_add(length as u64, Ordering::Relaxed) + length as u64 > most {
+            eprintln!("client_loop: send disconnect: Broken pipe");
+            std::process::exit(255);
+        }
+        if to.write_all(&buffer[..length]).and_then(|()| to.flush()).is_err() {
+            return;
+        }
+    }
 }
 
 fn record(root: &Path, args: &[String]) -> ExitCode {

@@ -49,7 +49,7 @@ impl Node {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let dir = place.host(name);
         // System datastores are there before the first VM comes.
-        for sub in ["datastores/101", "datastores/102", "one", "s", "r", "home"] {
+        for sub in ["datastores/101", "datastores/102", "one", "s", "r", "home", "db"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
         let cgroup = format!("ocvc{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -62,7 +62,11 @@ impl Node {
             dir.join("lxcfs").display()
         );
         fs::write(dir.join("c.toml"), config).unwrap();
-        fs::write(dir.join("opennebula.toml"), "shutdown_timeout = 5\n").unwrap();
+        let drivers = format!(
+            "shutdown_timeout = 5\n[monitoring]\nstate_dir = \"{}\"\n",
+            dir.join("db/ocivisor").display()
+        );
+        fs::write(dir.join("opennebula.toml"), drivers).unwrap();
         let environment = format!(
             "OCIVISOR_BIN={}\nOCIVISOR_SOCKET={}\nOCIVISOR_OPENNEBULA_CONFIG={}\n",
             bin_dir().join("ocivisor").display(),
@@ -203,6 +207,37 @@ impl Node {
         }
     }
 
+    /// Connections to it break once that many bytes went by, or last as long as they like again.
+    pub fn cut_after(&self, bytes: Option<u64>) {
+        let file = self.dir.join("cut");
+        match bytes {
+            Some(bytes) => fs::write(file, bytes.to_string()).unwrap(),
+            None => drop(fs::remove_file(file)),
+        }
+    }
+
+    /// A process in its namespaces.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Its monitoring agent.
+    #[must_use]
+    pub fn agent(&self) -> Option<u32> {
+        let lines = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        self.inhabitants().into_iter().find(|pid| lines(pid) == b"ocivisor\0one\0agent\0")
+    }
+
+    /// Processes that see its files: its daemon, scripts, and what scripts left behind; no guests.
+    fn inhabitants(&self) -> Vec<u32> {
+        let own = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let here = own(self.holder.id());
+        let all = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| here.is_some() && own(*pid) == here).collect()
+    }
+
     /// What it holds now.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
@@ -235,6 +270,10 @@ impl Node {
 
     /// Ends everything on it.
     fn clear(&mut self) {
+        let holder = self.holder.id();
+        for pid in self.inhabitants().into_iter().filter(|pid| *pid != holder) {
+            let _gone = Command::new("kill").args(["-9", &pid.to_string()]).output();
+        }
         for _ in 0..3 {
             for pid in processes(&cgroups(&self.cgroup)) {
                 let _gone = Command::new("kill").args(["-9", &pid.to_string()]).output();
@@ -320,10 +359,15 @@ pub(crate) fn files_below(dir: &Path, root: &Path, found: &mut Vec<String>) {
     for entry in entries.filter_map(Result::ok) {
         let path = entry.path();
         // The daemon's own, made once for all guests.
-        if path.file_name().is_some_and(|name| name == "ocivisord.sock" || name == "skeleton") {
+        let name = entry.file_name();
+        // Of a datastore: whose it is, and a directory for what is on its way, which is seen if it holds anything.
+        let kept = ["ocivisord.sock", "skeleton", ".monitor"];
+        if kept.iter().any(|kept| name == *kept) {
             continue;
         }
-        found.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+        if name != ".ocivisor" {
+            found.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+        }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             files_below(&path, root, found);
         }

@@ -63,6 +63,8 @@ pub struct Model {
     pub templates: BTreeMap<String, String>,
     /// Transfer drivers by name.
     pub transfers: BTreeMap<String, TransferConf>,
+    /// `COLD_NIC_ATTACH` of the VMM driver: it is told of NICs of VMs that are powered off, too.
+    pub cold_nics: bool,
     /// Numbers that the next ones get.
     pub next: Next,
     /// Where datastores are, with the two slashes that oned makes of it.
@@ -110,6 +112,7 @@ impl Model {
             vms: BTreeMap::new(),
             templates: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            cold_nics: false,
             next: Next { store: 100, ..Next::default() },
             location: location.to_owned(),
             vms_dir: vms_dir.to_owned(),

@@ -47,6 +47,7 @@ impl Oned {
         alias: Option<&str>,
     ) -> Reply {
         let runs = self.can(id, "nic-attach")?;
+        let (told, busy) = self.tells_of_nics(runs);
         let action = if alias.is_some() { Action::AliasAttach } else { Action::NicAttach };
         let nic = {
             let mut model = self.model();
@@ -59,14 +60,14 @@ impl Oned {
             model.write_context(&mut vm);
             model.write_rules(&mut vm);
             vm.turn(action, now);
-            if runs {
+            if told {
                 mark(&mut vm, &nic, true);
-                vm.go(State::Active, Lcm::HotplugNic);
+                vm.go(State::Active, busy);
             }
             model.vms.insert(id, vm);
             nic
         };
-        if !runs {
+        if !told {
             return Ok(String::new());
         }
         self.retell(id);
@@ -77,7 +78,7 @@ impl Oned {
             self.drop_nic(id, &nic);
         }
         self.with(id, |vm, _| mark(vm, &nic, false));
-        self.back_to_running(id, "ATTACHNIC", &answer);
+        self.nics_changed(id, runs, "ATTACHNIC", &answer);
         Ok(String::new())
     }
 
@@ -87,17 +88,18 @@ impl Oned {
     /// The VM's state does not allow it, or there is no such NIC.
     pub fn detach_nic(&self, id: u32, nic: &str) -> Reply {
         let runs = self.can(id, "nic-detach")?;
+        let (told, busy) = self.tells_of_nics(runs);
         let (_, alias) = find(&self.model().vms[&id], nic).ok_or("no such NIC")?;
         let action = if alias { Action::AliasDetach } else { Action::NicDetach };
         self.with(id, |vm, now| {
             vm.turn(action, now);
             unlist(vm, nic);
-            if runs {
+            if told {
                 mark(vm, nic, true);
-                vm.go(State::Active, Lcm::HotplugNic);
+                vm.go(State::Active, busy);
             }
         });
-        if !runs {
+        if !told {
             self.drop_nic(id, nic);
             return Ok(String::new());
         }
@@ -124,8 +126,27 @@ impl Oned {
         } else {
             self.with(id, |vm, _| mark(vm, nic, false));
         }
-        self.back_to_running(id, "DETACHNIC", &answer);
+        self.nics_changed(id, runs, "DETACHNIC", &answer);
         Ok(String::new())
+    }
+
+    /// Whether the driver hears of a change of NICs, and what the VM is meanwhile.
+    fn tells_of_nics(&self, runs: bool) -> (bool, Lcm) {
+        let busy = if runs { Lcm::HotplugNic } else { Lcm::HotplugNicPoweroff };
+        (runs || self.model().cold_nics, busy)
+    }
+
+    /// The VM runs again, or rests again if it did not run.
+    fn nics_changed(&self, id: u32, runs: bool, word: &str, answer: &Answer) {
+        if runs {
+            return self.back_to_running(id, word, answer);
+        }
+        self.with(id, |vm, _| {
+            if let Answer::Failure(text) = answer {
+                vm.fails(word, text);
+            }
+            vm.go(State::Poweroff, Lcm::Init);
+        });
     }
 
     fn drop_nic(&self, id: u32, nic: &str) {
