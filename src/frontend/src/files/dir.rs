@@ -94,11 +94,16 @@ impl Dir {
     /// # Errors
     /// It is something else, or cannot be made.
     pub fn make(&self, name: &str, mode: u32) -> Result<Self> {
-        match mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(self.failed("make directory", name, e)),
+        loop {
+            match mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(self.failed("make directory", name, e)),
+            }
+            // Who was there before may have removed it just now.
+            if let Some(dir) = self.sub(name)? {
+                return Ok(dir);
+            }
         }
-        self.sub(name)?.ok_or_else(|| self.failed("open", name, Errno::NOENT))
     }
 
     /// What has that name, itself and not what it leads to.
@@ -222,6 +227,14 @@ impl Dir {
     /// It cannot be done.
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         renameat(&self.fd, from, &self.fd, to).map_err(|e| self.failed("rename", from, e))
+    }
+
+    /// Moves something to another directory of the same file system, in place of what has its name there.
+    ///
+    /// # Errors
+    /// It cannot be done.
+    pub fn give(&self, name: &str, to: &Dir) -> Result<()> {
+        renameat(&self.fd, name, &to.fd, name).map_err(|e| to.failed("rename", name, e))
     }
 
     /// Gives something a name; what had it gets the other one.

@@ -179,6 +179,9 @@ fn mark_name(mark: &str) -> Result<String> {
     if plain { Ok(format!(".ocivisor-mark-{mark}")) } else { Err(garbled("a mark that is none")) }
 }
 
+/// The mark's file.
+const MARK: &str = ".monitor";
+
 /// The VM's directory, and the mark by which OpenNebula's probes know the datastore as one of this driver's.
 fn make_dir(place: &VmPlace, tm: &str) -> Result<()> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
@@ -186,9 +189,11 @@ fn make_dir(place: &VmPlace, tm: &str) -> Result<()> {
         return Err(garbled("a driver's name that is none"));
     }
     let datastore = Dir::ensure(&place.datastore.path())?;
-    datastore.make(&place.name(), 0o755)?;
-    if datastore.read(".monitor", 4096)?.as_deref() != Some(tm.as_bytes()) {
-        datastore.replace(".monitor", tm.as_bytes())?;
+    let own = datastore.make(&place.name(), 0o755)?;
+    if datastore.read(MARK, 4096)?.as_deref() != Some(tm.as_bytes()) {
+        // Several VMs may be the first here at once, on several hosts of a share even: each writes in its own directory.
+        own.replace(MARK, tm.as_bytes())?;
+        own.give(MARK, &datastore)?;
     }
     datastore.sync()
 }
@@ -226,4 +231,33 @@ fn put_dir(place: &VmPlace, from: &mut impl BufRead) -> Result<()> {
 /// The name of a disk's manifest.
 fn manifest_of(disk: &DiskPlace) -> String {
     format!("{}{}", disk.name(), crate::MANIFEST_SUFFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_vms_of_a_datastore_may_come_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        for store in 100..120 {
+            let place = |vm: u32| -> VmPlace {
+                format!("{}/{store}/{vm}", root.path().display()).parse().unwrap()
+            };
+            std::thread::scope(|scope| {
+                let calls: Vec<_> = (0..8)
+                    .map(|vm| scope.spawn(move || make_dir(&place(vm), "ocivisor")))
+                    .collect();
+                for call in calls {
+                    call.join().unwrap().unwrap();
+                }
+            });
+            let datastore = Dir::open(&root.path().join(store.to_string())).unwrap();
+            assert_eq!(datastore.read(MARK, 10).unwrap().unwrap(), b"ocivisor");
+            let mut names: Vec<String> = (0..8).map(|vm| vm.to_string()).collect();
+            names.insert(0, MARK.to_owned());
+            assert_eq!(datastore.names().unwrap(), names);
+            assert_eq!(vm_dir(&place(0)).unwrap().unwrap().names().unwrap(), Vec::<String>::new());
+        }
+    }
 }
