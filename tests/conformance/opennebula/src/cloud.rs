@@ -110,7 +110,9 @@ impl Cloud {
     #[must_use]
     pub fn store_template(&self, name: &str) -> String {
         let safe = self.upload("").display().to_string();
-        format!("NAME={name}\nTYPE=IMAGE_DS\nDS_MAD=ocivisor\nTM_MAD=ocivisor\nSAFE_DIRS=\"{safe}\"")
+        format!(
+            "NAME={name}\nTYPE=IMAGE_DS\nDS_MAD=ocivisor\nTM_MAD=ocivisor\nSAFE_DIRS=\"{safe}\""
+        )
     }
 
     /// A file of a user's on the front-end.

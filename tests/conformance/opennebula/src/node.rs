@@ -141,6 +141,11 @@ impl Node {
     /// # Panics
     /// It does not.
     pub fn start_daemon(&mut self) {
+        self.start_daemon_in(None);
+    }
+
+    /// The same in a boot of the host that it takes for another one.
+    fn start_daemon_in(&mut self, boot: Option<String>) {
         let path = self.dir.join("daemon.log");
         let log = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         let program = bin_dir().join("ocivisord").display().to_string();
@@ -152,7 +157,7 @@ impl Node {
             .arg(self.dir.join("r"))
             .arg("--config")
             .arg(self.dir.join("c.toml"))
-            .env("OCIVISOR_FAULT_BOOT", format!("{}-{}", self.cgroup, self.boots))
+            .envs(boot.map(|boot| ("OCIVISOR_FAULT_BOOT", boot)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -194,6 +199,9 @@ impl Node {
         self.holder = hold(&self.dir, &self.root);
         self.boots += 1;
         self.write_entrance();
+        // Only the first daemon believes it: guests that are made carry the machine's own boot.
+        self.start_daemon_in(Some(format!("{}-{}", self.cgroup, self.boots)));
+        self.kill_daemon();
         self.start_daemon();
     }
 
@@ -232,7 +240,8 @@ impl Node {
     /// Processes that see its files: its daemon, scripts, and what scripts left behind; no guests.
     fn inhabitants(&self) -> Vec<u32> {
         let own = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        let here = own(self.holder.id());
+        let outside = fs::read_link("/proc/self/ns/mnt").ok();
+        let here = own(self.holder.id()).filter(|here| Some(here) != outside.as_ref());
         let all = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         pids.filter(|pid| here.is_some() && own(*pid) == here).collect()
