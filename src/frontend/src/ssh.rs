@@ -260,17 +260,36 @@ impl Drop for Link {
     }
 }
 
-/// A directory in both directions: everything from one, to the other.
+/// A directory from one machine to another.
+///
+/// Only who failed is asked why: the other one waits, for what does not come any more or for somebody who reads.
 pub(crate) fn relay(from: &mut Link, to: &mut Link) -> Result<u64> {
     let Some(input) = to.input.as_mut() else { return Err(broken("it is closed")) };
-    match crate::files::tree::relay(&mut from.output, input) {
-        Ok(moved) => Ok(moved),
-        Err(error) if is_broken(&error) => {
-            // Whoever knows better: who failed said so, the other was only left.
-            let why = from.explain(broken("x"));
-            Err(if why.message.contains("broke off") { to.explain(error) } else { why })
-        }
-        Err(error) => Err(error),
+    let mut onward = Onward { to: input, failed: false };
+    match crate::files::tree::relay(&mut from.output, &mut onward) {
+        Err(error) if onward.failed => Err(to.explain(broken(error.message))),
+        Err(error) if is_broken(&error) => Err(from.explain(error)),
+        other => other,
+    }
+}
+
+/// Knows whether it was the writing that failed.
+struct Onward<'a> {
+    to: &'a mut BufWriter<ChildStdin>,
+    failed: bool,
+}
+
+impl Write for Onward<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.to.write(bytes);
+        self.failed |= written.as_ref().is_err_and(|e| e.kind() != std::io::ErrorKind::Interrupted);
+        written
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let flushed = self.to.flush();
+        self.failed |= flushed.is_err();
+        flushed
     }
 }
 
@@ -311,6 +330,27 @@ mod tests {
         assert!(asked("exit 127").message.starts_with("host n1 has no /usr/bin/ocivisor one host"));
         assert!(asked("kill -9 $$").message.starts_with("host n1 broke off"));
         assert!(asked("exit 3").message.contains("exit code 3"));
+    }
+
+    #[test]
+    fn of_two_machines_the_one_that_is_lost_is_named_and_nobody_waits_for_the_other() {
+        let machine = |name: &str, says: &str| {
+            Link::run(Path::new("/bin/sh"), &["-c", says], name, false).unwrap()
+        };
+        let entry = r#"echo '{"entry":"directory","path":["a"],"mode":493}'"#;
+        let waits = "cat > /dev/null";
+        let lost = |says: &str| {
+            let (mut from, mut to) = (machine("n1", says), machine("n2", waits));
+            relay(&mut from, &mut to).unwrap_err().message
+        };
+        assert!(lost(&format!("{entry}; kill -9 $$")).starts_with("host n1 broke off"));
+        let away = lost(&format!("{entry}; echo 'transfer broke off: x' >&2; exit 255"));
+        assert!(away.starts_with("host n1 cannot be reached: "), "{away}");
+        // One that goes on sending is not waited for.
+        let endless = format!("while :; do {entry} || exit; done");
+        let (mut from, mut to) = (machine("n1", &endless), machine("n2", "exit 255"));
+        let error = relay(&mut from, &mut to).unwrap_err().message;
+        assert!(error.starts_with("host n2 cannot be reached"), "{error}");
     }
 
     #[test]
