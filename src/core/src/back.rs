@@ -8,7 +8,7 @@
 
 use crate::engine::{Engine, Hooks, Outcome, Point, finish, set_state};
 use crate::error::{Error, Result};
-use crate::plan::{self, Target};
+use crate::plan::{self, Step, Target};
 use crate::state::{Operation, Phase, Record, Request, VmState};
 
 impl Engine<'_> {
@@ -47,6 +47,10 @@ impl Engine<'_> {
         error: Error,
         hooks: &dyn Hooks,
     ) -> Outcome {
+        // On its way back it was told of already, with the step that this is for.
+        if op.phase == Phase::Doing {
+            self.tell_failure(&record, op, None, &error, hooks);
+        }
         match op.request {
             Request::Change(_) => self.revert(record, op, error, hooks),
             _ => self.undo(record, op, error, hooks),
@@ -95,16 +99,20 @@ impl Engine<'_> {
         &self,
         mut record: Record,
         op: &Operation,
+        step: Step,
         error: Error,
         hooks: &dyn Hooks,
     ) -> Outcome {
-        match self.release(&mut record, hooks) {
-            Err(stuck) => self.fail(record, op, &stuck, error),
+        let released = self.release(&mut record, hooks);
+        let target = self.plan_of(&record, op).target;
+        if released.is_ok() && target != Target::Running {
             // The second try of the failed step worked.
-            Ok(()) => match self.plan_of(&record, op).target {
-                Target::Running => self.undo(record, op, error, hooks),
-                target => self.commit(record, op, target, hooks),
-            },
+            return self.commit(record, op, target, hooks);
+        }
+        self.tell_failure(&record, op, Some(step), &error, hooks);
+        match released {
+            Err(stuck) => self.fail(record, op, &stuck, error),
+            Ok(()) => self.undo(record, op, error, hooks),
         }
     }
 

@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failure::KeptFailure;
 use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::{Failure, Plan, Step, Target};
 use crate::ports::{GuestView, Ports};
@@ -28,6 +29,9 @@ pub trait Hooks {
 
     /// Whether the operation was preempted and shall stop where it is.
     fn given_up(&self) -> bool;
+
+    /// The operation failed, and nothing is released yet. To be kept for who asks why.
+    fn failed(&self, failure: KeptFailure);
 }
 
 /// Places between two instructions where a crash is worth testing.
@@ -149,7 +153,12 @@ impl Engine<'_> {
             Walk::GivenUp => Outcome::GivenUp(Box::new(record)),
             Walk::Failed(step, error) => {
                 let error = error.context(format!("{} vm {}", op.request.kind(), record.id()));
-                match step.failure() {
+                let failure = step.failure();
+                // What is stuck is tried once more first.
+                if failure != Failure::Stuck {
+                    self.tell_failure(&record, &op, Some(step), &error, hooks);
+                }
+                match failure {
                     _ if matches!(op.request, Request::Change(_)) => {
                         self.revert(record, &op, error, hooks)
                     }
@@ -157,7 +166,7 @@ impl Engine<'_> {
                         self.settle_failed(record, &op, error, hooks)
                     }
                     Failure::Release => self.undo(record, &op, error, hooks),
-                    Failure::Stuck => self.stuck(record, &op, error, hooks),
+                    Failure::Stuck => self.stuck(record, &op, step, error, hooks),
                 }
             }
         }
@@ -419,7 +428,10 @@ impl Engine<'_> {
                         hooks.at(record.id(), Point::Committed);
                         Outcome::Forgotten(Ok(()))
                     }
-                    Err(error) => self.rest(record, op, error, hooks),
+                    Err(error) => {
+                        self.tell_failure(&record, op, None, &error, hooks);
+                        self.rest(record, op, error, hooks)
+                    }
                 };
             }
         };
@@ -432,20 +444,23 @@ impl Engine<'_> {
         let mut committed = record.clone();
         set_state(&mut committed, state, now);
         finish(&mut committed, op, now, Ok(()));
-        match self.save(&mut committed) {
-            Ok(()) => {
-                hooks.at(committed.id(), Point::Committed);
-                Outcome::Settled(Box::new(committed), Ok(()))
-            }
+        let Err(error) = self.save(&mut committed) else {
+            hooks.at(committed.id(), Point::Committed);
+            return Outcome::Settled(Box::new(committed), Ok(()));
+        };
+        self.tell_failure(&record, op, None, &error, hooks);
+        match target {
             // A guest whose start cannot be recorded must not run on unknown to its caller.
-            Err(error) if target == Target::Running => self.undo(record, op, error, hooks),
+            Target::Running => self.undo(record, op, error, hooks),
             // A guest must not obey what is not on record.
-            Err(error) if target == Target::Same => {
+            Target::Same => {
                 record.spec = before;
                 self.revert(record, op, error, hooks)
             }
             // All is as wished but for the record; a restart finds the operation and commits it.
-            Err(error) => Outcome::Settled(Box::new(committed), Err(error)),
+            Target::Stopped | Target::Forgotten => {
+                Outcome::Settled(Box::new(committed), Err(error))
+            }
         }
     }
 

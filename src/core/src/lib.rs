@@ -15,6 +15,7 @@ pub mod admission;
 mod back;
 pub mod engine;
 pub mod error;
+pub mod failure;
 pub mod health;
 pub mod ids;
 pub mod plan;

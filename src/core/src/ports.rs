@@ -290,6 +290,10 @@ pub trait Guests: Send + Sync {
     /// The last line that the guest wrote to its console, escaped; for error messages.
     fn last_words(&self, id: &VmId) -> Option<String>;
 
+    /// The last lines that the guest wrote to its console, escaped, none empty; bounded as
+    /// [`KeptFailure::console`](crate::failure::KeptFailure::console).
+    fn last_lines(&self, id: &VmId) -> Vec<String>;
+
     /// Forgets what outlives a guest (its console log), when its VM is forgotten.
     ///
     /// # Errors

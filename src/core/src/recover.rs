@@ -6,7 +6,7 @@ use crate::ids::{OpId, RequestId, VmId};
 use crate::plan::Target;
 use crate::ports::GuestView;
 use crate::reconcile::{self, Decision, Observed};
-use crate::state::{OpKind, Record, Request};
+use crate::state::{OpKind, Phase, Record, Request};
 
 impl Engine<'_> {
     /// Clears what is left of a VM that nobody knows: no record, no NIC names.
@@ -108,12 +108,18 @@ impl Engine<'_> {
                 };
                 match self.adopt(&mut record).and_then(|()| self.show(&record)) {
                     Ok(()) => self.commit(record, &op, Target::Running, hooks),
-                    Err(error) => self.undo(record, &op, error, hooks),
+                    Err(error) => {
+                        self.tell_failure(&record, &op, None, &error, hooks);
+                        self.undo(record, &op, error, hooks)
+                    }
                 }
             }
             Decision::Undo(error) => match record.op.clone() {
                 Some(cut_off) if matches!(cut_off.request, Request::Change(_)) && !lives => {
                     // Nobody is there to obey the old wish; then the end of the guest is seen to.
+                    if cut_off.phase == Phase::Doing {
+                        self.tell_failure(&record, &cut_off, None, &error, hooks);
+                    }
                     match self.settle_failed(record, &cut_off, error, hooks) {
                         Outcome::Settled(record, _) if record.op.is_none() => {
                             self.reconcile(*record, observed, op, hooks)

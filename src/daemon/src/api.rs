@@ -23,12 +23,13 @@ use ocivisor_schema::reply::{
     VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
-use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1, WhyReply};
 
 use crate::about;
 use crate::asking::Asking;
 use crate::caller::Caller;
 use crate::exec::{self, running};
+use crate::failures;
 use crate::health::Healths;
 use crate::host::Host;
 use crate::images;
@@ -132,20 +133,9 @@ impl Daemon {
     }
 
     fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
-        let status = status.ok_or_else(|| {
+        status.map(|status| status.reply(op)).ok_or_else(|| {
             let what = format!("no operation {op} (only the last ones are remembered)");
             ApiError::new(ErrorKind::NotFound, what).op(op)
-        })?;
-        Ok(OpStatusReply {
-            op: Text(op),
-            vm: status.subject.vm().cloned().map(Text),
-            image: status.subject.image().map(str::to_owned),
-            kind: status.kind.to_owned(),
-            done: status.result.is_some(),
-            step: status.step,
-            progress: status.progress,
-            result: status.result.as_ref().map(Into::into),
-            made: status.made,
         })
     }
 
@@ -373,6 +363,14 @@ impl ApiServer for Daemon {
             self.work(move |vms| exec::console_tail(&vms.host.layout, &vm.0, max)).await?;
         let text_base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
         Ok(LogReply { text_base64, truncated })
+    }
+
+    async fn vm_why(&self, _: &Extensions, vm: Text<VmId>) -> Reply<WhyReply> {
+        let record = match self.vms.get(&vm.0) {
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            record => Some(record?),
+        };
+        self.work(move |vms| failures::why(&vms.host, &vm.0, record.as_ref())).await
     }
 
     async fn image_import(

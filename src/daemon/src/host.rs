@@ -23,6 +23,7 @@ use ocivisor_host::stats::Sampler;
 use ocivisor_host::storage::HostStorage;
 
 use crate::config::Config;
+use crate::failures::Failures;
 use crate::ids::Ranges;
 use crate::images::Images;
 use crate::records::FileRecords;
@@ -34,6 +35,8 @@ pub struct Host {
     pub layout: Layout,
     /// Records.
     pub records: FileRecords,
+    /// What is kept of failures.
+    pub failures: Failures,
     /// The image store.
     pub images: Images,
     /// Guests, their shims and displays.
@@ -73,6 +76,7 @@ impl Host {
         let boot = std::fs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
         Ok(Self {
             records: FileRecords::new(layout.clone()),
+            failures: Failures::new(layout.clone()),
             guests: crate::exec::guests(config, &layout, &cgroups),
             storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels())
                 .with_tenant_filesystems(config.disks.tenant_filesystems.into()),

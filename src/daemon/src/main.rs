@@ -19,6 +19,7 @@ mod caller;
 mod config;
 mod events;
 mod exec;
+mod failures;
 mod faults;
 mod health;
 mod holds;

@@ -10,8 +10,9 @@ use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::state::OpKind;
 use ocivisor_host::fs::{read_bounded, replace};
 use ocivisor_host::layout::Layout;
+use ocivisor_schema::Text;
 use ocivisor_schema::image::MadeV1;
-use ocivisor_schema::reply::ProgressV1;
+use ocivisor_schema::reply::{OpStatusReply, ProgressV1};
 use tokio::sync::watch;
 
 /// Finished operations that are remembered.
@@ -79,6 +80,23 @@ pub struct Status {
     pub result: Option<Result<()>>,
     /// What it made.
     pub made: Option<MadeV1>,
+}
+
+impl Status {
+    /// For the wire.
+    pub fn reply(self, op: OpId) -> OpStatusReply {
+        OpStatusReply {
+            op: Text(op),
+            vm: self.subject.vm().cloned().map(Text),
+            image: self.subject.image().map(str::to_owned),
+            kind: self.kind.to_owned(),
+            done: self.result.is_some(),
+            step: self.step,
+            progress: self.progress,
+            result: self.result.as_ref().map(Into::into),
+            made: self.made,
+        }
+    }
 }
 
 /// All operations of this run of the daemon.

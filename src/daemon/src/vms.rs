@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ocivisor_core::admission::{Admission, admit, not_found};
 use ocivisor_core::engine::{Hooks, Outcome, Point};
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_core::failure::KeptFailure;
 use ocivisor_core::ids::{OpId, RequestId, VmId};
 use ocivisor_core::reconcile::{self, Decision, Observed};
 use ocivisor_core::state::{OpKind, Record, Request};
@@ -248,7 +249,7 @@ impl Vms {
                 state.record = Some(record.clone());
                 *lock(&slot.shown) = Some(record.clone());
                 let reply = reply(state, Some(op), false);
-                self.carry_out(slot, state, op, kind, move |host, hooks| {
+                self.carry_out(slot, state, id, op, kind, move |host, hooks| {
                     host.engine().carry_out(record, hooks)
                 });
                 Ok(reply)
@@ -261,6 +262,7 @@ impl Vms {
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         state: &mut State,
+        id: &VmId,
         op: OpId,
         kind: OpKind,
         work: impl FnOnce(&Host, &dyn Hooks) -> Outcome + Send + 'static,
@@ -269,11 +271,16 @@ impl Vms {
         let give_up = Arc::new(AtomicBool::new(false));
         let running = Running { give_up: Arc::clone(&give_up), cancel: None, done: receiver };
         state.running = Some(running);
-        let (vms, slot) = (Arc::clone(self), Arc::clone(slot));
+        let (vms, slot, id) = (Arc::clone(self), Arc::clone(slot), id.clone());
         tokio::spawn(async move {
             let (host, hooks) =
                 (Arc::clone(&vms.host), OpHooks { vms: Arc::clone(&vms), op, kind, give_up });
-            let outcome = blocking(move || work(&host, &hooks)).await;
+            let outcome = blocking(move || {
+                let outcome = work(&host, &hooks);
+                host.failures.concluded(&id, kind, &outcome);
+                outcome
+            })
+            .await;
             vms.conclude(&slot, op, kind, outcome).await;
             done.send_replace(true);
         });
@@ -408,7 +415,7 @@ impl Vms {
         if matches!(decision, Decision::Collect | Decision::Reboot) {
             self.operations.begin(op, Subject::Vm(id.clone()), kind.name(), None);
         }
-        self.carry_out(&slot, &mut state, op, kind, move |host, hooks| {
+        self.carry_out(&slot, &mut state, id, op, kind, move |host, hooks| {
             host.engine().reconcile(record, observed, op, hooks)
         });
         Ok(())
@@ -556,5 +563,12 @@ impl Hooks for OpHooks {
 
     fn given_up(&self) -> bool {
         self.give_up.load(Ordering::Relaxed)
+    }
+
+    fn failed(&self, failure: KeptFailure) {
+        if let Err(error) = self.vms.host.failures.keep(&failure) {
+            let vm = &failure.vm;
+            tracing::warn!(%vm, "vm {vm}: why its {} failed is not kept: {error}", failure.kind);
+        }
     }
 }

@@ -84,6 +84,18 @@ impl Layout {
         self.vm(id).join("console.log")
     }
 
+    /// What is kept of operations that failed, one file per VM; apart from their directories, which go with them.
+    #[must_use]
+    pub fn failures(&self) -> PathBuf {
+        self.state.join("failures")
+    }
+
+    /// The last failure of a VM, known or forgotten.
+    #[must_use]
+    pub fn failure(&self, id: &VmId) -> PathBuf {
+        self.failures().join(format!("{id}.json"))
+    }
+
     /// Parent of the VMs' run directories.
     #[must_use]
     pub fn run_vms(&self) -> PathBuf {

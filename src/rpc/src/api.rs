@@ -22,7 +22,7 @@ use ocivisor_schema::reply::{
     VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
-use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
 
 use crate::error::ApiError;
 
@@ -182,6 +182,10 @@ pub trait Api {
     /// The last bytes of a VM's console log.
     #[method(name = "vm.log", param_kind = map, with_extensions)]
     async fn vm_log(&self, vm: Text<VmId>, max_bytes: u64) -> Result<LogReply, ApiError>;
+
+    /// Why a VM is as it is.
+    #[method(name = "vm.why", param_kind = map, with_extensions)]
+    async fn vm_why(&self, vm: Text<VmId>) -> Result<WhyReply, ApiError>;
 
     /// Bring an image into the datastore of this host and unpack it.
     #[method(name = "image.import", param_kind = map, with_extensions)]

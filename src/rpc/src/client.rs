@@ -32,7 +32,7 @@ use ocivisor_schema::reply::{
     VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
-use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -420,6 +420,7 @@ methods! {
         vm: Text<VmId>, direction: String, path: String, follow: bool, owners: bool, archive: bool
     ) -> ExecReply;
     vm_log(vm: Text<VmId>, max_bytes: u64) -> LogReply;
+    vm_why(vm: Text<VmId>) -> WhyReply;
     image_import(
         request_id: Text<RequestId>, source: String, name: Option<String>,
         options: Option<ImportOptionsV1>

@@ -261,6 +261,15 @@ pub const METHODS: &[Method] = &[
         "LogReply",
     ),
     method(
+        "vm.why",
+        Role::Operate,
+        Patience::Quick,
+        "Why a VM is as it is: its last operation that failed, with the failing step, cause, remedy and the guest's last \
+         lines; also of a VM that was forgotten because its deploy failed. `not_found` if nothing is known of it.",
+        &[VM],
+        "WhyReply",
+    ),
+    method(
         "op.wait",
         Role::Read,
         Patience::Poll,

@@ -1,4 +1,4 @@
-//! Records as bytes of vm.json.
+//! Records as bytes of vm.json; what is kept of a failure has the same form.
 //!
 //! The file is one JSON object, so that any tool can read it, and its last field is a checksum of
 //! every byte before it:
@@ -18,7 +18,8 @@
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_core::state::Record;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::record::RecordV1;
@@ -35,12 +36,14 @@ const TAIL_LEN: usize = TAIL_START.len() + SUM_LEN + TAIL_END.len();
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// It would not be readable again.
-    #[error("record of vm {vm} has {bytes} bytes, at most {MAX_RECORD} can be read again")]
+    #[error("record of vm {vm} has {bytes} bytes, at most {most} can be read again")]
     TooLarge {
         /// The VM.
         vm: String,
         /// Its size.
         bytes: usize,
+        /// The largest that is read.
+        most: usize,
     },
     /// A value has no JSON form.
     #[error("record of vm {vm} cannot be written as JSON: {why}")]
@@ -62,10 +65,12 @@ impl From<EncodeError> for Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Larger than any record that was ever written.
-    #[error("{bytes} bytes, a record has at most {MAX_RECORD}")]
+    #[error("{bytes} bytes, a record has at most {most}")]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// The largest that is read.
+        most: usize,
     },
     /// The end is missing or is not ours.
     #[error("cut off or not written by ocivisor: no checksum at the end of {bytes} bytes")]
@@ -115,19 +120,7 @@ fn sum(bytes: &[u8]) -> String {
 /// # Errors
 /// It is too large to be read again.
 pub fn encode(record: &Record) -> Result<Vec<u8>, EncodeError> {
-    let vm = || record.id().to_string();
-    let mut bytes = serde_json::to_vec_pretty(&RecordV1::from(record))
-        .map_err(|e| EncodeError::Json { vm: vm(), why: e.to_string() })?;
-    // The pretty printer ends an object with "\n}"; the tail brings its own.
-    bytes.truncate(bytes.len().saturating_sub(2));
-    let sum = sum(&bytes);
-    bytes.extend_from_slice(TAIL_START);
-    bytes.extend_from_slice(sum.as_bytes());
-    bytes.extend_from_slice(TAIL_END);
-    if bytes.len() > MAX_RECORD {
-        return Err(EncodeError::TooLarge { vm: vm(), bytes: bytes.len() });
-    }
-    Ok(bytes)
+    sealed(record.id().as_str(), &RecordV1::from(record), MAX_RECORD)
 }
 
 /// The record of these bytes.
@@ -135,13 +128,44 @@ pub fn encode(record: &Record) -> Result<Vec<u8>, EncodeError> {
 /// # Errors
 /// They are not what [`encode`] wrote, or not what this build can read.
 pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+    let record: RecordV1 = unsealed(bytes, RecordV1::VERSION, MAX_RECORD)?;
+    Record::try_from(record).map_err(DecodeError::Invalid)
+}
+
+/// An object of a VM, with its checksum; at most so many bytes.
+pub(crate) fn sealed(
+    vm: &str,
+    object: &impl Serialize,
+    most: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let vm = || vm.to_owned();
+    let mut bytes = serde_json::to_vec_pretty(object)
+        .map_err(|e| EncodeError::Json { vm: vm(), why: e.to_string() })?;
+    // The pretty printer ends an object with "\n}"; the tail brings its own.
+    bytes.truncate(bytes.len().saturating_sub(2));
+    let sum = sum(&bytes);
+    bytes.extend_from_slice(TAIL_START);
+    bytes.extend_from_slice(sum.as_bytes());
+    bytes.extend_from_slice(TAIL_END);
+    if bytes.len() > most {
+        return Err(EncodeError::TooLarge { vm: vm(), bytes: bytes.len(), most });
+    }
+    Ok(bytes)
+}
+
+/// The object that [`sealed`] wrote, if it is whole and of this version.
+pub(crate) fn unsealed<T: DeserializeOwned>(
+    bytes: &[u8],
+    known: u32,
+    most: usize,
+) -> Result<T, DecodeError> {
     #[derive(Deserialize)]
     struct Version {
         version: u64,
     }
     let len = bytes.len();
-    if len > MAX_RECORD {
-        return Err(DecodeError::TooLarge { bytes: len });
+    if len > most {
+        return Err(DecodeError::TooLarge { bytes: len, most });
     }
     let torn = || DecodeError::Torn { bytes: len };
     let (body, tail) = bytes.split_at_checked(len.saturating_sub(TAIL_LEN)).ok_or_else(torn)?;
@@ -159,9 +183,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     }
     let json = |e: serde_json::Error| DecodeError::Json(e.to_string());
     let Version { version } = serde_json::from_slice(bytes).map_err(json)?;
-    if version != u64::from(RecordV1::VERSION) {
+    if version != u64::from(known) {
         return Err(DecodeError::Version(version));
     }
-    let record: RecordV1 = serde_json::from_slice(bytes).map_err(json)?;
-    Record::try_from(record).map_err(DecodeError::Invalid)
+    serde_json::from_slice(bytes).map_err(json)
 }

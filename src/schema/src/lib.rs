@@ -16,6 +16,7 @@
 pub mod codec;
 pub mod error;
 pub mod event;
+pub mod failure;
 pub mod image;
 pub mod record;
 pub mod reply;
@@ -26,6 +27,7 @@ pub mod text;
 pub use codec::{DecodeError, EncodeError, decode, encode};
 pub use error::{ErrorV1, OutcomeV1};
 pub use event::{EventDataV1, EventV1};
+pub use failure::{KeptFailureV1, WhyReply};
 pub use record::RecordV1;
 pub use spec::{ChangeV1, VmSpecV1};
 pub use text::{Text, TextForm, TimeV1};

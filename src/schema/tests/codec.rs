@@ -68,7 +68,7 @@ fn what_is_whole_but_strange_says_so() {
         Err(DecodeError::Json(_))
     ));
     let error = decode(&vec![b' '; MAX_RECORD + 1]).unwrap_err();
-    assert_eq!(error, DecodeError::TooLarge { bytes: MAX_RECORD + 1 });
+    assert_eq!(error, DecodeError::TooLarge { bytes: MAX_RECORD + 1, most: MAX_RECORD });
     assert_eq!(Error::from(error).kind, ErrorKind::Integrity);
 }
 

@@ -7,9 +7,11 @@ mod common;
 use common::{
     NOON, assert_golden, error, full_record, full_spec, local_spec, requests, small_spec,
 };
+use ocivisor_core::error::{Error, ErrorKind};
+use ocivisor_core::failure::KeptFailure;
 use ocivisor_core::ids::{OpId, VmId};
 use ocivisor_core::spec::VmSpec;
-use ocivisor_core::state::{Record, Request, Timestamp};
+use ocivisor_core::state::{GuestExit, OpKind, Record, Request, Timestamp};
 use ocivisor_schema::image::{
     DfReply, FileV1, FindingV1, FindingsV1, HistoryV1, ImageInspect, ImageUseV1, LackingV1,
     LayerV1, MadeV1, PrunedV1, PushedV1, SourceStatV1,
@@ -25,7 +27,8 @@ use ocivisor_schema::stats::{
     StatsReply, VmStats,
 };
 use ocivisor_schema::{
-    ErrorV1, EventDataV1, EventV1, OutcomeV1, RecordV1, Text, VmSpecV1, decode, encode,
+    ErrorV1, EventDataV1, EventV1, OutcomeV1, RecordV1, Text, VmSpecV1, WhyReply, decode, encode,
+    failure,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +42,20 @@ fn pin<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str
 
 fn vm() -> Text<VmId> {
     Text("one-42".parse().unwrap())
+}
+
+fn kept_failure() -> KeptFailure {
+    let what = "deploy vm one-42: the guest ended at once with exit code 3: no luck";
+    KeptFailure {
+        vm: vm().0,
+        op: OpId(7),
+        kind: OpKind::Deploy,
+        step: Some("settle".into()),
+        error: Error::new(ErrorKind::GuestExited, what).hint("see the image's entrypoint"),
+        at: NOON,
+        exit: Some(GuestExit::Code(3)),
+        console: vec!["looking for /etc/app.conf".into(), "no luck".into()],
+    }
 }
 
 fn stats() -> StatsReply {
@@ -103,6 +120,32 @@ fn records_as_values_and_as_files() {
     let bytes = encode(&fresh).unwrap();
     assert_golden("vm.json", std::str::from_utf8(&bytes).unwrap());
     assert_eq!(decode(&bytes).unwrap(), fresh);
+}
+
+#[test]
+fn failures_as_files_and_as_answers() {
+    let failure = kept_failure();
+    let bytes = failure::encode(&failure).unwrap();
+    assert_golden("failure.json", std::str::from_utf8(&bytes).unwrap());
+    assert_eq!(failure::decode(&bytes).unwrap(), failure);
+    pin("why.json", &WhyReply::new(&failure.vm, None, Some(&failure), Vec::new()));
+    let lines = vec!["login:".to_owned()];
+    pin("why_known.json", &WhyReply::new(&vm().0, Some(&full_record()), None, lines));
+}
+
+#[test]
+fn a_failure_of_hostile_bytes_is_small_enough_to_be_read_again() {
+    let most = KeptFailure {
+        error: Error::new(ErrorKind::Host, "\"".repeat(2000)).hint("\"".repeat(2000)),
+        console: vec!["\\".repeat(KeptFailure::BYTES / KeptFailure::LINES); KeptFailure::LINES],
+        ..kept_failure()
+    };
+    let bytes = failure::encode(&most).unwrap();
+    assert!(bytes.len() < failure::MAX_FAILURE, "{}", bytes.len());
+    assert_eq!(failure::decode(&bytes).unwrap(), most);
+    assert!(failure::decode(&bytes[..bytes.len() - 1]).is_err());
+    let other = String::from_utf8(bytes).unwrap().replace("settle", "create");
+    assert!(failure::decode(other.as_bytes()).is_err(), "its checksum is another one");
 }
 
 #[test]

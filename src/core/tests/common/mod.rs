@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use ocivisor_core::admission::{Admission, admit};
 use ocivisor_core::engine::{Engine, Hooks, Outcome, Point};
 use ocivisor_core::error::{Error, Result};
+use ocivisor_core::failure::KeptFailure;
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
@@ -127,12 +128,13 @@ pub const DESTROY: Request = Request::Destroy { forget: false };
 pub const CANCEL: Request = Request::Destroy { forget: true };
 pub const REBOOT: Request = Request::Reboot { timeout_ms: 10 };
 
-/// Hooks that only count.
+/// Hooks that only count and collect.
 #[derive(Default)]
 pub struct Quiet {
     pub give_up: Cell<bool>,
     pub steps: Cell<usize>,
     pub give_up_after: Cell<Option<usize>>,
+    pub failures: RefCell<Vec<KeptFailure>>,
 }
 
 impl Hooks for Quiet {
@@ -144,6 +146,10 @@ impl Hooks for Quiet {
 
     fn given_up(&self) -> bool {
         self.give_up.get() || self.give_up_after.get().is_some_and(|n| self.steps.get() >= n)
+    }
+
+    fn failed(&self, failure: KeptFailure) {
+        self.failures.borrow_mut().push(failure);
     }
 }
 

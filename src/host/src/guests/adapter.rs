@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs as stdfs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ocivisor_core::error::{Error, ErrorKind, Result, one_line};
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{Adoption, GuestView, Guests};
 use ocivisor_core::spec::VmSpec;
@@ -17,11 +16,10 @@ use ocivisor_core::state::{GuestExit, GuestFacts, ProcessRef};
 use ocivisor_shim::client::{Client, ClientError};
 use ocivisor_shim::{exit, sys};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::exec::cards;
-use super::{ExitFds, HostGuests, Settings, bundle, client};
+use super::{ExitFds, HostGuests, Settings, bundle, client, words};
 use crate::fs::{self, io_error};
 use crate::layout::VmRun;
 use crate::process;
@@ -345,7 +343,11 @@ impl Guests for HostGuests {
     }
 
     fn last_words(&self, id: &VmId) -> Option<String> {
-        last_line(&self.settings.layout.console_log(id))
+        words::last_line(&self.settings.layout.console_log(id))
+    }
+
+    fn last_lines(&self, id: &VmId) -> Vec<String> {
+        words::last_lines(&self.settings.layout.console_log(id))
     }
 
     fn forget_guest(&self, id: &VmId) -> Result<()> {
@@ -353,21 +355,6 @@ impl Guests for HostGuests {
         fs::drop_file(&log)?;
         fs::drop_file(&suffixed(&log, ".1"))
     }
-}
-
-/// Text without the sequences by which it was coloured or placed on a terminal (ECMA-48: ESC and
-/// one character, or ESC [ … up to a letter).
-fn without_escapes(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        if c != '\u{1b}' {
-            plain.push(c);
-        } else if chars.next() == Some('[') {
-            chars.by_ref().find(|c| ('@'..='~').contains(c));
-        }
-    }
-    plain
 }
 
 /// The lock's content, also after a panic of another holder: what is inside is consistent between
@@ -413,20 +400,6 @@ pub(super) fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = stdfs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
     Ok(text.trim().to_owned())
-}
-
-/// The last line of a console log with something in it, escaped; the guest's bytes are hostile.
-fn last_line(log: &Path) -> Option<String> {
-    const TAIL: u64 = 4096;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = stdfs::File::from(rustix::fs::open(log, flags, Mode::empty()).ok()?);
-    let mut tail = vec![0; TAIL as usize];
-    let from = file.metadata().ok()?.len().saturating_sub(TAIL);
-    let n = file.read_at(&mut tail, from).ok()?;
-    let text = String::from_utf8_lossy(&tail[..n]);
-    let plain = without_escapes(&text);
-    let line = plain.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(one_line(&line.chars().take(200).collect::<String>()))
 }
 
 pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {

@@ -39,6 +39,7 @@ mod sys;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use exec::{CopyRequest, Direction, ExecRequest, ExecSession};
 pub use lxcfs::{Lxcfs, Shown};

@@ -49,6 +49,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         }
         "vm.copy" => value!(client.vm_copy(vm, "out".into(), "/etc".into(), false, true, false)),
         "vm.log" => value!(client.vm_log(vm, 65_536)),
+        "vm.why" => value!(client.vm_why(vm)),
         "image.import" => {
             let options = ImportOptionsV1 { partition: Some(1), ..ImportOptionsV1::default() };
             let name = Some("debian:12".into());

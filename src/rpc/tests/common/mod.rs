@@ -17,7 +17,7 @@ use ocivisor_schema::reply::{
     VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
-use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
+use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -219,6 +219,10 @@ impl ApiServer for Fake {
 
     async fn vm_log(&self, _: &Extensions, _: Text<VmId>, _: u64) -> Answer<LogReply> {
         Ok(sample!("log"))
+    }
+
+    async fn vm_why(&self, _: &Extensions, _: Text<VmId>) -> Answer<WhyReply> {
+        Ok(sample!("why"))
     }
 
     async fn image_import(
