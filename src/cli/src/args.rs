@@ -9,6 +9,7 @@ use ocivisor_core::ids::RequestId;
 use crate::commands::{
     completions, console, cp, define, destroy, disk, doctor, events, exec, host, image, info, list,
     logs, man, nic, reboot, reconfigure, reset, resize, shutdown, start, stats, undefine, version,
+    why,
 };
 use crate::one;
 use crate::output::Format;
@@ -121,6 +122,8 @@ pub enum Command {
     Cp(cp::Options),
     /// Show what a guest wrote to its console
     Logs(logs::Options),
+    /// Tell why a virtual machine failed or ended, also of one that is forgotten
+    Why(why::Options),
     /// Show what happened
     Events(events::Options),
     /// Images of this host

@@ -92,6 +92,7 @@ async fn ask_daemon(command: &Command, context: &Context) -> Result<(), Failure>
         Command::Undefine(options) => commands::undefine::run(options, context).await,
         Command::Console(options) => commands::console::run(options, context).await,
         Command::Logs(options) => commands::logs::run(options, context).await,
+        Command::Why(options) => commands::why::run(options, context).await,
         Command::Events(options) => commands::events::run(options, context).await,
         Command::Image(options) => commands::image::run(options, context).await,
         Command::Disk(options) => commands::disk::run(options, context).await,

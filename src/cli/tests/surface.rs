@@ -53,6 +53,7 @@ fn every_command_has_help() {
         "exec",
         "cp",
         "logs",
+        "why",
         "events",
         "image",
         "image import",

@@ -25,6 +25,7 @@ pub mod start;
 pub mod stats;
 pub mod undefine;
 pub mod version;
+pub mod why;
 
 use std::path::{Path, PathBuf};
 

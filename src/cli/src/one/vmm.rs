@@ -80,6 +80,29 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
     }
     let away = Duration::from_secs(config.daemon_timeout);
     let client = reach(call, context, away).await?;
+    let done = act(call, config, context, &client).await;
+    if let Err(failure) = &done {
+        tell_of_more(call, &client, failure).await;
+    }
+    done
+}
+
+/// Says where more is to be learnt of a failure, if the daemon keeps that very one.
+async fn tell_of_more(call: &VmmCall, client: &Client, failure: &Failure) {
+    let vm = call.vm_id();
+    let Ok(why) = client.vm_why(Text(vm.clone())).await else { return };
+    // The answer may go on: what could not be released is told behind the cause.
+    if why.failure.is_some_and(|kept| failure.message.starts_with(&kept.error.message)) {
+        complain(&progress(call.vm(), &format!("on this host, `ocivisor why {vm}` tells more")));
+    }
+}
+
+async fn act(
+    call: &VmmCall,
+    config: &Config,
+    context: &Context,
+    client: &Client,
+) -> Result<(), Failure> {
     let vm = || Text(call.vm_id());
     let grace = config.shutdown_timeout.map(|seconds| millis(Duration::from_secs(seconds)));
     match call {
@@ -87,41 +110,41 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
             // What an earlier try left is cleared within the operation, unless it is this very guest.
             let spec = VmSpecV1::from(spec.as_ref());
             let send = async |c: &Client, id| c.vm_deploy(id, spec.clone()).await;
-            context.run_operation(&client, &send).await?;
+            context.run_operation(client, &send).await?;
         }
         VmmCall::Shutdown { .. } => {
             let force = config.force_shutdown;
             let send = async |c: &Client, id| c.vm_shutdown(id, vm(), grace, force, true).await;
-            context.wishing_absence().run_operation(&client, &send).await?;
+            context.wishing_absence().run_operation(client, &send).await?;
         }
         VmmCall::Cancel { .. } => {
             let send = async |c: &Client, id| c.vm_destroy(id, vm(), true).await;
-            context.wishing_absence().run_operation(&client, &send).await?;
+            context.wishing_absence().run_operation(client, &send).await?;
         }
         VmmCall::Reboot { .. } => {
             let send = async |c: &Client, id| c.vm_reboot(id, vm(), grace).await;
-            context.run_operation(&client, &send).await?;
+            context.run_operation(client, &send).await?;
         }
         VmmCall::Reset { .. } => {
             let send = async |c: &Client, id| c.vm_reset(id, vm()).await;
-            context.run_operation(&client, &send).await?;
+            context.run_operation(client, &send).await?;
         }
         VmmCall::Resize { resources, .. } => {
             let resources = Some(ResourcesV1::from(resources.as_ref()));
             let change = ChangeV1 { resources, ..ChangeV1::default() };
             let send = async |c: &Client, id| c.vm_change(id, vm(), change.clone()).await;
-            context.run_operation(&client, &send).await?;
+            context.run_operation(client, &send).await?;
         }
         VmmCall::Prereconfigure { .. } | VmmCall::Exec { .. } | VmmCall::ExecCancel { .. } => {}
         VmmCall::AttachNic { nic, .. } => {
             let nic = NicV1::from(nic.as_ref());
             let change = |now| nics_alone(with(now, nic));
-            nics::change(call, context, &client, change).await?;
+            nics::change(call, context, client, change).await?;
         }
         VmmCall::DetachNic { mac, .. } => {
             let is_other = |nic: &NicV1| nic.mac != mac.to_string();
             let change = |now: Vec<_>| nics_alone(now.into_iter().filter(is_other).collect());
-            nics::change(call, context, &client, change).await?;
+            nics::change(call, context, client, change).await?;
         }
         VmmCall::Reconfigure { context: told, nics: all, moving, .. } => {
             let all = all.as_ref().map(|all| all.iter().map(NicV1::from).collect());
@@ -131,7 +154,7 @@ async fn carry_out(call: &VmmCall, config: &Config, context: &Context) -> Result
                 nics: all.map(|all| nics::wished(&now, all, *moving)).filter(|all| *all != now),
                 ..ChangeV1::default()
             };
-            nics::change(call, context, &client, change).await?;
+            nics::change(call, context, client, change).await?;
         }
     }
     Ok(())

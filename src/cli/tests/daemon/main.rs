@@ -33,6 +33,37 @@ fn summary(id: &str) -> Value {
     })
 }
 
+/// Of a VM that is not known any more.
+fn why(error: &Value) -> Value {
+    json!({
+        "vm": "one-0", "state": null, "display_state": null, "changed": null, "reason": null,
+        "last_exit": null, "ended_by_itself": false, "console": [],
+        "failure": {
+            "version": 1, "vm": "one-0", "op": "op-5", "operation": "deploy", "step": "nics",
+            "error": error, "at": "2026-11-20T10:00:00.000Z", "exit": {"kind": "signal", "signal": 9},
+            "console": ["\u{1b}[2Jfirst", "second"],
+        },
+    })
+}
+
+#[test]
+fn why_tells_step_cause_remedy_and_last_lines_also_by_a_number() {
+    let error = json!({"kind": "not_found", "message": "no bridge br7", "hint": "ip link"});
+    let fake = Fake::start(move |_, params| match params["vm"].as_str() {
+        Some("one-0") => Answer::Result(why(&error)),
+        _ => api_error("not_found", "nothing is known of it"),
+    });
+    let (code, stdout, stderr) = run(&mut ocivisor(&fake, &["why", "0"]));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_snapshot!(stdout);
+    let asked: Vec<Value> = fake.calls().into_iter().map(|(_, params)| params).collect();
+    assert_eq!(asked, [json!({"vm": "0"}), json!({"vm": "one-0"})]);
+    let (code, stdout, stderr) = run(&mut ocivisor(&fake, &["why", "7"]));
+    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert_eq!(stderr, "ocivisor: nothing is known of vm 7, nor of one-7\n");
+    assert_eq!(run(&mut ocivisor(&fake, &["why", "web"])).0, 3);
+}
+
 #[test]
 fn a_list_is_a_table_or_json_or_ids() {
     let fake = Fake::start(|_, _| Answer::Result(json!([summary("a"), summary("b")])));
@@ -280,6 +311,27 @@ mod one {
             let (code, stdout, stderr) = call(&fake, name);
             assert_eq!((code, stdout.as_str()), (1, ""));
             assert!(stderr.ends_with("VM 0: no vm one-0.\n"), "{stderr}");
+        }
+    }
+
+    #[test]
+    fn a_failure_that_is_kept_is_pointed_at_before_the_sentence() {
+        let error = |message: &str| json!({"kind": "host", "message": message, "hint": null});
+        for (kept, points) in [("deploy vm one-0: no", true), ("something of yesterday", false)] {
+            let (failed, kept) =
+                (json!({"error": error("deploy vm one-0: no; and then: x")}), error(kept));
+            let fake = Fake::start(move |method, _| match method {
+                "op.wait" => Answer::Result(status("one-0", "deploy", &failed)),
+                "vm.why" => Answer::Result(crate::why(&kept)),
+                _ => Answer::Result(operation("one-0")),
+            });
+            let (code, _, stderr) = call(&fake, "0079-vmm-deploy");
+            assert_eq!(code, 1);
+            let pointer = "INFO: 0 on this host, `ocivisor why one-0` tells more\n";
+            let sentence = "Cannot deploy VM 0: deploy vm one-0: no; and then: x.\n";
+            assert_eq!(stderr.ends_with(&format!("{pointer}{sentence}")), points, "{stderr}");
+            assert!(stderr.ends_with(sentence), "{stderr}");
+            assert_eq!(stderr.contains("why"), points, "{stderr}");
         }
     }
 
