@@ -370,7 +370,7 @@ pub(crate) fn files_below(dir: &Path, root: &Path, found: &mut Vec<String>) {
         // The daemon's own, made once for all guests.
         let name = entry.file_name();
         // Of a datastore: whose it is, and a directory for what is on its way, which is seen if it holds anything.
-        let kept = ["ocivisord.sock", "skeleton", ".monitor"];
+        let kept = ["ocivisord.sock", "skeleton", ".monitor", ".ocivisor.lock"];
         if kept.iter().any(|kept| name == *kept) {
             continue;
         }
