@@ -159,6 +159,9 @@ fn a_display_that_came_late_is_watched_as_any_other() {
             Some(record) if record["vnc"]["pid"] != old => Ok(()),
             record => Err(record),
         });
+        // Its record is there before the daemon knows of it: who ends it between the two makes the
+        // daemon's attempt fail, and none follows. What greets has told.
+        wait_for("its greeting", || Viewer::connect(host, 5942, PASSWORD).map(drop).ok_or(()));
     };
     let old = killed(&host);
     host.in_netns(&["ip", "address", "del", "127.0.0.1/8", "dev", "lo"]).ok();
