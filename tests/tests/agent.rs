@@ -93,7 +93,25 @@ fn the_end_of_a_guest_is_told_and_nothing_else_looks_like_it() {
     monitor.forget();
     host.start_daemon();
     let all = monitor.hears("STATE_VM", "SYNC_STATE=yes", 1);
-    assert!(all.contains(&RUNNING.replace("RUNNING", "UNKNOWN")), "{all}");
+    let unknown = RUNNING.replace("RUNNING", "UNKNOWN");
+    assert!(all.contains(&unknown), "{all}");
+    // Nor is it one for an agent that never knew the VM.
+    let document = monitor.start(&host).ok();
+    let states = element(&document, "STATE_VM");
+    assert!(states.contains("SYNC_STATE=yes") && states.contains(&unknown), "{states}");
+    monitor.forget();
+    let all = monitor.hears("STATE_VM", "SYNC_STATE=yes", 2);
+    assert!(all.contains(&unknown), "{all}");
+    let listed = host.cli(&["list"]).ok();
+    let line: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(line[..3], ["one-0", "-", "damaged"], "{listed}");
+    let why = host.cli(&["why", "0"]);
+    assert_eq!(why.code, 11, "{why:?}");
+    assert!(why.err.contains("the record of vm one-0 is damaged: "), "{why:?}");
+    assert!(
+        why.err.contains("its guest, if it runs, runs on untouched; put a sound copy"),
+        "{why:?}"
+    );
     host.kill_daemon();
     std::fs::write(&record, whole).unwrap();
     host.start_daemon();

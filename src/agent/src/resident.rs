@@ -140,7 +140,7 @@ impl Agent<'_> {
                 next = vms.next_event().await.ok();
                 due = Told::All;
             }
-            let sent = match vms.look(&states, periods.state_vm).await {
+            let sent = match vms.states(periods.state_vm).await {
                 Ok(seen) => {
                     let text = states.tell(&seen, began.elapsed(), due);
                     sender.send(MessageKind::StateVm, &Ok(text)).await

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_core::error::{ErrorKind, Result};
+use ocivisor_core::error::Result;
 use ocivisor_opennebula::OneId;
-use ocivisor_opennebula::monitor::{Seen, States, Template, VmWord};
-use ocivisor_rpc::{Client, ClientError, MAX_EVENTS, MAX_WAIT_MS};
+use ocivisor_opennebula::monitor::{Seen, Template};
+use ocivisor_rpc::{Client, MAX_EVENTS, MAX_WAIT_MS};
+use ocivisor_schema::EventDataV1;
 use ocivisor_schema::reply::VmSummary;
 use ocivisor_schema::stats::VmStats;
-use ocivisor_schema::{EventDataV1, Text};
 
 use crate::{blocking, disks, since_1970};
 
@@ -37,34 +37,17 @@ impl Vms {
         Ok(Client::connect(&self.socket).await?)
     }
 
-    /// What is to be said of the VMs of OpenNebula's, and of those of the last look that the daemon knows but cannot tell
-    /// of.
-    ///
-    /// # Errors
-    /// The daemon cannot be asked.
-    pub async fn look(&self, states: &States, period: Duration) -> Result<Vec<Seen>> {
-        let mut seen = self.states(period).await?;
-        for vm in states.missing(&seen) {
-            let gone = match self.daemon().await?.vm_get(Text(vm.vm_id())).await {
-                Err(ClientError::Api(error)) => error.error.kind == ErrorKind::NotFound,
-                Ok(_) => false,
-                Err(error) => return Err(error.into()),
-            };
-            if !gone {
-                seen.push(Seen { vm, word: VmWord::Unknown, age: Duration::MAX });
-            }
-        }
-        Ok(seen)
-    }
-
-    /// What is to be said of the VMs of OpenNebula's.
+    /// What is to be said of the VMs of OpenNebula's. Those whose records are damaged are there, and more is not known of
+    /// them: their guests may run.
     ///
     /// # Errors
     /// The daemon cannot be asked.
     pub async fn states(&self, period: Duration) -> Result<Vec<Seen>> {
-        let all = self.daemon().await?.vm_list().await?;
+        let client = self.daemon().await?;
+        let (all, damaged) = (client.vm_list().await?, client.vm_damaged().await?);
         let now = Millis::try_from(since_1970().as_millis()).unwrap_or(Millis::MAX);
-        Ok(all.iter().filter_map(|vm| Seen::of(vm, now, period)).collect())
+        let damaged = damaged.iter().filter_map(|vm| OneId::of_vm(&vm.id.0)).map(Seen::damaged);
+        Ok(all.iter().filter_map(|vm| Seen::of(vm, now, period)).chain(damaged).collect())
     }
 
     /// What VMs use: a line for each that uses something, its disks included.

@@ -1,13 +1,13 @@
 //! The methods of the API.
 
-use std::path::PathBuf;
+mod named;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{OpId, RequestId, VmId};
-use ocivisor_core::spec::{Context, VmSpec};
 use ocivisor_core::state::{Record, Request};
 use ocivisor_host::guests::{CopyRequest, ExecRequest};
 use ocivisor_rpc::{
@@ -18,7 +18,7 @@ use ocivisor_schema::image::{
     SourceStatV1,
 };
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
@@ -102,34 +102,6 @@ impl Daemon {
     async fn submit(&self, vm: VmId, request: Request, id: RequestId) -> Reply<OperationReply> {
         let submitted = self.vms.submit(vm.clone(), request, id).await;
         submitted.map_err(|error| ApiError::from(error).vm(&vm))
-    }
-
-    fn spec(&self, spec: VmSpecV1) -> Result<Box<VmSpec>> {
-        let spec = VmSpec::try_from(spec)?;
-        self.policy.grant(&spec)?;
-        Ok(Box::new(spec))
-    }
-
-    async fn resolve(&self, caller: &Extensions, path: PathBuf) -> Result<PathBuf> {
-        let (caller, paths) = (Caller::of(caller), self.paths.clone());
-        blocking(move || paths.resolve(caller, &path)).await?
-    }
-
-    /// The paths of the host in a spec, resolved.
-    async fn resolve_spec(&self, caller: &Extensions, spec: &mut VmSpec) -> Result<()> {
-        spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
-        for disk in &mut spec.disks {
-            let (caller, paths, path) = (Caller::of(caller), self.paths.clone(), disk.path.clone());
-            disk.path = blocking(move || paths.resolve_disk(caller, &path)).await??;
-        }
-        self.resolve_context(caller, &mut spec.context).await
-    }
-
-    async fn resolve_context(&self, caller: &Extensions, context: &mut Context) -> Result<()> {
-        if let Some(disk) = context.disk.take() {
-            context.disk = Some(self.resolve(caller, disk).await?);
-        }
-        Ok(())
     }
 
     fn status(op: OpId, status: Option<Status>) -> Reply<OpStatusReply> {
@@ -279,6 +251,11 @@ impl ApiServer for Daemon {
 
     async fn vm_list(&self, _: &Extensions) -> Reply<Vec<VmSummary>> {
         Ok(self.vms.list().iter().map(|record| self.healths.summary(record)).collect())
+    }
+
+    async fn vm_damaged(&self, _: &Extensions) -> Reply<Vec<DamagedVm>> {
+        let damaged = self.vms.damaged().into_iter();
+        Ok(damaged.map(|(id, why)| DamagedVm { id: Text(id), why }).collect())
     }
 
     async fn vm_get(&self, _: &Extensions, vm: Text<VmId>) -> Reply<VmInfo> {

@@ -110,6 +110,14 @@ impl Vms {
         slots.iter().filter_map(|slot| lock(&slot.shown).clone()).collect()
     }
 
+    /// VMs whose records are damaged, with why, by id.
+    pub fn damaged(&self) -> Vec<(VmId, String)> {
+        let slots = lock(&self.slots);
+        let damaged =
+            slots.iter().filter_map(|(id, slot)| Some((id, lock(&slot.damaged).clone()?)));
+        damaged.map(|(id, why)| (id.clone(), why)).collect()
+    }
+
     /// The root disks of all VMs.
     ///
     /// # Errors
@@ -520,7 +528,8 @@ impl Vms {
 
 fn damaged(id: &VmId, why: &str) -> Error {
     let what = format!("the record of vm {id} is damaged: {why}");
-    let hint = "stop ocivisord and run `ocivisor --offline recover`";
+    let hint = "its guest, if it runs, runs on untouched; put a sound copy of its vm.json back and restart ocivisord, \
+                or stop ocivisord and run `ocivisor --offline recover`, which ends that guest and forgets the VM";
     Error::new(ErrorKind::Integrity, what).hint(hint)
 }
 

@@ -17,7 +17,7 @@ use ocivisor_schema::image::{
     CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
@@ -131,6 +131,10 @@ pub trait Api {
     /// All VMs, by id.
     #[method(name = "vm.list", param_kind = map, with_extensions)]
     async fn vm_list(&self) -> Result<Vec<VmSummary>, ApiError>;
+
+    /// VMs that the list does not have because their records cannot be read, by id. Their guests may run.
+    #[method(name = "vm.damaged", param_kind = map, with_extensions)]
+    async fn vm_damaged(&self) -> Result<Vec<DamagedVm>, ApiError>;
 
     /// Everything that is kept of a VM, its environment included.
     #[method(name = "vm.get", param_kind = map, with_extensions)]

@@ -27,7 +27,7 @@ use ocivisor_schema::image::{
     CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
@@ -408,6 +408,7 @@ methods! {
     op_get(op: Text<OpId>) -> OpStatusReply;
     op_cancel(op: Text<OpId>) -> OpStatusReply;
     vm_list() -> Vec<VmSummary>;
+    vm_damaged() -> Vec<DamagedVm>;
     vm_get(vm: Text<VmId>) -> VmInfo;
     vm_stats(vm: Option<Text<VmId>>) -> StatsReply;
     events_since(seq: u64, limit: u32, wait_ms: u64) -> EventsReply;

@@ -187,7 +187,22 @@ pub const METHODS: &[Method] = &[
         &[REQUEST, VM],
         "OperationReply",
     ),
-    method("vm.list", Role::Read, Patience::Quick, "All VMs, by id.", &[], "[VmSummary]"),
+    method(
+        "vm.list",
+        Role::Read,
+        Patience::Quick,
+        "All VMs, by id, but those of `vm.damaged`.",
+        &[],
+        "[VmSummary]",
+    ),
+    method(
+        "vm.damaged",
+        Role::Read,
+        Patience::Quick,
+        "VMs that `vm.list` does not have because their records cannot be read, by id. Their guests may run.",
+        &[],
+        "[DamagedVm]",
+    ),
     method(
         "vm.get",
         Role::Operate,

@@ -54,6 +54,15 @@ impl From<&VmState> for StateNameV1 {
     }
 }
 
+/// A VM whose record cannot be read. Its guest, if there is one, runs on; nothing can be done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedVm {
+    /// The VM.
+    pub id: Text<VmId>,
+    /// What is wrong with the record, for people.
+    pub why: String,
+}
+
 /// Answer to a request that changes a VM: the operation is recorded, not yet done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationReply {

@@ -18,9 +18,9 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::record::{GuestExitV1, RequestV1};
 use ocivisor_schema::reply::{
-    CgroupLayoutV1, ConsoleReply, DiskInfo, EventsReply, ExecReply, HealthNameV1, HealthV1,
-    HostInfo, ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply, ProgressV1,
-    RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
+    CgroupLayoutV1, ConsoleReply, DamagedVm, DiskInfo, EventsReply, ExecReply, HealthNameV1,
+    HealthV1, HostInfo, ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply,
+    ProgressV1, RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::{
     CpuStats, DiskStats, MemoryStats, NicStats, PidStats, PressureStats, StallStats, StallTime,
@@ -220,6 +220,8 @@ fn replies() {
     let (status, output) = (HealthNameV1::Unhealthy, Some("no answer".to_owned()));
     let summary = VmSummary { health: Some(status), ..VmSummary::from(&record) };
     pin("vm_summary.json", &summary);
+    let why = "damaged: sha256 is 00ff, the record says ff00".to_owned();
+    pin("vm_damaged.json", &DamagedVm { id: vm(), why });
     let health = Some(HealthV1 { status, failures: 3, output });
     pin("vm_info.json", &VmInfo { health, ..VmInfo::from(&record) });
     pin("stats.json", &stats());

@@ -1,8 +1,9 @@
-//! Lists VMs. All of them: one that is hidden because it does not run is one that is forgotten.
+//! Lists VMs. All of them: one that is hidden because it does not run is one that is forgotten. One whose record is
+//! damaged is nothing but a name; `why` tells more.
 
 use clap::{Args, ValueEnum};
 use ocivisor_core::units::Bytes;
-use ocivisor_schema::reply::{StateNameV1, VmSummary};
+use ocivisor_schema::reply::{DamagedVm, StateNameV1, VmSummary};
 use serde::Serialize;
 
 use crate::connect::Context;
@@ -28,11 +29,14 @@ enum State {
     Paused,
     Suspended,
     Failed,
+    /// Its record cannot be read
+    Damaged,
 }
 
 impl State {
     fn is(self, name: StateNameV1) -> bool {
         let wanted = match self {
+            Self::Damaged => return false,
             Self::Stopped => StateNameV1::Stopped,
             Self::Running => StateNameV1::Running,
             Self::Paused => StateNameV1::Paused,
@@ -46,6 +50,7 @@ impl State {
 #[derive(Debug, Serialize)]
 struct Report {
     vms: Vec<VmSummary>,
+    damaged: Vec<DamagedVm>,
 }
 
 /// Runs it.
@@ -56,15 +61,20 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let client = context.daemon().await?;
     let mut vms = context.ask(client.vm_list()).await?;
     vms.retain(|vm| options.state.is_none_or(|state| state.is(vm.state)));
-    let report = Report { vms };
-    let ids = || report.vms.iter().map(|vm| vm.id.to_string()).collect();
-    context.output.list(&report, ids, || table(&report.vms))
+    let mut damaged = context.ask(client.vm_damaged()).await?;
+    damaged.retain(|_| options.state.is_none_or(|state| state == State::Damaged));
+    let report = Report { vms, damaged };
+    let ids = || {
+        let sound = report.vms.iter().map(|vm| vm.id.to_string());
+        sound.chain(report.damaged.iter().map(|vm| vm.id.to_string())).collect()
+    };
+    context.output.list(&report, ids, || table(&report))
 }
 
-fn table(vms: &[VmSummary]) -> String {
+fn table(report: &Report) -> String {
     let mut table =
         Table::new(&["ID", "NAME", "STATE", "PID", "VCPUS", "MEMORY", "UIDS", "ADDRESS"]);
-    for vm in vms {
+    for vm in &report.vms {
         table.row([
             vm.id.to_string(),
             vm.name.clone(),
@@ -80,6 +90,11 @@ fn table(vms: &[VmSummary]) -> String {
                 .unwrap_or_default(),
             vm.addresses.join(" "),
         ]);
+    }
+    for vm in &report.damaged {
+        let none = || String::new();
+        let state = "damaged".to_owned();
+        table.row([vm.id.to_string(), none(), state, none(), none(), none(), none(), none()]);
     }
     table.render()
 }
@@ -106,10 +121,13 @@ mod tests {
             "op": null,
         }));
         assert!(State::Running.is(running.state) && !State::Running.is(stopped.state));
-        insta::assert_snapshot!(table(&[stopped, running]), @r"
+        let id = ocivisor_schema::Text("one-8".parse().unwrap());
+        let damaged = vec![DamagedVm { id, why: "sha256".into() }];
+        insta::assert_snapshot!(table(&Report { vms: vec![stopped, running], damaged }), @r"
         ID     NAME  STATE                PID   VCPUS  MEMORY  UIDS             ADDRESS
         b      b     stopped              -     1      64 MiB  -                -
         one-7  web   rebooting (healthy)  4711  2      1 GiB   1000000-1065535  10.0.0.5/24
+        one-8  -     damaged              -     -      -       -                -
         ");
     }
 }

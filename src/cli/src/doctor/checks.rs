@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, LXCFS, LxcfsFacts, ModuleFacts, PROGRAMS, Probed, SocketFacts};
 use super::modules::Support;
+use super::records;
 
 /// Oldest kernel that guests run on: Debian 12's.
 pub const MIN_KERNEL: (u32, u32) = (6, 1);
@@ -51,11 +52,11 @@ pub struct Check {
     pub advice: Option<String>,
 }
 
-fn ok(name: &'static str, detail: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, detail: impl Into<String>) -> Check {
     Check { name, status: Status::Ok, detail: detail.into(), advice: None }
 }
 
-fn bad(
+pub(super) fn bad(
     status: Status,
     name: &'static str,
     detail: impl Into<String>,
@@ -89,6 +90,7 @@ pub fn decide(facts: &Facts) -> Vec<Check> {
     checks.push(module(facts));
     checks.extend(limits(facts));
     checks.extend(bridge_filter(facts));
+    checks.extend(facts.records.as_ref().map(records::check));
     checks.push(socket(facts));
     checks
 }

@@ -42,6 +42,7 @@ fn good() -> Facts {
             filesystem: "ext4".into(),
             available: 100 << 30,
         }),
+        records: None,
         systemd: true,
         lxcfs: LxcfsFacts::Answers,
         module: ModuleFacts::AppArmor(Some(true)),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::modules::{Kernel, Support};
 use super::probes;
+use super::records::Records;
 
 /// Where host tools are looked for; the same path that the daemon gives them.
 const TOOL_PATH: [&str; 6] =
@@ -115,6 +116,8 @@ pub struct Facts {
     pub programs: BTreeSet<&'static str>,
     /// Space for state and disks.
     pub space: Option<Space>,
+    /// Records of VMs, where we may read them.
+    pub records: Option<Records>,
     /// /run/systemd/system exists (sd_booted(3)).
     pub systemd: bool,
     /// lxcfs, where packages mount it.
@@ -178,6 +181,7 @@ impl Facts {
             tools: TOOLS.into_iter().filter(|tool| installed(tool)).collect(),
             programs: PROGRAMS.into_iter().filter(|program| is_ours(program)).collect(),
             space: probes::space(state_dir),
+            records: Records::read(state_dir),
             systemd: Path::new("/run/systemd/system").is_dir(),
             lxcfs: probes::lxcfs(Path::new(LXCFS)),
             module: probes::module(Path::new("/sys")),

@@ -12,6 +12,7 @@ pub mod checks;
 pub mod facts;
 mod modules;
 mod probes;
+mod records;
 
 pub use checks::{Check, Status, decide};
 pub use facts::Facts;

@@ -66,18 +66,25 @@ fn why_tells_step_cause_remedy_and_last_lines_also_by_a_number() {
 
 #[test]
 fn a_list_is_a_table_or_json_or_ids() {
-    let fake = Fake::start(|_, _| Answer::Result(json!([summary("a"), summary("b")])));
+    let fake = Fake::start(|method, _| match method {
+        "vm.list" => Answer::Result(json!([summary("a"), summary("b")])),
+        "vm.damaged" => Answer::Result(json!([{"id": "c", "why": "sha256"}])),
+        other => panic!("unexpected {other}"),
+    });
     let (code, table, _) = run(&mut ocivisor(&fake, &["list"]));
     assert_eq!(code, 0);
     assert_snapshot!(table);
     let (_, ids, _) = run(&mut ocivisor(&fake, &["list", "-q"]));
-    assert_eq!(ids, "a\nb\n");
+    assert_eq!(ids, "a\nb\nc\n");
     let (_, none, _) = run(&mut ocivisor(&fake, &["list", "-q", "--state", "stopped"]));
     assert_eq!(none, "");
+    let (_, damaged, _) = run(&mut ocivisor(&fake, &["list", "-q", "--state", "damaged"]));
+    assert_eq!(damaged, "c\n");
     let (_, text, _) = run(&mut ocivisor(&fake, &["list", "-o", "json"]));
     let value: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value["schema_version"], 1);
     assert_eq!(value["vms"][1], summary("b"));
+    assert_eq!(value["damaged"], json!([{"id": "c", "why": "sha256"}]));
 }
 
 #[test]

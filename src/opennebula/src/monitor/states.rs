@@ -11,10 +11,11 @@
 //! * OpenNebula ignores changes within 30 seconds after it started or stopped a VM itself, without asking again. So
 //!   each change is repeated for [`REPEAT`];
 //! * now and then all VMs are told, in any state: what OpenNebula has here and is not among them is powered off for it.
+//!   So those whose records are damaged are among them.
 //!
 //! Between those, a VM whose record is gone is not told: who removes a VM is OpenNebula, or else it learns it then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ocivisor_schema::reply::{StateNameV1, VmSummary};
@@ -87,6 +88,12 @@ impl Seen {
         };
         Some(Self { vm: number, word, age })
     }
+
+    /// What is to be said of a VM whose record cannot be read: that it is there.
+    #[must_use]
+    pub fn damaged(vm: OneId) -> Self {
+        Self { vm, word: VmWord::Unknown, age: Duration::MAX }
+    }
 }
 
 /// Why states are told.
@@ -109,14 +116,6 @@ pub struct States {
 }
 
 impl States {
-    /// Those that were there at the last look and are not among these. A VM that the daemon cannot tell of (its record was
-    /// damaged) is not gone: its guest may run.
-    #[must_use]
-    pub fn missing(&self, seen: &[Seen]) -> Vec<OneId> {
-        let there: BTreeSet<OneId> = seen.iter().map(|seen| seen.vm).collect();
-        self.words.keys().filter(|vm| !there.contains(vm)).copied().collect()
-    }
-
     /// The text to send, empty if there is nothing to tell. `now` is of a clock that only goes forward.
     pub fn tell(&mut self, seen: &[Seen], now: Duration, why: Told) -> String {
         let mut text = Template::default();
@@ -227,10 +226,7 @@ mod tests {
             assert_eq!(states.tell(&ended(age), now, Told::Period), off, "after {age} s");
         }
         assert_eq!(states.tell(&ended(60), 70 * SECOND, Told::Period), "");
-        assert_eq!(states.missing(&ended(60)), []);
-        assert_eq!(states.missing(&[]), ["1".parse().unwrap()]);
         assert_eq!(states.tell(&[], 71 * SECOND, Told::Period), "", "OpenNebula removed it");
-        assert_eq!(states.missing(&[]), []);
         assert_eq!(
             states.tell(&[], 71 * SECOND, Told::All),
             "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n"

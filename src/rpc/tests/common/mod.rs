@@ -12,7 +12,7 @@ use ocivisor_schema::image::{
     CommitOptionsV1, DfReply, HistoryV1, ImageInspect, ImportOptionsV1, LackingV1, SourceStatV1,
 };
 use ocivisor_schema::reply::{
-    ConsoleReply, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
+    ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
     ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
     VmInfo, VmSummary,
 };
@@ -171,6 +171,10 @@ impl ApiServer for Fake {
 
     async fn vm_list(&self, _: &Extensions) -> Answer<Vec<VmSummary>> {
         Ok(vec![sample!("vm_summary")])
+    }
+
+    async fn vm_damaged(&self, _: &Extensions) -> Answer<Vec<DamagedVm>> {
+        Ok(vec![sample!("vm_damaged")])
     }
 
     async fn vm_get(&self, _: &Extensions, _: Text<VmId>) -> Answer<VmInfo> {
