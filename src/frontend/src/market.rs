@@ -3,7 +3,7 @@
 //! Every listing must be whole, for oned forgets what is missing: a registry that does not answer fails it. An image that
 //! is gone, or for other machines, is left out and told.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{
@@ -17,12 +17,28 @@ use crate::fault::{clip, from_store};
 
 /// Seconds that one question may take. A listing has many.
 const PATIENCE: u64 = 20;
+/// How long a listing may take: the next is asked for after ten minutes.
+const LISTING: Duration = Duration::from_secs(300);
 
 /// Asks the registry for all of the marketplace's images. `log` hears what is left out.
 ///
 /// # Errors
 /// The registry does not answer, or offers nothing.
 pub fn list(market: &Market, config: &Config, log: &mut dyn FnMut(&str)) -> Result<Vec<App>> {
+    list_within(market, config, LISTING, log)
+}
+
+/// The same within another time.
+///
+/// # Errors
+/// As [`list`]. `Timeout`.
+pub fn list_within(
+    market: &Market,
+    config: &Config,
+    time: Duration,
+    log: &mut dyn FnMut(&str),
+) -> Result<Vec<App>> {
+    let deadline = Instant::now() + time;
     let hasty =
         RegistriesConfig { attempts: 2, deadline_seconds: PATIENCE, ..config.registries.clone() };
     let half = Duration::from_secs(PATIENCE / 2);
@@ -37,7 +53,16 @@ pub fn list(market: &Market, config: &Config, log: &mut dyn FnMut(&str)) -> Resu
         market.apps.clone()
     };
     let mut apps: Vec<App> = Vec::new();
-    for name in names {
+    let all = names.len();
+    for (done, name) in names.into_iter().enumerate() {
+        if Instant::now() >= deadline {
+            let text = format!(
+                "{} told of {done} of {all} images within {} s",
+                market.registry,
+                time.as_secs()
+            );
+            return Err(Error::new(ErrorKind::Timeout, text).hint("name fewer images in APPS"));
+        }
         let source = format!("docker://{}/{name}", market.registry);
         let reference: RegistryReference = match source.parse() {
             Ok(reference) => reference,

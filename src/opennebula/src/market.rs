@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ocivisor_core::error::{Error, one_line};
+use sha2::{Digest as _, Sha256};
 
 use crate::answer::{Answer, visible};
 use crate::ds::decode;
@@ -84,8 +85,10 @@ pub fn note(market: &Market, text: &str) -> String {
 /// The answer: a line for each.
 #[must_use]
 pub fn listing(market: &Market, apps: &[App]) -> Answer {
-    let lines =
-        apps.iter().map(|app| format!("APP=\"{}\"\n", STANDARD.encode(app.template(market))));
+    // Two of one name would be one app that changes with each line.
+    let mut named = std::collections::HashSet::new();
+    let once = apps.iter().filter(|app| named.insert(app.title(market)));
+    let lines = once.map(|app| format!("APP=\"{}\"\n", STANDARD.encode(app.template(market))));
     Answer::success(lines.collect())
 }
 
@@ -132,7 +135,26 @@ fn read<A: AsRef<OsStr>>(argv: &[A]) -> Result<Market, Error> {
     })
 }
 
+/// Letters of an app's name before what makes it its own.
+const TITLE_MAX: usize = 110;
+
 impl App {
+    /// Its name in OpenNebula, which knows an app by that, among those of all marketplaces.
+    ///
+    /// Names may not have the characters between the parts of a reference, and `a/b` must not become `a-b`; so what is
+    /// said is for people, and the digits behind it tell it from the same of another registry or marketplace.
+    fn title(&self, market: &Market) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let title: String = format!("{}-{}", market.registry, self.name)
+            .chars()
+            .map(|c| if plain(c) { c } else { '-' })
+            .take(TITLE_MAX)
+            .collect();
+        let own = Sha256::digest(format!("{} {}", market.id, self.source));
+        let own: String = own.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{own}", title.trim_start_matches('-'))
+    }
+
     /// Nothing in it can end a value: text is of letters that were looked at, templates are base64.
     fn template(&self, market: &Market) -> String {
         let Market { hypervisor, cpu, memory_mb, registry, .. } = market;
@@ -148,8 +170,7 @@ impl App {
             let plain = |c: &char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(*c);
             value.chars().filter(plain).collect()
         };
-        let name: String =
-            text(&self.name).replace(['/', ':', '@'], "-").chars().take(128).collect();
+        let name = self.title(market);
         format!(
             "NAME = \"{name}\"\nSOURCE = \"{}\"\nVERSION = \"{}\"\nSIZE = \"{}\"\nFORMAT = \"oci\"\n\
              TYPE = \"IMAGE\"\nPUBLISHER = \"{}\"\nORIGIN_ID = \"-1\"\nARCHITECTURE = \"{}\"\n\
@@ -195,12 +216,14 @@ mod tests {
             size_mb: 7,
             architecture: "amd64\"\nEVIL=\"1".into(),
         };
+        // The same twice is once.
         let answer = listing(&market, &[app.clone(), app]);
-        assert_eq!(answer.stdout.lines().count(), 2);
+        assert_eq!(answer.stdout.lines().count(), 1);
         let line = answer.stdout.lines().next().unwrap();
         let packed = line.strip_prefix("APP=\"").unwrap().strip_suffix('"').unwrap();
         let text = String::from_utf8(STANDARD.decode(packed).unwrap()).unwrap();
-        assert!(text.starts_with("NAME = \"a-b-1\"\nSOURCE = \"docker://r.example:5000/a/b:1\"\n"));
+        let start = "NAME = \"r.example-5000-a-b-1-fb16cb11\"\nSOURCE = \"docker://r.example:5000/a/b:1\"\n";
+        assert!(text.starts_with(start), "{text}");
         assert!(text.contains("ARCHITECTURE = \"amd64EVIL1\"\n"), "{text}");
         let machine = text.split("VMTEMPLATE64 = \"").nth(1).unwrap().trim_end_matches("\"\n");
         let machine = String::from_utf8(STANDARD.decode(machine).unwrap()).unwrap();
@@ -208,6 +231,40 @@ mod tests {
             machine.contains("SCHED_REQUIREMENTS = \"HYPERVISOR = \\\"ocivisor\\\"\"\n"),
             "{machine}"
         );
+    }
+
+    #[test]
+    fn names_differ_where_images_do() {
+        let at = |id: u32, registry: &str| {
+            let market = market(&format!("<REGISTRY>{registry}</REGISTRY>")).unwrap();
+            Market { id, ..market }
+        };
+        let title = |market: &Market, name: &str| {
+            let name = name.to_owned();
+            let source = format!("docker://{}/{name}", market.registry);
+            let (digest, architecture) = (String::new(), String::new());
+            App { name, source, digest, size_mb: 1, architecture }.title(market)
+        };
+        let (hub, mirror) = (at(3, "hub.example"), at(3, "mirror.example:5000"));
+        let long = |end: &str| format!("{}/{end}", "x".repeat(300));
+        let titles = [
+            title(&hub, "library/nginx:1.27"),
+            title(&mirror, "library/nginx:1.27"),
+            title(&at(4, "hub.example"), "library/nginx:1.27"),
+            title(&hub, "library-nginx:1.27"),
+            title(&hub, "library/nginx-1.27"),
+            title(&hub, &long("a")),
+            title(&hub, &long("b")),
+            title(&at(3, "[::1]:5000"), "a"),
+        ];
+        let different: std::collections::HashSet<_> = titles.iter().collect();
+        assert_eq!(different.len(), titles.len(), "{titles:?}");
+        for title in &titles {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            assert!(title.len() <= 128 && title.chars().all(plain), "{title}");
+            assert!(!title.starts_with('-'), "{title}");
+        }
+        assert!(titles[0].starts_with("hub.example-library-nginx-1.27-"), "{titles:?}");
     }
 
     #[test]
