@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::place::{DiskPlace, On};
@@ -15,6 +15,10 @@ use super::{Front, put};
 use crate::files::failed;
 use crate::tool::Tool;
 
+/// What directories are called in which one is made.
+const PREFIX: &str = "ocivisor-context-";
+/// Longer than any call works in its directory without changing it.
+const LEFT: Duration = Duration::from_secs(3600);
 /// Most bytes of all files on it.
 const MOST: u64 = 4 << 30;
 /// Programs that make one, as they are called.
@@ -28,9 +32,12 @@ pub(super) fn make(
     disk: &On<DiskPlace>,
     front: &mut Front<'_>,
 ) -> Result<()> {
-    // Passwords are among what it holds: the directory is ours alone, and goes in any case.
-    let work = tempfile::Builder::new().prefix("ocivisor-context-").tempdir();
-    let work = work.map_err(|e| failed("make directory in", &std::env::temp_dir(), e))?;
+    // Passwords are among what it holds: the directory is ours alone, and goes with the call. What one that was killed has
+    // left goes with a later one.
+    let above = std::env::temp_dir();
+    sweep(&above, SystemTime::now() - LEFT);
+    let work = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&above);
+    let work = work.map_err(|e| failed("make directory in", &above, e))?;
     let (content, image) = (work.path().join("content"), work.path().join("context.iso"));
     std::fs::create_dir(&content).map_err(|e| failed("make directory", &content, e))?;
     let mut left = MOST;
@@ -41,6 +48,23 @@ pub(super) fn make(
     let made = File::open(&image).map_err(|e| failed("open", &image, e))?;
     let mut host = front.ready(call, disk)?;
     put(&mut host, &disk.what, &made, &image, None).map(|_| ())
+}
+
+/// Removes what calls have left that began before then.
+fn sweep(above: &Path, before: SystemTime) {
+    let us = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(above).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        // Of the entry itself, should it be a link.
+        let old = entry.metadata().is_ok_and(|meta| {
+            let changed = meta.modified().is_ok_and(|time| time < before);
+            meta.is_dir() && meta.uid() == us && changed
+        });
+        if ours && old {
+            // Whoever sweeps at the same time may have been faster.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// oned has said that the file may be read; that it is a file is seen here.
@@ -90,4 +114,36 @@ fn iso(content: &Path, image: &Path) -> Result<()> {
     }
     let what = "none of xorriso, genisoimage and mkisofs is installed";
     Err(Error::new(ErrorKind::Unsupported, what).hint("install one of them on the front-end"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn secrets_of_calls_that_were_killed_do_not_stay() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        for name in ["ocivisor-context-old", "ocivisor-context-new", "other"] {
+            fs::create_dir_all(at(name).join("content")).unwrap();
+        }
+        fs::create_dir(at("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", at("ocivisor-context-link")).unwrap();
+        std::os::unix::fs::chown(at("ocivisor-context-new"), Some(65_534), None).unwrap();
+        let left = || {
+            let entries = fs::read_dir(top.path()).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let all = left();
+        sweep(top.path(), SystemTime::now() - LEFT);
+        assert_eq!(left(), all);
+        sweep(top.path(), SystemTime::now() + LEFT);
+        let rest = ["elsewhere", "ocivisor-context-link", "ocivisor-context-new", "other"];
+        assert_eq!(left(), rest);
+    }
 }
