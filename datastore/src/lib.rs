@@ -96,7 +96,7 @@ pub use out::{
     Archive, BegunCommit, BegunTar, CommitChanges, CommitOptions, Committed, Exported, HistoryRow,
     IdMap, Inspection, LayerInfo, Omitted, Packing, ReadCommit, ReadTar, Upper,
 };
-pub use packed::{LayerBlob, Parts};
+pub use packed::{LayerBlob, Parts, expand};
 pub use prune::{PruneOptions, Pruned, Usage};
 pub use registry::{
     HttpsUrl, Patience, PushProgress, Pushed, Registries, RegistriesConfig, RegistryConfig,

@@ -30,6 +30,7 @@ use crate::store::{Store, not_found};
 use crate::tarball::Trailer;
 use crate::unpack::Report;
 use crate::work::Work;
+use crate::worker::Unpacker;
 
 /// The feature in `format.json`, incompatible.
 pub(crate) const FEATURE: &str = "packed";
@@ -126,11 +127,7 @@ impl Store {
         shown: &str,
         limits: &Limits,
     ) -> Result<Option<Box<dyn Read>>> {
-        if Compression::of(&file).map_err(|f| f.about(shown))? == Compression::None {
-            return Ok(None);
-        }
-        let plain = Bounded::file(file, limits, &self.unpacker).map_err(|f| f.about(shown))?;
-        Ok(Some(Box::new(plain)))
+        expanded(file, shown, limits, &self.unpacker)
     }
 
     /// Whether there is of a layer what there should be beside its blob.
@@ -142,6 +139,24 @@ impl Store {
     pub(crate) fn check_unpacked(&self) -> Result<()> {
         if self.is_packed() { Err(wrong_kind(&self.root, Kind::Packed)) } else { Ok(()) }
     }
+}
+
+/// The same without a store, and where no process is confined: for who only wants to know how much it is.
+pub fn expand(file: File, shown: &str, limits: &Limits) -> Result<Option<Box<dyn Read>>> {
+    expanded(file, shown, limits, &Unpacker::InProcess)
+}
+
+fn expanded(
+    file: File,
+    shown: &str,
+    limits: &Limits,
+    unpacker: &Unpacker,
+) -> Result<Option<Box<dyn Read>>> {
+    if Compression::of(&file).map_err(|f| f.about(shown))? == Compression::None {
+        return Ok(None);
+    }
+    let plain = Bounded::file(file, limits, unpacker).map_err(|f| f.about(shown))?;
+    Ok(Some(Box::new(plain)))
 }
 
 /// The store there is of that kind, and another is needed.

@@ -3,8 +3,6 @@
 //! Synchronous, without a daemon and without root: one process per call, as oneadmin. `docs/adr/0011-front-end.md`
 //! has the layout of an image datastore and why it is so.
 
-#![forbid(unsafe_code)]
-
 pub mod config;
 pub mod depot;
 mod fault;

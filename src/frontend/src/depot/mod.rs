@@ -24,10 +24,12 @@ mod draft;
 mod lock;
 mod record;
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::trust::Policy;
@@ -40,6 +42,10 @@ pub use lock::ImageLock;
 pub use record::{Container, Content, DataDisk, ImageRecord, Saved};
 
 use crate::fault::{clip, failed, from_store};
+use crate::tool;
+
+/// How long what a build left may take to be removed: a million files take a minute.
+const CLEARING: Duration = Duration::from_secs(600);
 
 /// The directory of an image datastore, open.
 #[derive(Debug)]
@@ -116,7 +122,7 @@ impl Depot {
     /// An empty directory for tools, and no other call has it.
     pub(crate) fn work(&self, held: &ImageLock) -> Result<Work> {
         let path = self.real.join(format!(".work-{}", held.image()));
-        clear(&path).map_err(|e| failed("remove", &path, &e))?;
+        clear(&path)?;
         DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("make", &path, &e))?;
         Ok(Work { path })
     }
@@ -144,6 +150,25 @@ impl Depot {
     pub(crate) fn remove_export(&self, held: &ImageLock) -> Result<()> {
         let name = Self::export_name(held.image());
         unlink(&self.dir, &name).map_err(|e| failed("remove", &self.base.join(&name), &e))
+    }
+
+    /// Removes archives that no marketplace has fetched for so long.
+    pub(crate) fn sweep_exports(&self, age: Duration) -> Result<()> {
+        let failed = |e: io::Error| failed("clean", &self.base, &e);
+        let old = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        for entry in std::fs::read_dir(&self.base).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let image = name.to_str().and_then(|n| n.strip_prefix("export-")?.strip_suffix(".tar"));
+            let Some(image) = image.filter(|n| n.bytes().all(|c| c.is_ascii_digit())) else {
+                continue;
+            };
+            let made = entry.metadata().and_then(|meta| meta.modified());
+            if made.is_ok_and(|made| made < old) {
+                unlink(&self.dir, &format!("export-{image}.tar")).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Blobs, images and names.
@@ -218,13 +243,12 @@ impl Depot {
         gone(&self.disks, &format!(".{image}.written"), &self.disk_path(image))?;
         self.remove_data(held, &data_name(image))?;
         self.remove_export(held)?;
-        // Of a tool that was killed. Files of a build can belong to ids that oneadmin cannot act for; they are in nobody's way.
-        let _ = clear(&self.real.join(format!(".work-{image}")));
         self.store.remove(&Self::name(image)).map_err(|e| from_store(&e))?;
         for dir in [&self.images, &self.disks] {
             dir.sync_all().map_err(|e| failed("sync", &self.base, &e))?;
         }
-        Ok(())
+        // Of a tool that was killed; last, for the image must go whatever is with it.
+        clear(&self.real.join(format!(".work-{image}")))
     }
 
     /// Removes a data disk by its name; it need not be there.
@@ -314,15 +338,34 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
+        // What stays goes with the image, or with its next build; there is nobody to tell.
         let _ = clear(&self.path);
     }
 }
 
-fn clear(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+/// Removes a directory of tools with all in it.
+///
+/// A build leaves files of other users: of ids from `/etc/subuid`, for which our user may only act in a user namespace.
+/// buildah, which made them, makes that, too.
+fn clear(path: &Path) -> Result<()> {
+    let first = match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => failed("remove", path, &e),
+        other => return other.map_err(|e| failed("remove", path, &e)),
+    };
+    let Ok(buildah) = tool::find("buildah") else {
+        return Err(first.hint("install buildah, which made it, or have an admin remove it"));
+    };
+    let argv = [
+        buildah.as_os_str(),
+        OsStr::new("unshare"),
+        OsStr::new("rm"),
+        OsStr::new("-rf"),
+        OsStr::new("--one-file-system"),
+        OsStr::new("--"),
+        path.as_os_str(),
+    ];
+    tool::run(&argv, CLEARING).map_err(|e| e.context(format!("remove {}", path.display())))
 }
 
 /// The name of an image's data disk. It follows from the number, so that a call that was not finished is found again.

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -12,6 +11,7 @@ use ocivisor_opennebula::tm::place::DiskPlace;
 use super::{manifest_of, present};
 use crate::files::Dir;
 use crate::files::dir::is_in_use;
+use crate::images::data::inspect;
 use crate::tool::{STDIN, Tool};
 
 /// How long a tool may take; the largest file systems take seconds.
@@ -140,24 +140,60 @@ fn grow_root(dir: &Dir, name: &str, file: &File, size: u64) -> Result<()> {
     file.sync_all().map_err(|e| dir.failed("sync", name, e))
 }
 
-/// Its size is in its header; a disk that says it lies on another one was not made here.
+/// Its size is in its header. A disk that leads to other files was not made here, and a tool would open those.
 fn grow_qcow2(dir: &Dir, name: &str, file: &File, size: u64) -> Result<()> {
-    let mut header = [0; 32];
-    let read = file.read_exact_at(&mut header, 0);
-    read.map_err(|e| dir.failed("read", name, e))?;
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&header[at..at + 8]);
-        u64::from_be_bytes(bytes)
-    };
     let shown = dir.path().join(name);
-    if &header[..4] != b"QFI\xfb" || number(8) != 0 {
-        let what = format!("{} is no qcow2 disk of its own", shown.display());
+    let found = inspect(file, &shown.display().to_string())?;
+    if found.format != "qcow2" {
+        let what = format!("{} is no qcow2 disk", shown.display());
         return Err(Error::new(ErrorKind::Invalid, what));
     }
-    if number(24) >= size {
+    if found.size >= size {
         return Ok(());
     }
     let size = size.to_string();
     run(&["qemu-img", "resize", "-q", "-f", "qcow2", STDIN, &size], file, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_that_lead_to_other_files_are_not_made_larger() {
+        let top = tempfile::tempdir().unwrap();
+        let vm = top.path().join("100/7");
+        std::fs::create_dir_all(&vm).unwrap();
+        let disk: DiskPlace = format!("{}/disk.1", vm.display()).parse().unwrap();
+        let at = |name: &str| vm.join(name).display().to_string();
+        let make = |options: &str| {
+            let option = format!("data_file={},{options}", at("data"));
+            let options: &[&str] = if options.is_empty() { &[] } else { &["-o", &option] };
+            let own = ["qemu-img", "create", "-q", "-f", "qcow2"];
+            let argv: Vec<_> = own
+                .iter()
+                .chain(options)
+                .copied()
+                .chain([&*at("disk.1"), "1M"])
+                .map(str::to_owned)
+                .collect();
+            crate::tool::run(&argv, TIME).unwrap();
+        };
+        let size = || inspect(&File::open(at("disk.1")).unwrap(), "x").unwrap().size;
+        make("");
+        grow(&disk, 3 << 20, true).unwrap();
+        assert_eq!(size(), 3 << 20);
+        grow(&disk, 1 << 20, true).unwrap();
+        assert_eq!(size(), 3 << 20);
+
+        make("data_file_raw=on");
+        let before = std::fs::metadata(at("data")).unwrap().len();
+        let error = grow(&disk, 3 << 20, true).unwrap_err();
+        assert!(error.message.ends_with("disk.1 is qcow2 with a data file"), "{error}");
+        assert_eq!(std::fs::metadata(at("data")).unwrap().len(), before);
+
+        std::fs::File::create(at("disk.1")).unwrap().set_len(1 << 20).unwrap();
+        let error = grow(&disk, 3 << 20, true).unwrap_err();
+        assert!(error.message.ends_with("disk.1 is no qcow2 disk"), "{error}");
+    }
 }

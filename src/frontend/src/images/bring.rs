@@ -1,5 +1,6 @@
 //! `cp`: what a user named becomes an image of the datastore.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,14 +8,19 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{
-    Cancel, DiskFormat, DiskOptions, HttpsUrl, Image, Limits, Progress, RegistrySource, Source,
+    Cancel, DiskFormat, DiskOptions, HttpsUrl, Image, Limit, Limits, Progress, Refusal,
+    RegistrySource, Source,
 };
 use ocivisor_opennebula::ds::{ImageType, Place};
 
+use super::size::mib;
 use super::{Driver, data, tell};
 use crate::depot::{Container, Content, DataDisk, Draft, ImageLock, ImageRecord};
 use crate::fault::{clip, failed, from_store};
 use crate::tool;
+
+/// Longest Dockerfile.
+const DOCKERFILE_MAX: u64 = 1 << 20;
 
 impl Driver<'_> {
     /// `SOURCE FORMAT`.
@@ -156,7 +162,12 @@ impl Driver<'_> {
             return Ok(None);
         }
         let depot = self.depot()?;
-        let limits = Limits { image_bytes: self.most()?, ..Limits::default() };
+        let room = match self.call.image.kind {
+            // Only what becomes of it counts, and is seen then.
+            ImageType::Os => self.free()?,
+            _ => self.room()?,
+        };
+        let limits = Limits { image_bytes: room.bytes.saturating_add(1), ..Limits::default() };
         let again = file.try_clone().map_err(|e| failed("open", Path::new(shown), &e))?;
         std::io::Seek::rewind(&mut &again).map_err(|e| failed("read", Path::new(shown), &e))?;
         let Some(mut plain) =
@@ -165,28 +176,40 @@ impl Driver<'_> {
             return Ok(None);
         };
         let draft = depot.scratch(held)?;
-        data::copy(&mut plain, draft.file(), limits.image_bytes, shown)?;
+        data::copy(&mut plain, draft.file(), room, shown)?;
         Ok(Some(draft))
     }
 
     /// Brings it in under the image's name. The image is refused as soon as it is known to be too large.
     fn import(&self, source: &Source) -> Result<Image> {
         let depot = self.depot()?;
-        let most = self.most()?;
+        let room = self.room()?;
         let cancel = Cancel::new();
+        let mut layers = HashMap::new();
         let mut too_large = false;
         let store = depot.store().cancelled_by(&cancel).map_err(|e| from_store(&e))?;
         let name = crate::Depot::name(self.call.id);
         let imported = store.import(source, &name, &Limits::default(), &mut |at| {
-            if let Progress::Fetched { total, .. } | Progress::Layer { done: total, .. } = at
-                && total > most
-            {
+            let came = match at {
+                Progress::Fetched { total, .. } => total,
+                Progress::Layer { layer, done, .. } => {
+                    layers.insert(layer, done);
+                    layers.values().sum()
+                }
+                _ => 0,
+            };
+            if came > room.bytes {
                 too_large = true;
                 cancel.cancel();
             }
         });
         match imported {
-            Err(_) if too_large => Err(data::full(most)),
+            Err(_) if too_large => Err(room.exceeded()),
+            // What is there already is not told above, and counts all the same.
+            Ok(image) if room.size.is_some() && image.size > room.bytes => {
+                depot.store().remove(&name).map_err(|e| from_store(&e))?;
+                Err(room.exceeded())
+            }
             other => other.map_err(|e| from_store(&e)),
         }
     }
@@ -206,9 +229,15 @@ impl Driver<'_> {
                 std::thread::park_timeout(left);
             }
         };
-        registries
-            .download(&address, draft.file(), self.most()?, &Cancel::new(), told)
-            .map_err(|e| from_store(&e))?;
+        let room = match self.call.image.kind {
+            ImageType::Os => self.free()?,
+            _ => self.room()?,
+        };
+        let came = registries.download(&address, draft.file(), room.bytes, &Cancel::new(), told);
+        came.map_err(|e| match e.refusal() {
+            Some(Refusal::Limit { limit: Limit::ImageBytes, .. }) => room.exceeded(),
+            _ => from_store(&e),
+        })?;
         Ok(draft)
     }
 
@@ -233,7 +262,6 @@ impl Driver<'_> {
         };
         data::check(&source, &self.call.image.checksums, &shown)?;
         let depot = self.depot()?;
-        let most = self.most()?;
         let expanded = match self.call.image.kind {
             // As it is: nobody but the guest reads it.
             ImageType::File => None,
@@ -245,14 +273,26 @@ impl Driver<'_> {
             None => &source,
         };
         std::io::Seek::rewind(&mut from).map_err(|e| failed("read", Path::new(&shown), &e))?;
-        data::copy(&mut from.take(u64::MAX), draft.file(), most, &shown)?;
+        let length = data::copy(&mut from.take(u64::MAX), draft.file(), self.room()?, &shown)?;
         let disk = match self.call.image.kind {
-            ImageType::File => data::Disk { format: "raw", size: 0 },
+            ImageType::File => data::Disk { format: "raw", size: length },
             _ => data::inspect(draft.file(), &shown)?,
         };
+        self.check_size(disk.counted(length))?;
         draft.publish().map_err(|e| failed("write", &depot.data_path(held.image()), &e))?;
         self.keep_data(held, disk.format, Some(origin))?;
         Ok(format!("{} {}", depot.data_path(held.image()).display(), disk.format))
+    }
+
+    /// What was counted is what may stay.
+    fn check_size(&self, bytes: u64) -> Result<()> {
+        let size = self.call.image.size_mb.filter(|mb| *mb > 0);
+        match size {
+            Some(size) if mib(bytes) > size => {
+                Err(data::Room { bytes, size: Some(size) }.exceeded())
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn keep_data(
@@ -278,21 +318,21 @@ impl Driver<'_> {
         let buildah = tool::find("buildah").map_err(|e| {
             e.hint("install it, or build the image elsewhere and name it by docker://")
         })?;
-        let (dir, file) = if path.is_dir() {
-            (path.to_owned(), dockerfile(path))
-        } else {
-            (path.parent().unwrap_or(Path::new("/")).to_owned(), Some(path.to_owned()))
-        };
-        let file = file.ok_or_else(|| {
+        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("/")) };
+        let named = if path.is_dir() { dockerfile(path) } else { Some(path.to_owned()) };
+        let named = named.ok_or_else(|| {
             let text = format!("{} has no Dockerfile or Containerfile", path.display());
             Error::new(ErrorKind::NotFound, text)
         })?;
+        let text = instructions(&named)?;
         let depot = self.depot()?;
         let work = depot.work(held)?;
         let at = |name: &str| work.path().join(name).display().to_string();
-        let (root, run) = (at("root"), at("run"));
+        let (root, run, file) = (at("root"), at("run"), at("Dockerfile"));
+        std::io::Write::write_all(&mut create(Path::new(&file))?, &text)
+            .map_err(|e| failed("write", Path::new(&file), &e))?;
         let image = work.path().join("image");
-        let (file, dir) = (file.display().to_string(), dir.display().to_string());
+        let dir = dir.display().to_string();
         let own = [
             &*buildah.display().to_string(),
             "--root",
@@ -305,10 +345,17 @@ impl Driver<'_> {
         .map(str::to_owned);
         let most = Duration::from_secs(self.config.images.build_timeout);
         let failed = |e: Error| e.context(format!("build {dir}"));
-        let build = ["build", "--isolation", "rootless", "--file", &file, "--tag", "built", &dir];
-        tool::run(&[&own[..], &build.map(str::to_owned)].concat(), most).map_err(failed)?;
+        let mut build = vec!["build".to_owned()];
+        // What it is built FROM is let in by the same rule as everything else.
+        let policy = &self.config.images.policy;
+        if policy.is_file() {
+            build.push(format!("--signature-policy={}", policy.display()));
+        }
+        let rest = ["--isolation", "rootless", "--file", &file, "--tag", "built", &dir];
+        build.extend(rest.map(str::to_owned));
+        tool::run_with_strays(&[&own[..], &build].concat(), most).map_err(failed)?;
         let push = ["push", "built", &format!("oci:{}:built", image.display())].map(str::to_owned);
-        tool::run(&[&own[..], &push].concat(), most).map_err(failed)?;
+        tool::run_with_strays(&[&own[..], &push].concat(), most).map_err(failed)?;
         self.import(&Source::OciLayout { dir: image, tag: None })
     }
 
@@ -341,8 +388,31 @@ pub(super) fn open(path: &Path) -> Result<File> {
     }
 }
 
+/// Named by who controls the directory; whether it is a file is seen where it is opened.
 fn dockerfile(dir: &Path) -> Option<PathBuf> {
-    ["Containerfile", "Dockerfile"].map(|name| dir.join(name)).into_iter().find(|f| f.is_file())
+    let named = ["Containerfile", "Dockerfile"].map(|name| dir.join(name));
+    named.into_iter().find(|file| file.symlink_metadata().is_ok())
+}
+
+/// What a Dockerfile says. buildah gets a copy: in its own place it may be a link to what only our user may read, and
+/// errors tell lines of it.
+fn instructions(path: &Path) -> Result<Vec<u8>> {
+    if path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+        let text = format!("{} is a link, which is not followed", path.display());
+        return Err(Error::new(ErrorKind::Permission, text).hint("put the file itself there"));
+    }
+    let mut text = Vec::new();
+    let read = open(path)?.take(DOCKERFILE_MAX + 1).read_to_end(&mut text);
+    read.map_err(|e| failed("read", path, &e))?;
+    if text.len() as u64 > DOCKERFILE_MAX {
+        let text = format!("{} has more than {} KiB", path.display(), DOCKERFILE_MAX >> 10);
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    Ok(text)
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create_new(path).map_err(|e| failed("make", path, &e))
 }
 
 fn has_dockerfile(dir: &Path) -> bool {

@@ -58,7 +58,7 @@ impl Driver<'_> {
         };
         if let Some(reference) = &below {
             if let Some(other) = &other {
-                copy_image(other, depot, held, reference)?;
+                copy_image(other, depot, held, reference, self.free()?)?;
             } else {
                 let name = Depot::name(held.image());
                 depot.store().tag(reference, &name).map_err(|e| from_store(&e))?;
@@ -83,18 +83,18 @@ impl Driver<'_> {
         held: &ImageLock,
         original: u32,
     ) -> Result<bool> {
-        let most = self.most()?;
+        let room = self.free()?;
         let (disk, manifest) = (from.disk_path(original), from.disk_manifest_path(original));
         if !disk.exists() {
             return Ok(false);
         }
         if manifest.exists() {
             let draft = to.new_disk_manifest(held)?;
-            copy(&manifest, draft.file(), most)?;
+            copy(&manifest, draft.file(), room)?;
             draft.publish().map_err(|e| failed("write", &manifest, &e))?;
         }
         let draft = to.new_disk(held)?;
-        copy(&disk, draft.file(), most)?;
+        copy(&disk, draft.file(), room)?;
         draft.publish().map_err(|e| failed("write", &disk, &e))?;
         Ok(true)
     }
@@ -109,7 +109,7 @@ impl Driver<'_> {
         }
         let shown = path.display().to_string();
         let draft = depot.new_data(held)?;
-        copy(path, draft.file(), self.most()?)?;
+        copy(path, draft.file(), self.free()?)?;
         // Of a raw disk nobody asks what its first bytes look like.
         let format = if self.call.image.format == "qcow2" {
             data::inspect(draft.file(), &shown)?.format
@@ -140,7 +140,6 @@ impl Driver<'_> {
     }
 }
 
-/// From one store to another, by an archive that is gone in the end.
 /// The image that the manifest of a writable disk names; none if there is no such disk.
 fn below(depot: &Depot, image: u32) -> Result<Option<Reference>> {
     let path = depot.disk_manifest_path(image);
@@ -157,7 +156,19 @@ fn below(depot: &Depot, image: u32) -> Result<Option<Reference>> {
     digest.parse().map(|digest| Some(Reference::Digest(digest))).map_err(|e| from_store(&e))
 }
 
-fn copy_image(from: &Depot, to: &Depot, held: &ImageLock, image: &Reference) -> Result<()> {
+/// From one store to another, by an archive that is gone in the end.
+fn copy_image(
+    from: &Depot,
+    to: &Depot,
+    held: &ImageLock,
+    image: &Reference,
+    room: data::Room,
+) -> Result<()> {
+    let size = from.store().resolve(image).map_err(|e| from_store(&e))?.size;
+    // For a moment it is there as an archive and as an image.
+    if size.saturating_mul(2) > room.bytes {
+        return Err(room.exceeded());
+    }
     let name = Depot::export_name(held.image());
     to.remove_export(held)?;
     let copied = || {
@@ -172,7 +183,7 @@ fn copy_image(from: &Depot, to: &Depot, held: &ImageLock, image: &Reference) -> 
     copied
 }
 
-fn copy(from: &Path, to: &File, most: u64) -> Result<()> {
+fn copy(from: &Path, to: &File, room: data::Room) -> Result<()> {
     let real = std::fs::canonicalize(from).map_err(|e| failed("open", from, &e))?;
-    data::copy(&mut bring::open(&real)?, to, most, &from.display().to_string()).map(drop)
+    data::copy(&mut bring::open(&real)?, to, room, &from.display().to_string()).map(drop)
 }

@@ -28,8 +28,44 @@ pub(crate) struct Disk {
     pub size: u64,
 }
 
-/// Copies to the end; holes stay holes, and zeros become some. Nothing above `most` bytes is taken.
-pub(crate) fn copy(from: &mut dyn Read, mut to: &File, most: u64, shown: &str) -> Result<u64> {
+impl Disk {
+    /// Bytes that count for it: what a guest sees, but for a qcow2 file that is far longer than its tables make it. Those
+    /// are some 16 bytes for each 64 KiB; more is snapshots, or what somebody hides behind a small size.
+    pub fn counted(&self, length: u64) -> u64 {
+        if length > self.size.saturating_add(slack(self.size)) { length } else { self.size }
+    }
+}
+
+/// What a file may have beyond what it holds.
+pub(crate) fn slack(bytes: u64) -> u64 {
+    bytes / 64 + (16 << 20)
+}
+
+/// How much may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// `SIZE` in MiB, where it is that which says so; else it is what is free.
+    pub size: Option<u64>,
+}
+
+impl Room {
+    /// More came.
+    pub fn exceeded(&self) -> Error {
+        match self.size {
+            Some(size) => {
+                let text = format!("it has more than the {size} MiB that its SIZE says");
+                Error::new(ErrorKind::Exhausted, text)
+                    .hint("create it again with a larger SIZE (oneimage create --size)")
+            }
+            None => full(self.bytes),
+        }
+    }
+}
+
+/// Copies to the end; holes stay holes, and zeros become some.
+pub(crate) fn copy(from: &mut dyn Read, mut to: &File, room: Room, shown: &str) -> Result<u64> {
     let write = |e: io::Error| failed("write a copy of", Path::new(shown), &e);
     let mut buf = vec![0; BLOCK];
     let mut total: u64 = 0;
@@ -41,8 +77,8 @@ pub(crate) fn copy(from: &mut dyn Read, mut to: &File, most: u64, shown: &str) -
             Err(e) => return Err(failed("read", Path::new(shown), &e)),
         };
         total += n as u64;
-        if total > most {
-            return Err(full(most));
+        if total > room.bytes {
+            return Err(room.exceeded());
         }
         if buf[..n].iter().all(|byte| *byte == 0) {
             to.seek(SeekFrom::Current(i64::try_from(n).unwrap_or(0))).map_err(write)?;
@@ -55,9 +91,9 @@ pub(crate) fn copy(from: &mut dyn Read, mut to: &File, most: u64, shown: &str) -
 }
 
 /// There is not so much room.
-pub(crate) fn full(most: u64) -> Error {
+fn full(most: u64) -> Error {
     let text = format!("it has more than the {} MiB that are free in the datastore", most >> 20);
-    Error::new(ErrorKind::Exhausted, text)
+    Error::new(ErrorKind::Exhausted, text).hint("free some, or use another datastore")
 }
 
 /// Says what a disk is, and refuses what leads to other files.
@@ -219,17 +255,33 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_counts_what_it_shows_or_what_it_takes() {
+        let disk = |size| Disk { format: "qcow2", size };
+        assert_eq!(disk(1 << 20).counted(300_000), 1 << 20);
+        // A whole disk and its tables.
+        assert_eq!(disk(10 << 30).counted((10 << 30) + (3 << 20)), 10 << 30);
+        assert_eq!(disk(1 << 20).counted(500 << 30), 500 << 30);
+    }
+
+    #[test]
     fn copies_are_equal_sparse_and_bounded() {
         let mut bytes = vec![7; 3 * BLOCK + 5];
         bytes[BLOCK..2 * BLOCK].fill(0);
         let to = tempfile::tempfile().unwrap();
-        assert_eq!(copy(&mut &bytes[..], &to, 1 << 30, "x").unwrap(), bytes.len() as u64);
+        let room = |bytes, size| Room { bytes, size };
+        let all = room(1 << 30, None);
+        assert_eq!(copy(&mut &bytes[..], &to, all, "x").unwrap(), bytes.len() as u64);
         let mut got = vec![0; bytes.len()];
         to.read_exact_at(&mut got, 0).unwrap();
         assert_eq!((got == bytes, to.metadata().unwrap().len()), (true, bytes.len() as u64));
         assert!(to.metadata().unwrap().blocks() * 512 < bytes.len() as u64);
-        let error = copy(&mut &bytes[..], &to, 10, "x").unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Exhausted);
+        for (room, why) in [
+            (room(10, None), "it has more than the 0 MiB that are free in the datastore"),
+            (room(10, Some(7)), "it has more than the 7 MiB that its SIZE says"),
+        ] {
+            let error = copy(&mut &bytes[..], &to, room, "x").unwrap_err();
+            assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Exhausted, why));
+        }
     }
 
     #[test]

@@ -51,7 +51,10 @@ pub(super) fn resolve(
 /// the drivers' own configuration with the files that it names.
 fn is_ours(real: &Path, datastore: &Datastore, secrets: &[PathBuf]) -> bool {
     let datastores = datastore.base_path.parent();
-    let listed = secrets.iter().map(PathBuf::as_path);
+    // Each may be a link to another place.
+    let beside = datastores.and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten();
+    let beside: Vec<_> = beside.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let listed = secrets.iter().chain(&beside).map(PathBuf::as_path);
     listed.chain(datastores).chain([&*datastore.base_path, Path::new(OURS)]).any(|path| {
         let resolved = std::fs::canonicalize(path).ok();
         real.starts_with(path) || resolved.is_some_and(|path| real.starts_with(path))
@@ -169,6 +172,24 @@ mod tests {
         assert!(may_be_read(Path::new("/var/lib/one/up/x"), &safe, None));
         let dots = datastore(&[Path::new("/srv/..")], &["/"]);
         assert!(!may_be_read(Path::new("/srv/../etc/shadow"), &dots, None));
+    }
+
+    #[test]
+    fn datastores_are_closed_wherever_their_directories_lead() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        for dir in ["datastores/100", "nfs/101", "nfs/uploads"] {
+            fs::create_dir_all(at(dir)).unwrap();
+            File::create(at(dir).join("file")).unwrap();
+        }
+        symlink("../nfs/101", at("datastores/101")).unwrap();
+        let own =
+            Datastore { base_path: at("datastores/100"), ..datastore(&[Path::new("/")], &[]) };
+        let said = |path: &str| resolve(&at(path), false, &own, None, &[]).is_ok();
+        assert!(said("nfs/uploads/file"));
+        for path in ["datastores/100/file", "datastores/101/file", "nfs/101/file", "datastores"] {
+            assert!(!said(path), "{path}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 mod bring;
 mod copies;
-mod data;
+pub(crate) mod data;
 mod dirs;
 mod empty;
 mod export;
@@ -19,14 +19,18 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{PruneOptions, Registries};
 use ocivisor_opennebula::ImageSource;
-use ocivisor_opennebula::ds::{DsAction, DsCall};
+use ocivisor_opennebula::ds::{DsAction, DsCall, ImageType};
 
 use crate::config::Config;
 use crate::depot::{Depot, is_data_name};
-use crate::fault::{clip, failed, from_store};
+use crate::fault::{failed, from_store};
+use data::Room;
 
 /// Downloads that nobody went on with for so long are of no use to anybody.
 const PARTIAL_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Archives that no marketplace's driver removed for so long were left by one that was killed.
+const EXPORT_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Carries a call out. Returns what standard output gets, without the newline at its end; `log` hears what is worth a line.
 ///
@@ -101,14 +105,29 @@ impl Driver<'_> {
         dirs::resolve(path, tagged, &self.call.datastore, home.as_deref(), &secrets)
     }
 
-    /// Bytes that the datastore may take.
-    fn most(&self) -> Result<u64> {
+    /// What the datastore may take.
+    fn free(&self) -> Result<Room> {
         let base = &self.call.datastore.base_path;
         let there = rustix::fs::statvfs(base).map_err(|e| failed("measure", base, &e.into()))?;
         let free = there.f_bavail.saturating_mul(there.f_frsize);
         // 0 before the first measurement.
         let told = self.call.datastore.free_mb.filter(|mb| *mb > 0);
-        Ok(told.map_or(free, |mb| free.min(mb.saturating_mul(1 << 20))))
+        let bytes = told.map_or(free, |mb| free.min(mb.saturating_mul(1 << 20)));
+        Ok(Room { bytes, size: None })
+    }
+
+    /// The same, and not more than the image counts in quotas.
+    fn room(&self) -> Result<Room> {
+        let free = self.free()?;
+        let Some(size) = self.call.image.size_mb.filter(|mb| *mb > 0) else { return Ok(free) };
+        let bytes = size.saturating_mul(1 << 20);
+        let counted = match self.call.image.kind {
+            // Layers come in compressed as they are, or as zstd: of tars in xz that can be more than was counted.
+            ImageType::Os => bytes.saturating_mul(2),
+            _ => bytes.saturating_add(data::slack(bytes)),
+        };
+        let size = Some(size);
+        Ok(if counted < free.bytes { Room { bytes: counted, size } } else { free })
     }
 
     /// Removes an image, whole or not, and what then nobody needs.
@@ -117,15 +136,23 @@ impl Driver<'_> {
         let held = depot.lock(self.call.id)?;
         let source = &self.call.image.source;
         // Of an image that never became one there is none.
-        if !source.is_empty()
-            && let ImageSource::File(path) = source.parse()?
-        {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if path.parent() != Some(&self.call.datastore.base_path) || !is_data_name(name) {
-                let text = format!("{:?} is no data disk of this datastore", clip(source));
-                return Err(Error::new(ErrorKind::Invalid, text));
+        let foreign = match source.parse() {
+            _ if source.is_empty() => false,
+            Ok(ImageSource::Container { image, .. }) => image != self.call.id,
+            Ok(ImageSource::File(path)) => {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let own = path.parent() == Some(&self.call.datastore.base_path);
+                if own && is_data_name(name) {
+                    depot.remove_data(&held, name)?;
+                }
+                !(own && is_data_name(name))
             }
-            depot.remove_data(&held, name)?;
+            Err(_) => true,
+        };
+        if foreign {
+            // An admin may register anything by its SOURCE, of which we were not told; it goes as it came.
+            let source: String = source.chars().take(200).collect();
+            self.log(&format!("{source:?} is none of this datastore's and stays"));
         }
         depot.remove(&held, self.call.id)?;
         drop(held);
@@ -153,7 +180,10 @@ impl Driver<'_> {
 
     /// How much room there is.
     fn monitor(&mut self) -> Result<String> {
-        self.open()?;
+        let depot = self.open()?;
+        if let Err(error) = depot.sweep_exports(EXPORT_AGE) {
+            self.log(&error.to_string());
+        }
         let base = &self.call.datastore.base_path;
         let there = rustix::fs::statvfs(base).map_err(|e| failed("measure", base, &e.into()))?;
         let mb = |blocks: u64| blocks.saturating_mul(there.f_frsize) >> 20;

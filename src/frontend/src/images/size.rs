@@ -2,67 +2,85 @@
 //!
 //! The answer becomes the size of a VM's disk where the VM's template says nothing. So a container image has at least
 //! `images.disk_mb`: its layers are shared and take nothing of that disk, what the guest writes does. A machine's disk has
-//! the size that the machine saw. A user waits for the answer, so servers get little time.
+//! the size that the machine saw.
+//!
+//! Quotas and the room in the datastore are counted by the answer, so what a user says (`SIZE`) can make it larger and never
+//! smaller than what there is. What cannot be known before it is here is taken as it was told, and `cp` refuses more.
+//!
+//! A user waits for the answer, so servers get little time, and so does counting what is compressed.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{
     Cancel, HttpsUrl, Limits, Patience, Registries, RegistriesConfig, RegistryReference, Source,
+    expand,
 };
 use ocivisor_opennebula::ds::Place;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
 
 use super::{Driver, bring, data};
 use crate::fault::{clip, failed, from_store};
 
+/// Bytes of a file on a web server by which it is judged: what holds the first bytes of any compressed stream.
+const HEAD: u64 = 512 * 1024;
+
+/// What was found out.
+enum Found {
+    /// A container image: bytes of its layers as they come.
+    Image(u64),
+    /// A disk: bytes that a machine sees.
+    Disk(u64),
+    /// It is compressed, and does not say.
+    Unknown,
+}
+
 impl Driver<'_> {
     pub(super) fn stat(&mut self) -> Result<String> {
         let place = Place::parse(&self.call.image.path)?;
-        let least = |bytes: u64| mib(bytes).max(self.config.images.disk_mb);
         // Of `oneimage create --size`.
         let own = self.call.image.size_mb.filter(|mb| *mb > 0);
-        let answer = match place {
+        let (told, found) = match place {
             Place::Registry { reference, size_mb, .. } => {
                 let reference: RegistryReference = reference.parse().map_err(|e| from_store(&e))?;
                 let found = self.hasty().inspect(&reference, &Limits::default(), &Cancel::new());
-                // Also where the size is given: an image that is not there is better told now.
                 let found = found.map_err(|e| from_store(&e))?;
-                size_mb.or(own).unwrap_or_else(|| least(found.size))
+                (size_mb.or(own), Found::Image(found.size))
             }
-            Place::Web { url } => {
-                let registries = self.hasty();
-                let address = HttpsUrl::of(&url, &registries).map_err(|e| from_store(&e))?;
-                let length =
-                    registries.length(&address, &Cancel::new()).map_err(|e| from_store(&e))?;
-                match (own, length) {
-                    (Some(own), _) => own,
-                    (None, Some(length)) if is_archive(&url) => least(length),
-                    (None, Some(length)) => mib(length),
-                    (None, None) => {
-                        let text =
-                            format!("{:?}: the server does not say how long it is", clip(&url));
-                        return Err(Error::new(ErrorKind::Image, text).hint("give SIZE"));
-                    }
-                }
-            }
+            Place::Web { url } => (own, self.on_the_web(&url, own)?),
             Place::Dockerfile { path, size_mb, .. } => {
                 self.resolve(&path, false)?;
-                size_mb.or(own).unwrap_or_else(|| least(0))
+                (size_mb.or(own), Found::Image(0))
             }
             Place::Local { scheme, path } => {
                 let (path, _) = self.resolve(&path, scheme.is_some())?;
-                let found = self.local_size(scheme, &path)?;
-                own.unwrap_or(found)
+                (own, self.here(scheme, &path)?)
             }
         };
-        Ok(answer.to_string())
+        let (least, else_) = match found {
+            Found::Image(packed) => (mib(packed), Some(self.config.images.disk_mb)),
+            Found::Disk(bytes) => (mib(bytes), Some(0)),
+            Found::Unknown => (0, None),
+        };
+        let Some(size) = told.or(else_) else {
+            let shown = clip(&self.call.image.path);
+            let text = format!("{shown:?} is compressed and does not say how much is in it");
+            return Err(Error::new(ErrorKind::Image, text)
+                .hint("say it by SIZE (oneimage create --size), in MiB"));
+        };
+        if size < least && told.is_some() {
+            self.log(&format!("SIZE is {size} MiB, but the image has {least} MiB and counts them"));
+        }
+        Ok(size.max(least).to_string())
     }
 
-    fn local_size(&self, scheme: Option<&str>, path: &Path) -> Result<u64> {
-        let least = |bytes: u64| mib(bytes).max(self.config.images.disk_mb);
+    /// A file or directory of the front-end.
+    fn here(&self, scheme: Option<&str>, path: &Path) -> Result<Found> {
         if path.is_dir() {
-            return Ok(least(directory(path)?));
+            return directory(path).map(Found::Image);
         }
         let file = bring::open(path)?;
         let length = file.metadata().map_err(|e| failed("inspect", path, &e))?.len();
@@ -76,10 +94,57 @@ impl Driver<'_> {
                     | Source::RootfsTar { .. })
             ),
         };
-        if disk {
-            data::inspect(&file, &path.display().to_string()).map(|disk| mib(disk.size))
-        } else {
-            Ok(least(length))
+        if !disk {
+            return Ok(Found::Image(length));
+        }
+        let shown = path.display().to_string();
+        if let Some(plain) = self.plain(&file, &shown)? {
+            let deadline = Instant::now() + Duration::from_secs(self.config.images.stat_timeout);
+            return count(plain, deadline).map_err(|e| failed("read", path, &e));
+        }
+        data::inspect(&file, &shown).map(|disk| Found::Disk(disk.counted(length)))
+    }
+
+    /// What is in a file that `cp` would unpack.
+    fn plain(&self, file: &File, shown: &str) -> Result<Option<Box<dyn Read>>> {
+        if self.call.datastore.no_decompress {
+            return Ok(None);
+        }
+        let again = || {
+            std::io::Seek::rewind(&mut &*file)?;
+            file.try_clone()
+        };
+        let file = again().map_err(|e| failed("open", Path::new(shown), &e))?;
+        expand(file, shown, &Limits::default()).map_err(|e| from_store(&e))
+    }
+
+    /// A file of a web server.
+    fn on_the_web(&self, url: &str, told: Option<u64>) -> Result<Found> {
+        let registries = self.hasty();
+        let address = HttpsUrl::of(url, &registries).map_err(|e| from_store(&e))?;
+        let length = registries.length(&address, &Cancel::new()).map_err(|e| from_store(&e))?;
+        let Some(length) = length else {
+            if told.is_some() {
+                return Ok(Found::Unknown);
+            }
+            let text = format!("{:?}: the server does not say how long it is", clip(url));
+            return Err(Error::new(ErrorKind::Image, text)
+                .hint("say it by SIZE (oneimage create --size), in MiB"));
+        };
+        let head = head(&registries, &address)?;
+        let io = |e| failed("read", Path::new(&clip(url)), &e);
+        let mut start = Vec::new();
+        match self.plain(&head, url)? {
+            // Cut off as it is, its end is an error.
+            Some(plain) => {
+                let _ = plain.take(512).read_to_end(&mut start);
+                Ok(judge(&start).map_or(Found::Unknown, |sort| sort.of(length)))
+            }
+            None => {
+                std::io::Seek::rewind(&mut &head).map_err(io)?;
+                head.take(512).read_to_end(&mut start).map_err(io)?;
+                Ok(judge(&start).map_or(Found::Disk(length), |sort| sort.of(length)))
+            }
         }
     }
 
@@ -97,27 +162,91 @@ impl Driver<'_> {
     }
 }
 
+/// What the first plain bytes of a file tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    /// A tar, whatever of.
+    Tar,
+    /// A qcow2 disk and the size that a machine sees.
+    Qcow2(u64),
+}
+
+impl Sort {
+    fn of(self, length: u64) -> Found {
+        match self {
+            Self::Tar => Found::Image(length),
+            Self::Qcow2(size) => Found::Disk(data::Disk { format: "qcow2", size }.counted(length)),
+        }
+    }
+}
+
+fn judge(start: &[u8]) -> Option<Sort> {
+    if start.get(257..262) == Some(b"ustar") {
+        return Some(Sort::Tar);
+    }
+    let size = start.get(24..32)?.try_into().ok().map(u64::from_be_bytes)?;
+    start.starts_with(b"QFI\xfb").then_some(Sort::Qcow2(size))
+}
+
+/// The first bytes of a file on a web server.
+fn head(registries: &Registries, address: &HttpsUrl) -> Result<File> {
+    let head = tempfile::tempfile().map_err(|e| failed("make", &std::env::temp_dir(), &e))?;
+    let enough = Cancel::new();
+    let came = registries.download(address, &head, u64::MAX, &enough, &mut |came| {
+        if came >= HEAD {
+            enough.cancel();
+        }
+    });
+    match came {
+        Err(error) if !enough.is_cancelled() => Err(from_store(&error)),
+        _ => Ok(head),
+    }
+}
+
+/// How much is in a disk that is compressed as a whole.
+fn count(mut plain: Box<dyn Read>, deadline: Instant) -> std::io::Result<Found> {
+    let mut start = Vec::new();
+    plain.by_ref().take(512).read_to_end(&mut start)?;
+    if let Some(Sort::Qcow2(size)) = judge(&start) {
+        return Ok(Found::Disk(size));
+    }
+    let (mut buf, mut total) = (vec![0; 256 * 1024], start.len() as u64);
+    loop {
+        match plain.read(&mut buf)? {
+            0 => return Ok(Found::Disk(total)),
+            n => total += n as u64,
+        }
+        if Instant::now() >= deadline {
+            return Ok(Found::Unknown);
+        }
+    }
+}
+
 /// Rounded up, and never 0: that would count as no size at all.
-fn mib(bytes: u64) -> u64 {
+pub(super) fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20).max(1)
 }
 
-/// What a file on a web server is can only be told from its name until it is here.
-fn is_archive(url: &str) -> bool {
-    let path = url.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
-    let plain =
-        [".gz", ".xz", ".zst"].iter().find_map(|end| path.strip_suffix(end)).unwrap_or(&path);
-    plain.ends_with(".tar") || [".tgz", ".txz"].iter().any(|end| path.ends_with(end))
-}
-
-/// Bytes of the blobs of an image layout.
+/// Bytes of the blobs of an image layout; no link is followed.
 fn directory(path: &Path) -> Result<u64> {
     let blobs = path.join("blobs/sha256");
-    let Ok(entries) = std::fs::read_dir(&blobs) else { return Ok(0) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let Ok(dir) = rustix::fs::openat2(CWD, &blobs, flags, Mode::empty(), resolve) else {
+        return Ok(0);
+    };
+    let failed = |e: rustix::io::Errno| failed("list", &blobs, &e.into());
+    let mut space = Vec::with_capacity(16 * 1024);
+    let mut entries = RawDir::new(&dir, space.spare_capacity_mut());
     let mut total: u64 = 0;
-    for entry in entries.take(100_000) {
-        let entry = entry.map_err(|e| failed("list", &blobs, &e))?;
-        total = total.saturating_add(entry.metadata().map_or(0, |meta| meta.len()));
+    for _ in 0..100_000 {
+        let Some(entry) = entries.next() else { break };
+        let entry = entry.map_err(failed)?;
+        let meta = rustix::fs::statat(&dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+        let size = meta.ok().filter(|meta| {
+            rustix::fs::FileType::from_raw_mode(meta.st_mode) == rustix::fs::FileType::RegularFile
+        });
+        total = total.saturating_add(size.map_or(0, |meta| meta.st_size.cast_unsigned()));
     }
     Ok(total)
 }
@@ -129,11 +258,47 @@ mod tests {
     #[test]
     fn sizes_are_rounded_up() {
         assert_eq!([0, 1, 1 << 20, (1 << 20) + 1].map(mib), [1, 1, 1, 2]);
-        for url in ["https://a/x.tar", "https://a/x.tar.xz?sig=1", "https://a/X.TGZ"] {
-            assert!(is_archive(url), "{url}");
+    }
+
+    #[test]
+    fn the_first_bytes_tell_archives_and_disks() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        let mut qcow2 = b"QFI\xfb\0\0\0\x03".to_vec();
+        qcow2.resize(24, 0);
+        qcow2.extend((5_u64 << 30).to_be_bytes());
+        assert_eq!(judge(&tar), Some(Sort::Tar));
+        assert_eq!(judge(&qcow2), Some(Sort::Qcow2(5 << 30)));
+        for start in [&tar[..261], &qcow2[..31], &[7; 512], b""] {
+            assert_eq!(judge(start), None);
         }
-        for url in ["https://a/x.iso", "https://a/x.qcow2.xz", "https://a/tar"] {
-            assert!(!is_archive(url), "{url}");
-        }
+    }
+
+    #[test]
+    fn a_layout_is_as_large_as_its_own_files() {
+        let top = tempfile::tempdir().unwrap();
+        let make = |name: &str, size| {
+            let path = top.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            File::create(path).unwrap().set_len(size).unwrap();
+        };
+        make("secret/x", 1000);
+        make("whole/blobs/sha256/a", 5);
+        std::fs::create_dir_all(top.path().join("led/blobs")).unwrap();
+        let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, top.path().join(at));
+        link("../../../../secret/x", "whole/blobs/sha256/b").unwrap();
+        link("../../secret", "led/blobs/sha256").unwrap();
+        let top = top.path().canonicalize().unwrap();
+        assert_eq!(directory(&top.join("led")).unwrap(), 0);
+        // The link in it counts nothing, whatever it leads to.
+        assert_eq!(directory(&top.join("whole")).unwrap(), 5);
+    }
+
+    #[test]
+    fn what_is_compressed_is_counted_as_long_as_there_is_time() {
+        let plain = || Box::new(&[7; 1000][..]);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(count(plain(), later), Ok(Found::Disk(1000))));
+        assert!(matches!(count(plain(), Instant::now()), Ok(Found::Unknown)));
     }
 }

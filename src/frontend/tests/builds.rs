@@ -1,0 +1,228 @@
+//! Dockerfiles: built by buildah, without root, of what their owner may read.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
+#[path = "common/calls.rs"]
+mod calls;
+#[path = "../../../datastore/tests/common/mod.rs"]
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use calls::{Cloud, Wish};
+use common::*;
+use tempfile::TempDir;
+
+fn cloud() -> (TempDir, Cloud) {
+    let top = tempfile::tempdir().unwrap();
+    fs::create_dir(top.path().join("datastores")).unwrap();
+    let cloud = Cloud::new(top.path());
+    (top, cloud)
+}
+
+#[test]
+fn dockerfiles_are_built_where_an_admin_wants_that() {
+    let (top, mut cloud) = cloud();
+    let dir = top.path().join("app");
+    fs::create_dir(&dir).unwrap();
+    put(&dir.join("file"), b"content");
+    put(&dir.join("Dockerfile"), b"FROM scratch\nCOPY file /file\nCMD [\"/file\"]\n");
+    let path = format!("dockerfile://{}?size=9", dir.display());
+    let error = cloud.cp(1, &path).unwrap_err();
+    assert!(error.contains("Dockerfiles are not built on this front-end"), "{error}");
+    cloud.config.images.build = true;
+    let absent = top.path().join("nothing");
+    fs::create_dir(&absent).unwrap();
+    let error = cloud.cp(1, &format!("dockerfile://{}", absent.display())).unwrap_err();
+    assert!(error.contains(" has no Dockerfile or Containerfile"), "{error}");
+    let stat = Wish { path: path.clone(), ..Wish::default() };
+    assert_eq!(cloud.call("stat", &stat).unwrap(), "9\n");
+    for (id, path) in [(1, path), (2, dir.display().to_string())] {
+        let answer = cloud.cp(id, &path).unwrap();
+        assert!(answer.starts_with(&format!("ocivisor:{id}@sha256:")), "{answer}");
+        let name = ocivisor_frontend::Depot::reference(id);
+        let image = cloud.depot().store().resolve(&name).unwrap();
+        assert_eq!(image.config.cmd, ["/file"]);
+    }
+    put(&dir.join("Dockerfile"), b"FROM scratch\nCOPY absent /file\n");
+    assert!(cloud.cp(3, &dir.display().to_string()).unwrap_err().contains("build "));
+    cloud.assert_clean();
+}
+
+#[test]
+fn nothing_is_built_of_what_a_link_leads_to() {
+    let (top, mut cloud) = cloud();
+    cloud.config.images.build = true;
+    cloud.template = format!("<SAFE_DIRS>{}</SAFE_DIRS>", top.path().join("app").display());
+    fs::create_dir(top.path().join("app")).unwrap();
+    put(&top.path().join("secret"), b"oneadmin:the-password\n");
+    symlink("../secret", top.path().join("app/Dockerfile")).unwrap();
+    let dir = top.path().join("app").display().to_string();
+    for path in [dir.clone(), format!("dockerfile://{dir}")] {
+        let error = cloud.cp(1, &path).unwrap_err();
+        let want = format!(
+            "Cannot bring in image 1: {dir}/Dockerfile is a link, which is not followed; \
+             put the file itself there.\n"
+        );
+        assert_eq!(error, want);
+    }
+    fs::remove_file(top.path().join("app/Dockerfile")).unwrap();
+    put(&top.path().join("app/Dockerfile"), &vec![b'#'; (1 << 20) + 1]);
+    let error = cloud.cp(1, &dir).unwrap_err();
+    assert!(error.contains("Dockerfile has more than 1024 KiB"), "{error}");
+    cloud.assert_clean();
+}
+
+#[test]
+fn what_is_built_upon_must_be_let_in_too() {
+    // No letter of the path may be a capital, in a reference.
+    let name = format!("ocv-policy-{}", std::process::id());
+    let top = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
+    fs::create_dir(top.path().join("datastores")).unwrap();
+    let mut cloud = Cloud::new(top.path());
+    cloud.config.images.build = true;
+    cloud.config.images.policy = top.path().join("policy.json");
+    let dir = top.path().join("app");
+    fs::create_dir(&dir).unwrap();
+    let base = Layout::new(&top.path().join("base"));
+    base.image(&[gzipped(&RawTar::new().file("a", b"a").end())], &serde_json::json!({}));
+    put(&dir.join("Dockerfile"), format!("FROM oci:{}\n", base.dir.display()).as_bytes());
+    // The rule for what comes in as a directory lets the result in, too.
+    let policy = |rule: &str| {
+        let text = format!(
+            r#"{{"default": [{{"type": "insecureAcceptAnything"}}],
+                "transports": {{"oci": {{"{}": [{{"type": "{rule}"}}]}}}}}}"#,
+            base.dir.display()
+        );
+        put(&cloud.config.images.policy, text.as_bytes());
+    };
+    policy("reject");
+    let error = cloud.cp(1, &dir.display().to_string()).unwrap_err();
+    assert!(error.contains("rejected by policy"), "{error}");
+    policy("insecureAcceptAnything");
+    cloud.cp(1, &dir.display().to_string()).unwrap();
+    cloud.assert_clean();
+}
+
+#[test]
+fn what_is_built_may_not_be_more_than_was_counted() {
+    let (top, mut cloud) = cloud();
+    cloud.config.images.build = true;
+    let dir = top.path().join("app");
+    fs::create_dir(&dir).unwrap();
+    let noise: Vec<u8> = (0..300_000_u64)
+        .flat_map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
+        .collect();
+    put(&dir.join("noise"), &noise);
+    put(&dir.join("Dockerfile"), b"FROM scratch\nCOPY noise /noise\n");
+    let path = format!("dockerfile://{}", dir.display());
+    let wish =
+        |size: &str| Wish { id: 1, path: path.clone(), size: size.into(), ..Wish::default() };
+    let error = cloud.call("cp", &wish("1")).unwrap_err();
+    let want = "Cannot bring in image 1: it has more than the 1 MiB that its SIZE says; \
+                create it again with a larger SIZE (oneimage create --size).\n";
+    assert_eq!(error, want);
+    cloud.rm(1, "").unwrap();
+    assert_eq!(cloud.blobs(), 0);
+    cloud.call("cp", &wish("3")).unwrap();
+    cloud.assert_clean();
+}
+
+/// Directory of the test; set in the process that builds as somebody.
+const TOP: &str = "OCIVISOR_TEST_BUILD_TOP";
+const SOMEBODY: u32 = 65_533;
+/// First of its ids of other users, as in `/etc/subuid`.
+const OTHERS: u32 = 0x6000_0000;
+
+/// Somebody's build: one that ends, and one that a kill leaves half done. Without the variable there is nothing to do.
+#[test]
+fn somebody() {
+    let Some(top) = std::env::var_os(TOP) else { return };
+    let top = Path::new(&top);
+    let mut cloud = Cloud::new(top);
+    cloud.config.images.build = true;
+    let path = format!("dockerfile://{}", top.join("app").display());
+    let works = |cloud: &Cloud| {
+        let names = fs::read_dir(&cloud.base).unwrap();
+        names
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".work"))
+            .count()
+    };
+    cloud.cp(1, &path).unwrap();
+    assert_eq!(works(&cloud), 0, "a build leaves nothing");
+    // Of one that was killed.
+    for id in [1, 2, 3] {
+        let work = cloud.base.join(format!(".work-{id}"));
+        fs::create_dir(&work).unwrap();
+        let private = work.join("private");
+        fs::create_dir(&private).unwrap();
+        put(&private.join("file"), b"of another user");
+        let argv = ["unshare", "chown", "-R", "100:100", text(&private)];
+        run("buildah", &argv);
+        run("buildah", &["unshare", "chmod", "700", text(&private)]);
+        assert_eq!(private.metadata().unwrap().uid(), OTHERS + 99);
+        fs::remove_dir_all(&work).unwrap_err();
+    }
+    cloud.cp(2, &path).unwrap();
+    cloud.rm(1, "").unwrap();
+    cloud.rm(3, "").unwrap();
+    assert_eq!(works(&cloud), 0, "it is built again, and removed");
+    cloud.rm(2, "").unwrap();
+    assert_eq!(cloud.blobs(), 0);
+    cloud.assert_clean();
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test runs itself as somebody")]
+fn files_of_other_users_that_a_build_makes_are_in_nobodys_way() {
+    let top = tempfile::tempdir().unwrap();
+    let at = |name: &str| top.path().join(name);
+    for dir in ["datastores", "app", "home", "home/run"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    // As of distributions: directories that only a service's user may enter.
+    let partial =
+        Head { path: b"cache/partial", kind: b'5', mode: 0o700, uid: 100, ..Head::default() };
+    let own = Head { path: b"cache/partial/a", mode: 0o600, uid: 100, ..Head::default() };
+    let root = RawTar::new().dir("cache").head(&partial, b"").head(&own, b"a").end();
+    put(&at("app/root.tar"), &root);
+    let text = b"FROM scratch\nADD root.tar /\nCOPY --chown=100:65534 root.tar /private/\n";
+    put(&at("app/Dockerfile"), text);
+    for (dir, mode) in [("", 0o755), ("home", 0o700), ("home/run", 0o700)] {
+        fs::set_permissions(at(dir), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for dir in ["datastores", "home", "home/run"] {
+        chown(at(dir), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    }
+    // Somebody is known, and has ids of other users, in this process's view of /etc alone.
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let home = at("home").display().to_string();
+    put(
+        &at("passwd"),
+        format!("{passwd}ocvsomebody:x:{SOMEBODY}:{SOMEBODY}::{home}:/bin/sh\n").as_bytes(),
+    );
+    put(&at("ids"), format!("ocvsomebody:{OTHERS}:65536\n").as_bytes());
+    for name in ["passwd", "ids"] {
+        fs::set_permissions(at(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let script = r#"set -e
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/ids" /etc/subuid
+mount --bind "$1/ids" /etc/subgid
+exec setpriv --reuid="$2" --regid="$2" --clear-groups "$3" somebody --exact"#;
+    let exe = std::env::current_exe().unwrap();
+    let child = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .args([top.path(), Path::new(&SOMEBODY.to_string()), &exe])
+        .env(TOP, top.path())
+        .env("HOME", &home)
+        .env("XDG_RUNTIME_DIR", at("home/run"))
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+}
