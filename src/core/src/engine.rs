@@ -218,7 +218,11 @@ impl Engine<'_> {
                 let device = storage.ensure_root(&record.spec, ids_of(record)?)?;
                 cgroups.limit_disk(&id, "root", device, &record.spec.root.io)?;
             }
-            Step::Disks => self.give_disks(record)?,
+            Step::Disks => {
+                let given = self.give_disks(record, hooks);
+                // A check that was broken off for whoever asked is no failure of the disk.
+                return if hooks.given_up() { Ok(false) } else { given.map(|()| true) };
+            }
             Step::Display => self.show(record)?,
             Step::Cgroup => {
                 // The first effect of a boot: from here on the spec is that of the operation.
@@ -310,9 +314,10 @@ impl Engine<'_> {
     }
 
     /// Attaches the data disks and bounds their traffic.
-    fn give_disks(&self, record: &mut Record) -> Result<()> {
+    fn give_disks(&self, record: &mut Record, hooks: &dyn Hooks) -> Result<()> {
         let Ports { storage, cgroups, .. } = self.ports;
-        for given in storage.ensure_disks(&record.spec, ids_of(record)?)? {
+        let give_up = || hooks.given_up();
+        for given in storage.ensure_disks(&record.spec, ids_of(record)?, &give_up)? {
             let wish = record.spec.disks.iter().find(|disk| disk.number == given.number);
             let io = wish.map(|disk| disk.io).unwrap_or_default();
             let name = format!("disks.{}", given.number);

@@ -106,13 +106,20 @@ pub trait Storage: Send + Sync {
     fn drop_root(&self, id: &VmId) -> Result<()>;
 
     /// The data disks of the spec attached, those of them mounted that are to be, all of them claimed: no other VM writes
-    /// what one of them reads, or reads what one writes. In the order of the spec.
+    /// what one of them reads, or reads what one writes. In the order of the spec. Checking them may take minutes, in the
+    /// VM's control group, which is there.
     ///
     /// # Errors
     /// No data disk of the VM is mounted or attached. `NotFound`: a disk is missing. `Conflict`: another VM, or the host,
     /// uses it. `Integrity`: its filesystem is damaged. `Invalid`: nothing in it that could be mounted. `Permission`: the
-    /// host mounts no tenants' filesystems. `Unsupported`: the host lacks something, which is named.
-    fn ensure_disks(&self, spec: &VmSpec, ids: IdRange) -> Result<Vec<GivenDisk>>;
+    /// host mounts no tenants' filesystems. `Unsupported`: the host lacks something, which is named. `Cancelled`:
+    /// `give_up` said so. `Timeout`: checking took too long.
+    fn ensure_disks(
+        &self,
+        spec: &VmSpec,
+        ids: IdRange,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Vec<GivenDisk>>;
 
     /// Unmounts and detaches all data disks; all data is on them on return.
     ///

@@ -338,7 +338,15 @@ impl Storage for FakeHost {
         self.drop_thing("drop_root", id, &Thing::Root, &[Thing::Guest])
     }
 
-    fn ensure_disks(&self, spec: &VmSpec, _: IdRange) -> Result<Vec<GivenDisk>> {
+    fn ensure_disks(
+        &self,
+        spec: &VmSpec,
+        _: IdRange,
+        wait: &dyn Fn() -> bool,
+    ) -> Result<Vec<GivenDisk>> {
+        if !spec.disks.is_empty() && wait() {
+            return Err(Error::new(ErrorKind::Cancelled, "the check was broken off"));
+        }
         let give = |disk: &DataDisk| {
             self.ensure("ensure_disk", &spec.id, &Thing::Disk(disk.number), &[])?;
             let device = BlockDevice { major: 7, minor: 1 + disk.number };

@@ -13,6 +13,7 @@ use common::{CANCEL, DESTROY, Daemon, REBOOT, SHUTDOWN, Seen, define, deploy, id
 use ocivisor_core::admission::{Admission, admit};
 use ocivisor_core::error::ErrorKind;
 use ocivisor_core::ids::OpId;
+use ocivisor_core::plan::Step;
 use ocivisor_core::state::{OpKind, Operation, Phase, Record, Request, Timestamp, VmState};
 
 fn under(request: Request) -> Record {
@@ -128,6 +129,18 @@ fn destroy_gives_up_a_start_at_any_step_and_leaves_nothing() {
         assert_eq!(deploy.result.as_ref().unwrap_err().kind, ErrorKind::Cancelled);
         daemon.check();
     }
+}
+
+#[test]
+fn destroy_gives_up_the_check_of_disks_while_it_is_under_way() {
+    let daemon = Daemon::new();
+    daemon.hooks.give_up_in.set(Some(Step::Disks));
+    assert_eq!(daemon.ask("one-1", deploy("one-1")), Seen::GivenUp);
+    daemon.hooks.give_up_in.set(None);
+    daemon.hooks.give_up.set(false);
+    assert_eq!(daemon.hooks.failures.borrow().len(), 0, "being told to stop is no failure");
+    assert_eq!(daemon.ask("one-1", DESTROY), Seen::Answer(Ok(())));
+    daemon.check();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! not silently mean the default. `docs/ocivisor.toml` documents each and is tested against this.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
@@ -12,7 +13,7 @@ use ocivisor_host::fs::read_bounded;
 use ocivisor_host::guests::Lxcfs;
 use ocivisor_host::labels::{Labels, Use};
 use ocivisor_host::layout::Layout;
-use ocivisor_host::storage::TenantFilesystems;
+use ocivisor_host::storage::{Checks, TenantFilesystems};
 use ocivisor_schema::spec::IsolationV1;
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,18 @@ impl From<UseName> for Use {
 pub struct Disks {
     /// Whether the host's kernel mounts filesystems that tenants made: `never`, `checked` or `unchecked`.
     pub tenant_filesystems: TenantsName,
+    /// How long checking all disks of a VM may take, in minutes.
+    pub check_minutes: u32,
+    /// How many such checks run at once.
+    pub checks_at_once: u32,
+}
+
+impl Disks {
+    /// Bounds on checks.
+    pub fn checks(&self) -> Checks {
+        let at_once = usize::try_from(self.checks_at_once).unwrap_or(usize::MAX);
+        Checks { limit: Duration::from_mins(self.check_minutes.into()), at_once }
+    }
 }
 
 /// Whether the host's kernel mounts filesystems that tenants made.
@@ -162,7 +175,7 @@ impl From<TenantsName> for TenantFilesystems {
 
 impl Default for Disks {
     fn default() -> Self {
-        Self { tenant_filesystems: TenantsName::Checked }
+        Self { tenant_filesystems: TenantsName::Checked, check_minutes: 10, checks_at_once: 2 }
     }
 }
 
@@ -323,6 +336,14 @@ impl Config {
             let hint = "unix sockets have at most 107 bytes";
             let what = format!("run_dir {} is longer than 40 bytes", self.run_dir.display());
             return Err(Error::new(ErrorKind::Invalid, what).hint(hint));
+        }
+        for (key, value) in [
+            ("disks.check_minutes", self.disks.check_minutes),
+            ("disks.checks_at_once", self.disks.checks_at_once),
+        ] {
+            if !(1..=10_000).contains(&value) {
+                return bad(format!("{key} is {value}, must be 1 to 10000"));
+            }
         }
         let guests = &self.guests;
         // One range more is for the helpers that unpack layers.

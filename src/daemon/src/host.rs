@@ -79,7 +79,8 @@ impl Host {
             failures: Failures::new(layout.clone()),
             guests: crate::exec::guests(config, &layout, &cgroups),
             storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels())
-                .with_tenant_filesystems(config.disks.tenant_filesystems.into()),
+                .with_tenant_filesystems(config.disks.tenant_filesystems.into())
+                .with_checks(config.disks.checks(), cgroups.clone()),
             network: HostNetwork::new(layout.clone()),
             sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -47,12 +47,59 @@ pub fn run_confined(argv: &[&str], to: &Confinement<'_>, timeout: Duration) -> R
     run_changed(argv, |command| confine(command, to), timeout, &|| false)
 }
 
+/// A tool that came to its end, however that was.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code, or the signal that killed it.
+    pub status: ExitStatus,
+    /// The beginning of its standard output.
+    pub out: Vec<u8>,
+    /// The beginning of its standard error.
+    pub err: Vec<u8>,
+}
+
+impl Ended {
+    /// The last line of its standard error.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let text = String::from_utf8_lossy(&self.err);
+        text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").to_owned()
+    }
+}
+
+/// The same for one whose exit code says more than that it failed.
+///
+/// # Errors
+/// As [`run_unless`]; that it failed is none.
+pub fn watch_confined(
+    argv: &[&str],
+    to: &Confinement<'_>,
+    timeout: Duration,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<Ended> {
+    watch_changed(argv, |command| confine(command, to), timeout, unwanted)
+}
+
 fn run_changed(
     argv: &[&str],
     change: impl FnOnce(&mut Command),
     timeout: Duration,
     unwanted: &dyn Fn() -> bool,
 ) -> Result<Vec<u8>> {
+    let ended = watch_changed(argv, change, timeout, unwanted)?;
+    if ended.status.success() {
+        return Ok(ended.out);
+    }
+    let tool = argv.first().unwrap_or(&"");
+    Err(host(format!("{tool} failed ({}): {}", ended.status, ended.last_words())))
+}
+
+fn watch_changed(
+    argv: &[&str],
+    change: impl FnOnce(&mut Command),
+    timeout: Duration,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<Ended> {
     let (tool, args) = argv.split_first().ok_or_else(|| host("empty command".into()))?;
     tracing::debug!(?argv, "running tool");
     #[expect(clippy::disallowed_methods, reason = "this is the one right place")]
@@ -84,12 +131,7 @@ fn run_changed(
     match outcome {
         Ok(Some((out, err))) => {
             let status = child.wait().map_err(|e| host(format!("wait for {tool}: {e}")))?;
-            if status.success() {
-                return Ok(out);
-            }
-            let text = String::from_utf8_lossy(&err);
-            let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
-            Err(host(format!("{tool} failed ({status}): {last}")))
+            Ok(Ended { status, out, err })
         }
         Ok(None) if unwanted() => {
             Err(Error::new(ErrorKind::Cancelled, format!("{tool} was cancelled")))

@@ -42,6 +42,8 @@ pub struct Confinement<'a> {
     pub input: Input,
     /// The user it runs as, see [`user`].
     pub user: u32,
+    /// Files of control groups, open for writing, that it is born into; none are those of its parent.
+    pub groups: &'a [BorrowedFd<'a>],
 }
 
 /// What a tool reads.
@@ -69,8 +71,15 @@ pub fn path_of(file: BorrowedFd<'_>) -> String {
 /// Makes `command` confine itself.
 pub(crate) fn confine(command: &mut Command, to: &Confinement<'_>) {
     let files: Vec<_> = to.files.iter().map(AsRawFd::as_raw_fd).collect();
+    let groups: Vec<_> = to.groups.iter().map(AsRawFd::as_raw_fd).collect();
     let (user, largest_file, input) = (to.user, to.largest_file, to.input);
     let change = move || -> io::Result<()> {
+        for group in &groups {
+            // SAFETY: open in the parent while it waits, so open here under the same number.
+            let group = unsafe { BorrowedFd::borrow_raw(*group) };
+            // Whoever writes it is meant: cgroups(7).
+            rustix::io::write(group, b"0")?;
+        }
         // Also those that this process was born with.
         // SAFETY: the call takes numbers only and closes nothing now.
         let closed = unsafe {
@@ -130,7 +139,7 @@ mod tests {
     fn a_confined_tool_is_nobody_and_can_become_nobody_else() {
         for input in [Input::Ours, Input::Foreign] {
             let user = user();
-            let to = Confinement { files: &[], largest_file: 7, input, user };
+            let to = Confinement { files: &[], largest_file: 7, input, user, groups: &[] };
             let status = run_confined(&["cat", "/proc/self/status"], &to, LONG).unwrap();
             let status = String::from_utf8(status).unwrap();
             let fields: BTreeMap<&str, Vec<&str>> = status
@@ -156,8 +165,13 @@ mod tests {
         // As a descriptor that was inherited.
         rustix::io::fcntl_setfd(&other, FdFlags::empty()).unwrap();
         let files = [given.as_file().as_fd()];
-        let to =
-            Confinement { files: &files, largest_file: 4096, input: Input::Ours, user: user() };
+        let to = Confinement {
+            files: &files,
+            largest_file: 4096,
+            input: Input::Ours,
+            user: user(),
+            groups: &[],
+        };
         let open = run_confined(&["ls", "-l", "/proc/self/fd"], &to, LONG).unwrap();
         let open = String::from_utf8(open).unwrap();
         let at = format!("{} -> {}", given.as_raw_fd(), given.path().display());
@@ -179,7 +193,7 @@ mod tests {
     #[test]
     fn a_tool_with_foreign_input_has_no_network_and_others_ours() {
         let network = |input| {
-            let to = Confinement { files: &[], largest_file: 0, input, user: user() };
+            let to = Confinement { files: &[], largest_file: 0, input, user: user(), groups: &[] };
             let link = run_confined(&["readlink", "/proc/self/ns/net"], &to, LONG).unwrap();
             String::from_utf8(link).unwrap().trim().to_owned()
         };

@@ -13,6 +13,7 @@ use ocivisor_core::engine::{Engine, Hooks, Outcome, Point};
 use ocivisor_core::error::{Error, Result};
 use ocivisor_core::failure::KeptFailure;
 use ocivisor_core::ids::{MacAddr, OpId, RequestId, VmId};
+use ocivisor_core::plan::Step;
 use ocivisor_core::ports::Loaded;
 use ocivisor_core::spec::{
     Boot, Bridge, Change, Context, DataDisk, DiskFormat, Graphics, IoLimits, Isolation, NicSpec,
@@ -134,6 +135,8 @@ pub struct Quiet {
     pub give_up: Cell<bool>,
     pub steps: Cell<usize>,
     pub give_up_after: Cell<Option<usize>>,
+    /// Given up while this is under way.
+    pub give_up_in: Cell<Option<Step>>,
     pub failures: RefCell<Vec<KeptFailure>>,
 }
 
@@ -141,6 +144,10 @@ impl Hooks for Quiet {
     fn at(&self, _: &VmId, point: Point) {
         if let Point::After(_) = point {
             self.steps.set(self.steps.get() + 1);
+        }
+        if matches!((point, self.give_up_in.get()), (Point::Before(now), Some(step)) if now == step)
+        {
+            self.give_up.set(true);
         }
     }
 

@@ -80,6 +80,7 @@ pub(super) fn format(image: &File, size: Bytes, skeleton: &Skeleton, path: &Path
         largest_file: size.0,
         input: Input::Ours,
         user: confine::user(),
+        groups: &[],
     };
     let context = |e: Error| e.context(format_args!("format disk {}", path.display()));
     command::run_confined(&argv, &to, Duration::from_secs(120)).map_err(context)?;
@@ -199,7 +200,8 @@ fn check(image: &File, path: &Path) -> Result<()> {
     let node = private_node(device_number, user, false)
         .map_err(|e| io_error("make node for", path, &e))?;
     let files = [node.as_fd()];
-    let to = Confinement { files: &files, largest_file: 0, input: Input::Foreign, user };
+    let to =
+        Confinement { files: &files, largest_file: 0, input: Input::Foreign, user, groups: &[] };
     let argv = ["e2fsck", "-p", &path_of(node.as_fd())];
     command::run_confined(&argv, &to, Duration::from_secs(3600)).map(drop)
 }

@@ -58,7 +58,7 @@ use rustix::fs::{
 
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
 pub(crate) use self::disks::given;
-pub use self::disks::{ForGuest, TenantFilesystems};
+pub use self::disks::{Checks, ForGuest, TenantFilesystems};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
 pub use self::traffic::{DiskMeter, DiskTraffic, LoopTraffic};
@@ -69,6 +69,7 @@ use self::idmap::{IdMap, clone_tree};
 use self::loopdev::{Backing, FileId};
 use self::overlay::{Parts, Way};
 use self::place::Place;
+use crate::cgroup::HostCgroups;
 use crate::fs::{ensure_dir, io_error};
 use crate::labels::Labels;
 use crate::layout::Layout;
@@ -91,6 +92,9 @@ pub struct HostStorage {
     layers: Box<dyn Layers>,
     labels: Labels,
     tenants: TenantFilesystems,
+    turns: disks::Turns,
+    /// Whose memory and processors a check of a VM's disks uses.
+    cgroups: Option<HostCgroups>,
     /// Chosen by a test; else the kernel's best.
     way: Option<Way>,
 }
@@ -127,6 +131,8 @@ impl HostStorage {
             layers: Box::new(layers),
             labels,
             tenants: TenantFilesystems::default(),
+            turns: disks::Turns::default(),
+            cgroups: None,
             way: None,
         }
     }
@@ -135,6 +141,12 @@ impl HostStorage {
     #[must_use]
     pub fn with_tenant_filesystems(self, tenants: TenantFilesystems) -> Self {
         Self { tenants, ..self }
+    }
+
+    /// The same with these bounds on checks, each of them in the control group of the guest whose disk it is.
+    #[must_use]
+    pub fn with_checks(self, checks: Checks, cgroups: HostCgroups) -> Self {
+        Self { turns: disks::Turns::new(checks), cgroups: Some(cgroups), ..self }
     }
 
     fn places(&self, id: &VmId) -> VmPlaces {
@@ -273,8 +285,13 @@ impl Storage for HostStorage {
         tear_down(&self.places(id))
     }
 
-    fn ensure_disks(&self, spec: &VmSpec, ids: IdRange) -> Result<Vec<GivenDisk>> {
-        self.attach_disks(&spec.id, &spec.disks, ids)
+    fn ensure_disks(
+        &self,
+        spec: &VmSpec,
+        ids: IdRange,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Vec<GivenDisk>> {
+        self.attach_disks(spec, ids, give_up)
     }
 
     fn drop_disks(&self, id: &VmId) -> Result<()> {

@@ -1,5 +1,6 @@
 //! On the real kernel, as root: what is mounted is looked at from outside and used as a guest would.
 
+mod checks;
 mod crash;
 mod create;
 mod disks;

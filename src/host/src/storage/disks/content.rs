@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// So much is looked at, and is all zeroes in a disk that counts as empty: every filesystem and partition table has
-/// something there, and most have it in the first 68 KiB.
+use super::make::MARK;
+
+/// So much is looked at: every filesystem and partition table that is told here has something there, and most have it
+/// in the first 68 KiB.
 const BEGINNING: usize = 1 << 20;
 
 /// What a disk holds.
@@ -19,14 +21,17 @@ pub(super) enum Content {
     Other(&'static str),
     /// A partition table.
     Table,
-    /// Nothing, for a megabyte.
+    /// Nothing, for a megabyte; see [`super::make`] for what is behind it.
     Empty,
+    /// Nothing yet: making a filesystem in it was cut off.
+    HalfMade,
     Unknown,
 }
 
 /// Magic numbers with their place; linux/magic.h, and the formats' own documents. The first that fits counts: what is
 /// at the very beginning overwrites older things further in.
-const MAGIC: [(usize, &[u8], Content); 12] = [
+const MAGIC: [(usize, &[u8], Content); 13] = [
+    (0, MARK, Content::HalfMade),
     (0, b"XFSB", Content::Xfs),
     (0, b"LUKS\xba\xbe", Content::Other("an encrypted volume (LUKS)")),
     (0, b"QFI\xfb", Content::Other("a qcow2 image, though its format is said to be raw")),
@@ -74,7 +79,7 @@ impl Content {
             Self::Ext => Some("ext4"),
             Self::Xfs => Some("xfs"),
             Self::Iso9660 => Some("iso9660"),
-            Self::Other(_) | Self::Table | Self::Empty | Self::Unknown => None,
+            Self::Other(_) | Self::Table | Self::Empty | Self::HalfMade | Self::Unknown => None,
         }
     }
 
@@ -87,6 +92,7 @@ impl Content {
             Self::Other(what) => what,
             Self::Table => "a partition table and no filesystem of its own",
             Self::Empty => "nothing",
+            Self::HalfMade => "a filesystem that was not made to its end",
             Self::Unknown => "nothing that is known",
         }
     }

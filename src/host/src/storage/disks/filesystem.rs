@@ -8,124 +8,133 @@
 //! rest. ext2, ext3 and ext4 are mended where that loses nothing (`e2fsck -p`), also their journal is replayed by the
 //! tool; XFS is only looked at, for its tool has no such mode.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::IdRange;
-use ocivisor_core::spec::Filesystem;
-use ocivisor_core::units::Bytes;
-use rustix::fs::{SeekFrom, fstat, seek};
-use rustix::io::Errno;
+use rustix::fs::fstat;
 use rustix::mount::MountAttrFlags;
 
 use super::super::ext4;
 use super::super::fsctx::{self, FsContext};
 use super::super::idmap::IdMap;
+use super::tools::{Tools, as_nobody, broke_down};
 use super::{Content, Failed, Ready, name};
-use crate::command;
-use crate::confine::{self, Confinement, Input, path_of};
+use crate::command::Ended;
+use crate::confine::{Input, path_of};
 use crate::fs::io_error;
 
-/// What a check may take: some minutes for a terabyte full of small files.
-const CHECK: Duration = Duration::from_secs(3600);
-const MAKE: Duration = Duration::from_secs(600);
+/// In the lowest byte of ext4's `s_feature_incompat`: its journal is to be replayed.
+const NEEDS_RECOVERY: u8 = 4;
 
 /// Whether the kernel has this filesystem, or a module of it.
 pub(super) fn is_known(filesystem: &str) -> bool {
     std::ffi::CString::new(filesystem).is_ok_and(|name| FsContext::open(&name).is_ok())
 }
 
-/// Makes a filesystem in an empty disk, which is open here. Its root belongs to the guest's root.
-pub(super) fn make(kind: Filesystem, disk: &File, device: u64) -> Result<()> {
-    match kind {
-        Filesystem::Ext4 => {
-            // Nothing is reserved: the guest's root is a tenant like its users.
-            let mut argv = vec!["mkfs.ext4", "-q", "-F", "-m", "0", "-e", "remount-ro"];
-            argv.extend(["-O", ext4::FEATURES, "-E"]);
-            argv.push("nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0");
-            run(&argv, device, Input::Ours, false, MAKE)
-        }
-        Filesystem::Xfs => make_xfs(disk),
-    }
-}
-
-/// In memory, then copied: the tool asks a device for what only the host's root is given (BLKBSZSET). Its log has to be
-/// all zeroes, so that what was written is copied as it is.
-fn make_xfs(disk: &File) -> Result<()> {
-    let failed = |e: io::Error| Error::new(ErrorKind::Host, format!("make a filesystem xfs: {e}"));
-    let size = seek(disk, SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
-    let memory = ext4::memory(Bytes(size)).map_err(failed)?;
-    let files = [memory.as_fd()];
-    let user = confine::user();
-    let to = Confinement { files: &files, largest_file: size, input: Input::Ours, user };
-    command::run_confined(&["mkfs.xfs", "-q", "-K", &path_of(memory.as_fd())], &to, MAKE)?;
-    copy_written(&memory, disk).map_err(failed)
-}
-
-fn copy_written(from: &File, to: &File) -> io::Result<()> {
-    let mut chunk = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        at = match seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Nothing but a hole up to the end.
-            Err(Errno::NXIO) => return to.sync_all(),
-            Err(e) => return Err(e.into()),
-        };
-        let end = seek(from, SeekFrom::Hole(at))?;
-        while at < end {
-            let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(chunk.len());
-            from.read_exact_at(&mut chunk[..most], at)?;
-            to.write_all_at(&chunk[..most], at)?;
-            at += most as u64;
-        }
-    }
-}
-
-/// Checks the filesystem in a disk.
-pub(super) fn check(disk: &Ready<'_>) -> Result<()> {
+/// Checks all of the filesystem in a disk. What it returns is why a sound one cannot be mounted as it is, as what the
+/// disk holds.
+///
+/// Only what the tool itself calls damage is damage: e2fsck(8) has a bit for it, xfs_repair(8) ends with 1. That it was
+/// killed, has no memory or does not know a feature is not the owner's fault.
+pub(super) fn check(disk: &Ready<'_>, tools: &Tools<'_>) -> Result<Option<&'static str>> {
     let device = disk.number().map_err(|e| disk.wish.failed("look at", &e))?;
     let read_only = disk.wish.read_only;
-    let look = |argv: &[&str]| run(argv, device, Input::Foreign, read_only, CHECK);
-    let (kind, checked) = match disk.content {
-        Content::Ext => {
-            plain_superblock(disk)?;
-            let mended = if read_only { Ok(()) } else { look(&["e2fsck", "-f", "-p"]) };
-            // It also fails when it mended everything, so that what is there now decides.
-            let checked = match mended {
-                Ok(()) if !read_only => Ok(()),
-                Err(e) if e.kind != ErrorKind::Host => Err(e),
-                Ok(()) | Err(_) => look(&["e2fsck", "-f", "-n"]),
-            };
-            ("ext4", checked)
+    let found = match disk.content {
+        Content::Ext if read_only && superblock(disk)?[0x60] & NEEDS_RECOVERY != 0 => {
+            return Ok(Some(
+                "a filesystem ext4 that was not unmounted: its journal is to be replayed, and the disk is only read",
+            ));
         }
-        Content::Xfs => ("xfs", look(&["xfs_repair", "-n"])),
+        Content::Ext => e2fsck(tools, device, read_only),
+        Content::Xfs => xfs_repair(tools, device, read_only),
         // Of the rest only ISO 9660 is mounted; there is no checker for it.
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
-    checked.map_err(|e| match e.kind {
-        ErrorKind::Host => {
-            tracing::warn!(disk = %disk.wish.path.display(), "the checker says: {e}");
+    match found.map_err(|e| e.context(name(disk.wish)))? {
+        Found::Sound => Ok(None),
+        Found::Unreplayed => Ok(Some(
+            "a filesystem xfs that was not unmounted: its log is to be replayed, which no checker does",
+        )),
+        Found::Damage(words) => {
+            tracing::warn!(disk = %disk.wish.path.display(), "the checker says: {words}");
+            let kind = disk.content.filesystem().unwrap_or_default();
             let what =
                 format!("{} is not mounted: its filesystem {kind} is damaged", name(disk.wish));
-            Error::new(ErrorKind::Integrity, what).hint(
+            Err(Error::new(ErrorKind::Integrity, what).hint(
                 "have it repaired, or ask for it as a block device and repair it in the guest",
-            )
+            ))
         }
-        _ => e.context(name(disk.wish)),
-    })
+    }
+}
+
+/// What a checker found.
+enum Found {
+    Sound,
+    /// Perhaps sound; only the log would tell.
+    Unreplayed,
+    /// In its own words.
+    Damage(String),
+}
+
+fn e2fsck(tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Found> {
+    // Exit codes of e2fsck(8), to be added up.
+    const MENDED: i32 = 1 | 2;
+    const DAMAGED: i32 = 4;
+    if !read_only {
+        let mended = look(&["e2fsck", "-f", "-p"], tools, device, read_only)?;
+        match mended.status.code() {
+            Some(0) => return Ok(Found::Sound),
+            Some(DAMAGED) => return Ok(Found::Damage(mended.last_words())),
+            // Then what is there now decides.
+            Some(code) if code & !(MENDED | DAMAGED) == 0 => {}
+            _ => return Err(broke_down("e2fsck", &mended)),
+        }
+    }
+    let looked = look(&["e2fsck", "-f", "-n"], tools, device, read_only)?;
+    match looked.status.code() {
+        Some(0) => Ok(Found::Sound),
+        Some(DAMAGED) => Ok(Found::Damage(looked.last_words())),
+        _ => Err(broke_down("e2fsck", &looked)),
+    }
+}
+
+fn xfs_repair(tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Found> {
+    // It would plan with most of the host's memory.
+    let memory = tools.memory_mib().to_string();
+    let looked = look(&["xfs_repair", "-n", "-m", &memory], tools, device, read_only)?;
+    let says = |words: &[u8]| looked.err.windows(words.len()).any(|at| at == words);
+    match looked.status.code() {
+        Some(0) => Ok(Found::Sound),
+        // The same code is for all of these.
+        Some(1) if says(b"valuable metadata changes in a log") => Ok(Found::Unreplayed),
+        Some(1) if !says(b"fatal error -- ") && !says(b"-m option") => {
+            Ok(Found::Damage(looked.last_words()))
+        }
+        _ => Err(broke_down("xfs_repair", &looked)),
+    }
+}
+
+/// Runs a checker on a node of its own.
+fn look(argv: &[&str], tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Ended> {
+    let nobody = as_nobody(Input::Foreign);
+    let node = ext4::private_node(device, nobody.1, read_only)
+        .map_err(|e| io_error("make node for", Path::new(argv.first().unwrap_or(&"")), &e))?;
+    // It gives up if it may not have files of any size.
+    let largest_file = if argv.first() == Some(&"xfs_repair") { u64::MAX } else { 0 };
+    let path = path_of(node.as_fd());
+    tools.run(&[argv, &[path.as_str()]].concat(), &[node.as_fd()], largest_file, nobody)
 }
 
 /// What no checker refuses: a journal elsewhere, and options of its own for whoever mounts it.
-fn plain_superblock(disk: &Ready<'_>) -> Result<()> {
-    let mut superblock = [0; 1024];
-    let file = disk.file();
-    file.read_exact_at(&mut superblock, 1024).map_err(|e| disk.wish.failed("read", &e))?;
+pub(super) fn is_plain(disk: &Ready<'_>) -> Result<()> {
+    if disk.content != Content::Ext {
+        return Ok(());
+    }
+    let superblock = superblock(disk)?;
     let bad = match () {
         () if superblock[0xE4..0xE8] != [0; 4] => "has its journal on another device",
         () if superblock[0x200..0x240].iter().any(|byte| *byte != 0) => {
@@ -137,17 +146,12 @@ fn plain_superblock(disk: &Ready<'_>) -> Result<()> {
     Err(Error::new(ErrorKind::Integrity, what).hint("ask for it as a block device"))
 }
 
-/// Runs a tool on a node of its own.
-fn run(argv: &[&str], device: u64, input: Input, read_only: bool, limit: Duration) -> Result<()> {
-    let user = confine::user();
-    let node = ext4::private_node(device, user, read_only)
-        .map_err(|e| io_error("make node for", Path::new(argv.first().unwrap_or(&"")), &e))?;
-    let files = [node.as_fd()];
-    // It gives up if it may not have files of any size.
-    let largest_file = if argv.first() == Some(&"xfs_repair") { u64::MAX } else { 0 };
-    let to = Confinement { files: &files, largest_file, input, user };
-    let path = path_of(node.as_fd());
-    command::run_confined(&[argv, &[path.as_str()]].concat(), &to, limit).map(drop)
+/// Of ext4.
+fn superblock(disk: &Ready<'_>) -> Result<[u8; 1024]> {
+    let mut superblock = [0; 1024];
+    let read = disk.file().read_exact_at(&mut superblock, 1024);
+    read.map_err(|e| disk.wish.failed("read", &e))?;
+    Ok(superblock)
 }
 
 /// Mounts the filesystem of a disk, seen through the guest's ids, attached nowhere.

@@ -27,7 +27,9 @@ mod claim;
 mod content;
 mod filesystem;
 mod hold;
+mod make;
 mod record;
+mod tools;
 
 use std::fs;
 use std::io;
@@ -38,13 +40,16 @@ use std::time::Instant;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{BlockDevice, GivenDisk};
-use ocivisor_core::spec::{DataDisk, DiskFormat, View};
+use ocivisor_core::spec::{DataDisk, DiskFormat, View, VmSpec};
 use rustix::fs::{major, minor, syncfs};
 
 use self::claim::Claim;
 use self::content::Content;
 use self::hold::Holders;
 use self::record::{Attached, Attachments, Shown};
+pub use self::tools::Checks;
+use self::tools::Tools;
+pub(super) use self::tools::Turns;
 use super::loopdev::{self, Binding, LoopDevice};
 use super::{HostStorage, PATIENCE, VmPlaces, mounts, open_dir, overlay};
 use crate::fs::{drop_file, ensure_dir, io_error};
@@ -128,10 +133,11 @@ struct Ready<'a> {
 impl HostStorage {
     pub(super) fn attach_disks(
         &self,
-        id: &VmId,
-        wishes: &[DataDisk],
+        spec: &VmSpec,
         ids: IdRange,
+        give_up: &dyn Fn() -> bool,
     ) -> Result<Vec<GivenDisk>> {
+        let (id, wishes) = (&spec.id, &spec.disks[..]);
         let vm = self.places(id);
         let places = Places::of(&vm.dir);
         if let Some(found) = Attachments::load(&places.record)
@@ -144,9 +150,14 @@ impl HostStorage {
         if wishes.is_empty() {
             return Ok(Vec::new());
         }
-        self.build_disks(&vm, &places, wishes, ids).map_err(|error| match self.detach_disks(id) {
-            Ok(()) => error,
-            Err(left) => error.hint(format!("and clearing up failed: {left}")),
+        let groups = self.cgroups.as_ref().map(|groups| groups.guest_procs(id));
+        let memory = spec.resources.memory;
+        let tools = Tools::new(&self.turns, groups.unwrap_or_default(), memory, give_up)?;
+        self.build_disks(&vm, &places, wishes, ids, &tools).map_err(|error| {
+            match self.detach_disks(id) {
+                Ok(()) => error,
+                Err(left) => error.hint(format!("and clearing up failed: {left}")),
+            }
         })
     }
 
@@ -179,9 +190,11 @@ impl HostStorage {
         places: &Places,
         wishes: &[DataDisk],
         ids: IdRange,
+        tools: &Tools<'_>,
     ) -> Result<Vec<GivenDisk>> {
         let label = self.labels.files(ids)?;
-        let ready = wishes.iter().map(|wish| self.prepare(wish)).collect::<Result<Vec<_>>>()?;
+        let ready = wishes.iter().map(|wish| self.prepare(wish, tools));
+        let ready = ready.collect::<Result<Vec<_>>>()?;
         let disks = ready.iter().map(Ready::record).collect::<Result<Vec<_>>>()?;
         let attachments = Attachments { id_base: ids.base, disks };
         ensure_dir(&vm.dir, false)?;
@@ -216,7 +229,7 @@ impl HostStorage {
     }
 
     /// Opens and claims a disk, sees what is in it and decides how the guest gets it.
-    fn prepare<'a>(&self, wish: &'a DataDisk) -> Result<Ready<'a>> {
+    fn prepare<'a>(&self, wish: &'a DataDisk, tools: &Tools<'_>) -> Result<Ready<'a>> {
         if wish.format == DiskFormat::Qcow2 {
             let what = format!("data disk {}: qcow2 is not attached yet", wish.number);
             let hint =
@@ -234,63 +247,38 @@ impl HostStorage {
                 Some(loopdev::bind(&claim.file, &wish.path, how)?)
             }
         };
-        let mut content = Content::of(looped.as_ref().map_or(&claim.file, LoopDevice::file))
-            .map_err(|e| wish.failed("read", &e))?;
-        if let Some(make) = wish.make
-            && content == Content::Empty
-        {
-            let device =
-                number_of(&claim, looped.as_ref()).map_err(|e| wish.failed("look at", &e))?;
-            let disk = looped.as_ref().map_or(&claim.file, LoopDevice::file);
-            filesystem::make(make, disk, device).map_err(|e| e.context(name(wish)))?;
-            content = Content::of(looped.as_ref().map_or(&claim.file, LoopDevice::file))
-                .map_err(|e| wish.failed("read", &e))?;
+        let content = content_of(wish, &claim, looped.as_ref(), tools)?;
+        let (shown, note) = show(wish, self.unmountable(content))?;
+        let mut ready = Ready { wish, claim, looped, shown, content, note };
+        if matches!(ready.shown, Shown::Mount(_)) && self.tenants != TenantFilesystems::Never {
+            filesystem::is_plain(&ready)?;
         }
-        let (shown, note) = self.decide(wish, content)?;
-        let ready = Ready { wish, claim, looped, shown, content, note };
-        if matches!(ready.shown, Shown::Mount(_)) && self.tenants == TenantFilesystems::Checked {
-            filesystem::check(&ready)?;
+        if matches!(ready.shown, Shown::Mount(_))
+            && self.tenants == TenantFilesystems::Checked
+            && let Some(why) = filesystem::check(&ready, tools)?
+        {
+            (ready.shown, ready.note) = show(wish, Some((ErrorKind::Unsupported, why.to_owned())))?;
         }
         Ok(ready)
     }
 
-    /// How the guest gets a disk with this content, and what its owner should know of that.
-    fn decide(&self, wish: &DataDisk, content: Content) -> Result<(Shown, Option<String>)> {
+    /// Why a disk with this content is not mounted here: what it holds.
+    fn unmountable(&self, content: Content) -> Option<(ErrorKind, String)> {
         let unchecked = self.tenants == TenantFilesystems::Unchecked;
         // Nothing checks a CD-ROM.
         let forbidden =
             self.tenants == TenantFilesystems::Never || (content == Content::Iso9660 && !unchecked);
-        let why = match content.filesystem() {
-            None => Some(content.what().to_owned()),
+        match content.filesystem() {
+            None => Some((ErrorKind::Invalid, content.what().to_owned())),
             Some(name) if forbidden => {
-                Some(format!("a filesystem {name}, which this host does not mount"))
+                let why = format!("a filesystem {name}, which this host does not mount");
+                Some((ErrorKind::Permission, why))
             }
             Some(name) if !filesystem::is_known(name) => {
-                Some(format!("a filesystem {name}, which this host's kernel does not know"))
+                let why = format!("a filesystem {name}, which this host's kernel does not know");
+                Some((ErrorKind::Unsupported, why))
             }
             Some(_) => None,
-        };
-        let mounted = |at: &Path| Shown::Mount(at.to_owned());
-        match (&wish.view, why) {
-            (View::Device(device), _) => Ok((Shown::Device(device.to_string()), None)),
-            (View::Mount(at) | View::Either(at, _), None) => Ok((mounted(at), None)),
-            (View::Either(_, device), Some(why)) => {
-                let note = format!(
-                    "{} holds {why}: the guest has it as block device /dev/{device}",
-                    name(wish)
-                );
-                Ok((Shown::Device(device.to_string()), Some(note)))
-            }
-            (View::Mount(at), Some(why)) => {
-                let kind = match content.filesystem() {
-                    None => ErrorKind::Invalid,
-                    Some(_) if forbidden => ErrorKind::Permission,
-                    Some(_) => ErrorKind::Unsupported,
-                };
-                let what =
-                    format!("{} cannot be mounted at {}: it holds {why}", name(wish), at.display());
-                Err(Error::new(kind, what).hint("ask for it as a block device"))
-            }
         }
     }
 
@@ -342,6 +330,50 @@ impl HostStorage {
             && (Attachments::load(&places.record)
                 .is_some_and(|all| all.disks.iter().any(Attached::may_be_bound))
                 || Holders::of(&vm.dir).is_ok_and(|holders| !holders.is_empty()))
+    }
+}
+
+/// What a disk holds, after a filesystem was made in it if that is wished for and it was empty.
+fn content_of(
+    wish: &DataDisk,
+    claim: &Claim,
+    looped: Option<&LoopDevice>,
+    tools: &Tools<'_>,
+) -> Result<Content> {
+    let disk = looped.map_or(&claim.file, LoopDevice::file);
+    let read = || Content::of(disk).map_err(|e| wish.failed("read", &e));
+    let content = read()?;
+    let Some(kind) = wish.make else { return Ok(content) };
+    let made = match content {
+        Content::HalfMade => make::make(kind, disk, tools),
+        Content::Empty => match make::is_empty(&claim.file, claim.device.is_some(), tools) {
+            Ok(true) => make::make(kind, disk, tools),
+            Ok(false) => return Ok(Content::Unknown),
+            Err(e) => Err(e),
+        },
+        _ => return Ok(content),
+    };
+    made.map_err(|e| e.context(name(wish)))?;
+    read()
+}
+
+/// How the guest gets a disk, and what its owner should know of that; `why` it is not mounted is what it holds.
+fn show(wish: &DataDisk, why: Option<(ErrorKind, String)>) -> Result<(Shown, Option<String>)> {
+    match (&wish.view, why) {
+        (View::Device(device), _) => Ok((Shown::Device(device.to_string()), None)),
+        (View::Mount(at) | View::Either(at, _), None) => Ok((Shown::Mount(at.clone()), None)),
+        (View::Either(_, device), Some((_, why))) => {
+            let note = format!(
+                "{} holds {why}: the guest has it as block device /dev/{device}",
+                name(wish)
+            );
+            Ok((Shown::Device(device.to_string()), Some(note)))
+        }
+        (View::Mount(at), Some((kind, why))) => {
+            let what =
+                format!("{} cannot be mounted at {}: it holds {why}", name(wish), at.display());
+            Err(Error::new(kind, what).hint("ask for it as a block device"))
+        }
     }
 }
 

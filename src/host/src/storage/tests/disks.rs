@@ -12,70 +12,70 @@ use super::super::loopdev;
 use super::*;
 use crate::command::run;
 
-const LONG: Duration = Duration::from_secs(30);
+pub(super) const LONG: Duration = Duration::from_secs(30);
 
-fn ground() -> Ground {
+pub(super) fn ground() -> Ground {
     Ground::new(DiskBackend::Ext4Image, Way::probe())
 }
 
-fn at(path: &str) -> View {
+pub(super) fn at(path: &str) -> View {
     View::Mount(path.into())
 }
 
-fn device(name: &str) -> View {
+pub(super) fn device(name: &str) -> View {
     View::Device(name.parse().unwrap())
 }
 
-fn either(path: &str, name: &str) -> View {
+pub(super) fn either(path: &str, name: &str) -> View {
     View::Either(path.into(), name.parse().unwrap())
 }
 
 impl Ground {
     /// A file of holes.
-    fn file(&self, name: &str, mib: u64) -> PathBuf {
+    pub(super) fn file(&self, name: &str, mib: u64) -> PathBuf {
         let path = self.disk(name);
         File::create(&path).unwrap().set_len(mib << 20).unwrap();
         path
     }
 
     /// A file with a filesystem in it, of these options of mkfs.
-    fn formatted(&self, name: &str, mib: u64, mkfs: &[&str]) -> PathBuf {
+    pub(super) fn formatted(&self, name: &str, mib: u64, mkfs: &[&str]) -> PathBuf {
         let path = self.file(name, mib);
         run(&[mkfs, &[path.to_str().unwrap()]].concat(), LONG).unwrap();
         path
     }
 
-    fn attach(&self, vm: &VmSpec) -> Result<Vec<GivenDisk>> {
-        let given = self.storage.ensure_disks(vm, IDS)?;
+    pub(super) fn attach(&self, vm: &VmSpec) -> Result<Vec<GivenDisk>> {
+        let given = self.storage.ensure_disks(vm, IDS, &|| false)?;
         let open = fs::Permissions::from_mode(0o711);
         fs::set_permissions(self.storage.places(&vm.id).dir, open).unwrap();
         Ok(given)
     }
 
-    fn for_guest(&self, vm: &VmSpec) -> Vec<ForGuest> {
+    pub(super) fn for_guest(&self, vm: &VmSpec) -> Vec<ForGuest> {
         given(&self.storage.layout.run_vm(&vm.id))
     }
 
-    fn detach(&self, vm: &VmSpec) {
+    pub(super) fn detach(&self, vm: &VmSpec) {
         self.storage.drop_disks(&vm.id).unwrap();
         assert!(!self.storage.observe_roots().unwrap().contains(&vm.id));
         assert_eq!(holders(), Vec::<u32>::new());
     }
 }
 
-const MKFS: [&str; 3] = ["mkfs.ext4", "-q", "-F"];
+pub(super) const MKFS: [&str; 3] = ["mkfs.ext4", "-q", "-F"];
 
-fn disk(number: u32, path: &Path, view: View) -> DataDisk {
+pub(super) fn disk(number: u32, path: &Path, view: View) -> DataDisk {
     let io = IoLimits::default();
     let format = DiskFormat::Raw;
     DataDisk { number, path: path.to_owned(), format, read_only: false, io, view, make: None }
 }
 
-fn only_read(disk: DataDisk) -> DataDisk {
+pub(super) fn only_read(disk: DataDisk) -> DataDisk {
     DataDisk { read_only: true, ..disk }
 }
 
-fn vm(name: &str, disks: &[DataDisk]) -> VmSpec {
+pub(super) fn vm(name: &str, disks: &[DataDisk]) -> VmSpec {
     VmSpec { disks: disks.to_vec(), ..spec(name, Path::new("/nowhere")) }
 }
 
@@ -89,7 +89,7 @@ fn holders() -> Vec<u32> {
     loopdev::all().unwrap().into_iter().filter(lost).map(|bound| bound.number).collect()
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -166,7 +166,7 @@ fn after_a_crash_of_the_daemon_all_is_found_again() {
     let vm = vm("vm-1", &[disk(1, &a, at("/a")), disk(2, &b, device("vdb"))]);
     let got = ground.attach(&vm).unwrap();
     let again = storage_in(ground.dir.path(), Way::probe());
-    assert_eq!(again.ensure_disks(&vm, IDS).unwrap(), got);
+    assert_eq!(again.ensure_disks(&vm, IDS, &|| false).unwrap(), got);
     assert!(again.observe_roots().unwrap().contains(&vm.id));
     again.drop_disks(&vm.id).unwrap();
     ground.assert_clean();
