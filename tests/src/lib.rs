@@ -19,6 +19,7 @@ pub mod fixture;
 pub mod frontend;
 pub mod image;
 pub mod monitor;
+pub mod share;
 pub mod viewer;
 pub mod wait;
 
@@ -34,6 +35,7 @@ use tempfile::TempDir;
 pub use count::Counts;
 pub use fixture::Call;
 pub use monitor::Monitor;
+pub use share::DeadShare;
 pub use viewer::Viewer;
 pub use wait::{wait_for, wait_for_option};
 

@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_tests::{Answer, Call, Host, Monitor, tool, wait_for};
+use ocivisor_tests::{Answer, Call, DeadShare, Host, Monitor, tool, wait_for};
 
 const RUNNING: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"RUNNING\"]";
 const POWEROFF: &str = "VM=[ID=\"0\",DEPLOY_ID=\"one-0\",STATE=\"POWEROFF\"]";
@@ -159,16 +159,55 @@ fn there_is_one_agent_per_host_until_it_is_stopped() {
 }
 
 #[test]
-fn a_start_without_a_daemon_says_so_and_leaves_no_agent() {
+fn a_start_without_a_daemon_says_so_and_leaves_what_was() {
     let mut host = Host::start();
     let monitor = Monitor::listen(&host, 7);
+    let fails = |host: &Host, was| {
+        let answer = monitor.start(host);
+        assert_eq!(answer.code, 1, "{answer:?}");
+        let said = answer.out.split("<STATE_VM>").nth(1).unwrap();
+        assert!(said.starts_with("ocivisord does not answer on "), "{said}");
+        assert_eq!(monitor.agent(), was);
+    };
     monitor.start(&host).ok();
+    let agent = monitor.agent();
     host.kill_daemon();
-    let answer = monitor.start(&host);
-    assert_eq!(answer.code, 1, "{answer:?}");
-    let said = answer.out.split("<STATE_VM>").nth(1).unwrap();
-    assert!(said.starts_with("ocivisord does not answer on "), "{said}");
+    fails(&host, agent);
+    monitor.forget();
+    monitor.hears("BEACON_HOST", "", 2);
+    monitor.stop(&host).ok();
+    fails(&host, None);
+}
+
+#[test]
+fn a_dead_share_keeps_neither_a_start_from_ending_nor_anything_else_from_being_told() {
+    let host = host();
+    let monitor = Monitor::listen(&host, 0);
+    monitor.start(&host).ok();
+    let first = monitor.agent().unwrap();
+    let (store, sound) = (host.dir().join("ds/105"), host.dir().join("ds/104"));
+    for dir in [&store, &sound] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(sound.join(".monitor"), "").unwrap();
+    let share = DeadShare::mount(&store);
+    // The agent that runs goes on without it.
+    share.is_asked();
+    monitor.forget();
+    monitor.hears("MONITOR_VM", "VM=[ID=\"0\"", 2);
+    monitor.hears("STATE_VM", RUNNING, 1);
+    let document = monitor.start(&host).ok();
+    assert!(element(&document, "SYSTEM_HOST").contains("DS=[ID=\"104\""), "{document}");
+    assert!(element(&document, "MONITOR_VM").contains("VM=[ID=\"0\""));
+    let second = monitor.agent().unwrap();
+    assert_ne!(first, second);
+    monitor.forget();
+    monitor.hears("SYSTEM_HOST", "DS=[ID=\"104\"", 1);
+    monitor.hears("MONITOR_VM", "VM=[ID=\"0\"", 2);
+    // Its threads wait there still.
+    monitor.stop(&host).ok();
     assert_eq!(monitor.agent(), None);
+    drop(share);
 }
 
 /// A command as OpenNebula's driver has it run.

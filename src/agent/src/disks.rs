@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use ocivisor_opennebula::monitor::Template;
+
+use crate::looks::{Looks, PATIENCE};
 
 /// Most entries of a directory that are looked at.
 const MOST: usize = 100_000;
@@ -18,21 +21,28 @@ const MOST_DISKS: usize = 1000;
 const BLOCK: u64 = 512;
 const MIB: u64 = 1 << 20;
 
-/// For each of these VMs that has disks here: their sizes.
-#[must_use]
-pub fn sizes(location: &Path, vms: &BTreeSet<u32>) -> BTreeMap<u32, Template> {
+/// For each of these VMs that has disks here: their sizes. What lies on a dead share is left out.
+pub async fn sizes(
+    looks: &Looks,
+    location: &Path,
+    vms: Arc<BTreeSet<u32>>,
+) -> BTreeMap<u32, Template> {
+    let stores = looks.one(location, PATIENCE, numbers).await.unwrap_or_default();
+    let store = |number: &u32| location.join(number.to_string());
+    let look = move |store: &Path| of_store(store, &vms);
+    let mut found = looks.each(stores.iter().map(store), PATIENCE, look).await;
     let mut all = BTreeMap::new();
-    for store in numbers(location) {
-        let store = location.join(store.to_string());
-        for vm in numbers(&store).into_iter().filter(|vm| vms.contains(vm)) {
-            let found = of_vm(&store.join(vm.to_string()));
-            if !found.text().is_empty() {
-                // A directory of another datastore is what a migration has yet to remove.
-                all.entry(vm).or_insert_with(Template::default).append(&found);
-            }
-        }
+    for (vm, sizes) in stores.iter().filter_map(|number| found.remove(&store(number))).flatten() {
+        // A directory of another datastore is what a migration has yet to remove.
+        all.entry(vm).or_insert_with(Template::default).append(&sizes);
     }
     all
+}
+
+fn of_store(store: &Path, vms: &BTreeSet<u32>) -> Vec<(u32, Template)> {
+    let there = numbers(store).into_iter().filter(|vm| vms.contains(vm));
+    let found = there.map(|vm| (vm, of_vm(&store.join(vm.to_string()))));
+    found.filter(|(_, sizes)| !sizes.text().is_empty()).collect()
 }
 
 fn of_vm(dir: &Path) -> Template {
@@ -85,8 +95,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn disks_count_what_is_allocated() {
+    #[tokio::test]
+    async fn disks_count_what_is_allocated() {
         let dir = tempfile::tempdir().unwrap();
         let vm = dir.path().join("101/7");
         std::fs::create_dir_all(vm.join("disk.0.snap")).unwrap();
@@ -99,14 +109,16 @@ mod tests {
         std::os::unix::fs::symlink("disk.0", vm.join("disk.10")).unwrap();
         std::fs::write(vm.join("disk.0.json"), "x").unwrap();
         std::fs::write(vm.join("deployment.0"), "x").unwrap();
-        let found = sizes(dir.path(), &BTreeSet::from([7, 8, 9]));
+        let looks = Looks::default();
+        let of = |vms: &[u32]| Arc::new(vms.iter().copied().collect());
+        let found = sizes(&looks, dir.path(), of(&[7, 8, 9])).await;
         assert_eq!(found.len(), 1);
         assert_eq!(
             found[&7].text(),
             "DISK_SIZE=[ID=\"0\",SIZE=\"3\"]\nDISK_SIZE=[ID=\"1\",SIZE=\"0\"]\n\
              DISK_SIZE=[ID=\"10\",SIZE=\"3\"]\nSNAPSHOT_SIZE=[ID=\"2\",DISK_ID=\"0\",SIZE=\"1\"]\n"
         );
-        assert!(sizes(dir.path(), &BTreeSet::from([9])).is_empty());
-        assert!(sizes(Path::new("/nonexistent"), &BTreeSet::from([7])).is_empty());
+        assert!(sizes(&looks, dir.path(), of(&[9])).await.is_empty());
+        assert!(sizes(&looks, Path::new("/nonexistent"), of(&[7])).await.is_empty());
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! front-end ─ssh─► ocivisor_control.sh ─► ocivisor one script …: a start
-//!                                           │ ends an older agent of the same host (seat.rs), finds everything out once and
-//!                                           │ prints it (first.rs), leaves an agent behind (the CLI: it is the same program)
-//!                                           ▼
+//!                                           │ leaves an agent behind (the CLI: it is the same program), which finds everything out
+//!                                           │ once (first.rs), ends an older agent of the same host (seat.rs), and says it to the
+//!                                           ▼ start, which prints it
 //!        monitor ◄─ UDP, TCP (sender.rs) ─ agent (resident.rs) ─┬─► the host: /proc, /sys (host/)
 //!                                                               ├─► ocivisord: list, stats, events (vms.rs)
 //!                                                               ├─► disks of VMs (disks.rs)
@@ -18,8 +18,9 @@
 //! * **The daemon is away** (an upgrade, a crash). Guests run on, so nothing is told of VMs: no state is better than a wrong
 //!   one. The host goes on being told. Once the daemon is back, all states are told.
 //! * **The monitor is away.** What was not sent by TCP is sent again; what goes by UDP is out of date soon anyway.
-//! * **Something hangs** (a datastore on a dead share). Each kind of message is a task of its own: that the host is there
-//!   goes on being told.
+//! * **Something hangs** (a datastore on a dead share). Each look at a datastore has a limited time ([`looks`]), what does not come in it is
+//!   left out. The start itself looks at nothing: a process of which one thread hangs cannot end, and its streams stay open.
+//! * **A start fails** (no daemon). It ends the older agent only when all else is done, so that one goes on.
 //! * **Two starts at once**, a start while an older agent runs: whoever has the seat is the agent, see [`seat`].
 //! * **The scripts are deleted and copied again** while the agent runs (each start does that): it needs none of them but
 //!   the file of their version, which may be missing for a moment.
@@ -29,6 +30,7 @@
 pub mod disks;
 pub mod first;
 pub mod host;
+pub mod looks;
 pub mod place;
 pub mod resident;
 pub mod seat;
@@ -36,13 +38,20 @@ mod sender;
 pub mod spool;
 mod vms;
 
+use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::monitor::Configuration;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+
+/// Most bytes of orders.
+const MOST: u64 = 1 << 20;
 
 /// What an agent is to do. It is kept in the seat's file, where the agent reads it and people may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,20 +86,39 @@ impl Orders {
         })?;
         Ok((read, address))
     }
-}
 
-/// Runs what may block on a thread of its own.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Host, format!("a thread ended: {e}"))))
+    /// As a file, for the agent to inherit.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn into_file(self) -> Result<OwnedFd> {
+        let written = || -> std::io::Result<OwnedFd> {
+            let file = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
+            file.write_all_at(&serde_json::to_vec(&self)?, 0)?;
+            Ok(file.into())
+        };
+        written().map_err(|e| Error::new(ErrorKind::Host, format!("hand on orders: {e}")))
+    }
+
+    /// Those that were inherited as that file.
+    ///
+    /// # Errors
+    /// They are none.
+    pub fn inherit(file: OwnedFd) -> Result<Self> {
+        let read = || -> std::io::Result<Self> {
+            let file = File::from(file);
+            let mut bytes = vec![0; usize::try_from(file.metadata()?.len().min(MOST)).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok(serde_json::from_slice(&bytes)?)
+        };
+        read().map_err(|e| Error::new(ErrorKind::Invalid, format!("these are no orders: {e}")))
+    }
 }
 
 /// Reads a small file; what is more than `most` is left out.
 fn read_text(path: &Path, most: u64) -> Result<String> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
     read.map_err(|e| failed("read", path, &e))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

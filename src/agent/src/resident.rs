@@ -8,6 +8,7 @@ use ocivisor_opennebula::monitor::{Configuration, MessageKind, States, Told};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, interval_at};
 
+use crate::looks::Looks;
 use crate::place::Place;
 use crate::seat::Seat;
 use crate::sender::Sender;
@@ -20,16 +21,27 @@ const SEAT: Duration = Duration::from_secs(5);
 /// Between two looks at states: of many guests that begin or end at once not each is worth one.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Runs the agent whose seat is that file. `begun` is called once it is the agent.
+/// Runs the agent whose orders are that file. Once it is the agent, or cannot be because something could not be found out, it
+/// says so, with the document.
 ///
 /// # Errors
-/// The file is no seat, the kernel denies signals.
-pub async fn run(file: OwnedFd, begun: impl FnOnce()) -> Result<()> {
-    let (mut seat, orders) = Seat::inherit(file)?;
+/// The file holds no orders, the seat cannot be had, the kernel denies signals.
+pub async fn run(file: OwnedFd, say: impl FnOnce(std::result::Result<&str, &str>)) -> Result<()> {
+    let orders = Orders::inherit(file)?;
     let (configuration, address) = orders.monitor()?;
     let place = Place::open(&orders.state_dir)?;
+    let found = match first::find_out(&orders, &configuration).await {
+        Ok(found) => found,
+        Err(document) => {
+            say(Err(&document));
+            return Ok(());
+        }
+    };
+    // From the moment on at which the seat names us.
     let mut told = signal(SignalKind::terminate())
         .map_err(|e| Error::new(ErrorKind::Host, format!("catch signals: {e}")))?;
+    let mut seat = Seat::take(&place, configuration.host).await?;
+    seat.occupy(&orders)?;
     let sender = Sender {
         host: configuration.host,
         address,
@@ -37,7 +49,7 @@ pub async fn run(file: OwnedFd, begun: impl FnOnce()) -> Result<()> {
         key: configuration.key.clone(),
         last: 0,
     };
-    begun();
+    say(Ok(&found.document()));
     let agent = Agent { orders: &orders, configuration: &configuration, sender };
     let keep = async {
         let mut ticks = every(SEAT);
@@ -95,9 +107,10 @@ impl Agent<'_> {
     async fn host(&self) {
         let (mut sender, mut ticks) =
             (self.sender.clone(), every(self.configuration.periods.system_host));
+        let looks = Looks::default();
         loop {
             ticks.tick().await;
-            let found = first::system(self.orders, self.configuration).await;
+            let found = first::system(self.orders, self.configuration, &looks).await;
             missed(sender.send(MessageKind::SystemHost, &found).await);
         }
     }
@@ -122,7 +135,7 @@ impl Agent<'_> {
         let mut vms = Vms::new(self.orders.socket.clone());
         loop {
             ticks.tick().await;
-            if let Ok(lines) = vms.usage(self.configuration.datastores.clone()).await {
+            if let Ok(lines) = vms.usage(&self.configuration.datastores).await {
                 missed(sender.send_each(MessageKind::MonitorVm, &lines).await);
             }
         }

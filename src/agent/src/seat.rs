@@ -1,14 +1,12 @@
-//! The seat of a host's agent: a locked file, `host-<number>`. Whoever has it locked is the agent, or is about to leave one.
+//! The seat of a host's agent: a locked file, `host-<number>`. Whoever has it locked is the agent.
 //!
-//! The file holds the agent's [`Orders`] and which process it is. A start takes the seat, ending the agent that has
-//! it; then the agent inherits the open file, lock and all, so there is no moment at which two could have it. The lock
-//! goes with the process, so nothing is left to be cleared after a crash or a boot.
+//! The file holds the agent's [`Orders`] and which process it is. Who takes the seat ends the agent that has it. The lock goes
+//! with the process, so nothing is left to be cleared after a crash or a boot.
 //!
 //! Hosts have numbers, and each has a seat of its own: agents of two front-ends on one machine do not disturb each other.
 
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -22,16 +20,16 @@ use crate::{Orders, failed};
 
 /// How long an agent may take to end when it is told to.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long another start may take with the seat, which has a time limit of its own.
-const PATIENCE: Duration = Duration::from_secs(80);
+/// How long it may take until the seat is free: others who take it are soon done with that.
+const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Most bytes of a seat's file.
-const MOST: u64 = 1 << 20;
+const MOST: u64 = crate::MOST + 1024;
 
 /// What is in the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {
-    /// The agent, once it runs: pid and start time.
+    /// The agent: pid and start time.
     agent: Option<(u32, u64)>,
     orders: Orders,
 }
@@ -51,7 +49,7 @@ impl Seat {
     /// Takes the seat of a host; an agent that has it is ended.
     ///
     /// # Errors
-    /// The host's; [`ErrorKind::Timeout`] if another start does not let go of it.
+    /// The host's; [`ErrorKind::Timeout`] if somebody does not let go of it.
     pub async fn take(place: &Place, host: u32) -> Result<Self> {
         let (name, began) = (name(host), Instant::now());
         let mut told: Option<(ProcessRef, Instant)> = None;
@@ -71,45 +69,30 @@ impl Seat {
                 }
             }
             if began.elapsed() > PATIENCE {
-                let what = format!("{} is held by another start", place.path(&name).display());
+                let what = format!("{} is not let go of", place.path(&name).display());
                 return Err(Error::new(ErrorKind::Timeout, what));
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Writes down what the agent is to do.
+    /// Writes down that this process is the agent, and what it is to do.
     ///
     /// # Errors
     /// The host's.
-    pub fn order(&mut self, orders: &Orders) -> Result<()> {
-        self.write(&Held { agent: None, orders: orders.clone() })
-    }
-
-    /// The open file, for the agent to inherit.
-    #[must_use]
-    pub fn into_file(self) -> OwnedFd {
-        self.file.into()
-    }
-
-    /// The seat that was inherited as that file, and its orders. From now on this process is the agent.
-    ///
-    /// # Errors
-    /// It is no seat.
-    pub fn inherit(file: OwnedFd) -> Result<(Self, Orders)> {
-        let file = File::from(file);
-        let bad = |why: &dyn std::fmt::Display| {
-            Error::new(ErrorKind::Invalid, format!("this is no seat of an agent: {why}"))
-        };
-        let size = file.metadata().map_err(|e| bad(&e))?.len().min(MOST);
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, 0).map_err(|e| bad(&e))?;
-        let held: Held = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
-        let host = held.orders.monitor()?.0.host;
-        let mut seat = Self { file, name: name(host) };
-        let me = process_ref(std::process::id()).ok_or_else(|| bad(&"/proc does not know us"))?;
-        seat.write(&Held { agent: Some((me.pid, me.start_ticks)), orders: held.orders.clone() })?;
-        Ok((seat, held.orders))
+    pub fn occupy(&mut self, orders: &Orders) -> Result<()> {
+        let me = process_ref(std::process::id());
+        let me =
+            me.ok_or_else(|| Error::new(ErrorKind::Host, "/proc does not know this process"))?;
+        let held = Held { agent: Some((me.pid, me.start_ticks)), orders: orders.clone() };
+        let text = serde_json::to_vec(&held).map_err(std::io::Error::from);
+        let written = text.and_then(|text| {
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            self.file.write_all(&text)
+        });
+        let failed = |e| Error::new(ErrorKind::Host, format!("write {}: {e}", self.name));
+        written.map_err(failed)
     }
 
     /// Whether the seat is still this one's: what old files are removed for (tmpfiles.d(5)) is put off, and a file that
@@ -138,17 +121,6 @@ impl Seat {
         copied.map_err(|e| failed("write", &place.path(&self.name), &e))?;
         self.file = file;
         Ok(true)
-    }
-
-    fn write(&mut self, held: &Held) -> Result<()> {
-        let text = serde_json::to_vec(held).map_err(std::io::Error::from);
-        let written = text.and_then(|text| {
-            self.file.set_len(0)?;
-            self.file.rewind()?;
-            self.file.write_all(&text)
-        });
-        let failed = |e| Error::new(ErrorKind::Host, format!("write {}: {e}", self.name));
-        written.map_err(failed)
     }
 }
 
@@ -205,6 +177,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn orders_are_handed_on_as_a_file() {
+        assert_eq!(Orders::inherit(orders().into_file().unwrap()).unwrap(), orders());
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert!(Orders::inherit(other.into()).is_err());
+    }
+
     #[tokio::test]
     async fn a_seat_is_one_processes_and_goes_with_it() {
         let dir = tempfile::tempdir().unwrap();
@@ -213,9 +192,7 @@ mod tests {
         assert!(place.lock("host-7").unwrap().is_none());
         assert!(place.lock("host-8").unwrap().is_some(), "other hosts have other seats");
         assert_eq!(holder(&place, "host-7").unwrap(), None);
-        seat.order(&orders()).unwrap();
-        let (mut seat, read) = Seat::inherit(seat.into_file()).unwrap();
-        assert_eq!(read, orders());
+        seat.occupy(&orders()).unwrap();
         assert_eq!(holder(&place, "host-7").unwrap(), process_ref(std::process::id()));
         assert!(seat.keep(&place));
         drop(seat);
@@ -227,7 +204,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::open(&dir.path().join("x")).unwrap();
         let mut seat = Seat::take(&place, 7).await.unwrap();
-        seat.order(&orders()).unwrap();
+        seat.occupy(&orders()).unwrap();
         place.remove("host-7").unwrap();
         assert!(seat.keep(&place));
         assert!(place.lock("host-7").unwrap().is_none());

@@ -1,7 +1,8 @@
 //! VMs, as the daemon has them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,7 +15,8 @@ use ocivisor_schema::EventDataV1;
 use ocivisor_schema::reply::VmSummary;
 use ocivisor_schema::stats::VmStats;
 
-use crate::{blocking, disks, since_1970};
+use crate::looks::Looks;
+use crate::{disks, since_1970};
 
 /// A moment in time, in milliseconds since 1970.
 type Millis = u64;
@@ -25,12 +27,14 @@ pub struct Vms {
     socket: PathBuf,
     /// Processor time of each at the last look, in microseconds, and when that was.
     usage: BTreeMap<OneId, (u64, Millis)>,
+    /// Those at disks.
+    looks: Looks,
 }
 
 impl Vms {
     /// Asks the daemon that listens there.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, usage: BTreeMap::new() }
+        Self { socket, usage: BTreeMap::new(), looks: Looks::default() }
     }
 
     async fn daemon(&self) -> Result<Client> {
@@ -54,14 +58,14 @@ impl Vms {
     ///
     /// # Errors
     /// The daemon cannot be asked.
-    pub async fn usage(&mut self, location: PathBuf) -> Result<Vec<String>> {
+    pub async fn usage(&mut self, location: &Path) -> Result<Vec<String>> {
         let client = self.daemon().await?;
         let list = client.vm_list().await?;
         let stats = client.vm_stats(None).await?;
         let ours = |vm: VmSummary| Some((OneId::of_vm(&vm.id.0)?, vm));
         let list: Vec<(OneId, VmSummary)> = list.into_iter().filter_map(ours).collect();
         let numbers: BTreeSet<u32> = list.iter().map(|(vm, _)| vm.number()).collect();
-        let disks = blocking(move || Ok(disks::sizes(&location, &numbers))).await?;
+        let disks = disks::sizes(&self.looks, location, Arc::new(numbers)).await;
         let running = stats.vms.iter().filter_map(|vm| Some((OneId::of_vm(&vm.id.0)?, vm)));
         let running: BTreeMap<OneId, &VmStats> = running.collect();
         let before = std::mem::take(&mut self.usage);

@@ -59,7 +59,7 @@ pub fn begin(
         state_dir,
         daemon_timeout: config.daemon_timeout,
     };
-    leave(Task::Exec, slot.hand_on(&command)?)
+    leave(Task::Exec, slot.hand_on(&command)?).map(drop)
 }
 
 /// Ends the command of a VM, if there is one; returns once it is written down.
