@@ -309,16 +309,32 @@ pub(crate) fn choose_saved(
         return Err(Fault::limit(Limit::IndexEntries, limits.index_entries));
     }
     if let Some(tag) = tag {
-        images.retain(|i| i.repo_tags.iter().flatten().any(|t| t == tag));
+        let tags = |image: &SavedImage| image.repo_tags.clone().unwrap_or_default();
+        let mut there: Vec<String> = images.iter().flat_map(tags).collect();
+        images.retain(|i| i.repo_tags.iter().flatten().any(|t| is_tagged(t, tag)));
+        if images.is_empty() {
+            there.truncate(TAGS_SHOWN);
+            let there = escape(there.join(", ").as_bytes());
+            return Err(Fault::Choice(format!("holds no image of that tag; it has {there}")));
+        }
     }
     match (images.len(), images.pop()) {
         (1, Some(image)) => {
             count_layers(image.layers.len(), limits)?;
             Ok(image)
         }
-        (0, _) | (_, None) => Err(Fault::Choice("holds no image of that tag".into())),
+        (0, _) | (_, None) => Err(Fault::Choice("holds no image".into())),
         (n, _) => Err(Fault::Choice(format!("holds {n} images; name a tag"))),
     }
+}
+
+/// How many tags an error names.
+const TAGS_SHOWN: usize = 8;
+
+/// Some programs write the registry out that others mean: `docker.io/library/app:1` for `app:1`.
+fn is_tagged(full: &str, tag: &str) -> bool {
+    let short = full.strip_prefix("docker.io/").unwrap_or(full);
+    [Some(full), Some(short), short.strip_prefix("library/")].contains(&Some(tag))
 }
 
 pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault> {
@@ -328,6 +344,30 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn saved_images_are_found_by_the_tags_that_people_write() {
+        let saved = |tag| {
+            let text = r#"[{"Config": "a", "RepoTags": ["docker.io/library/a:1"], "Layers": ["l"]},
+                {"Config": "b", "RepoTags": ["docker.io/team/b:1", "b:2"], "Layers": ["l"]},
+                {"Config": "c", "RepoTags": null, "Layers": ["l"]}]"#;
+            let chosen = choose_saved(text.as_bytes(), tag, &Limits::default());
+            chosen.map(|image| image.config).map_err(|fault| fault.to_string())
+        };
+        for (tag, config) in [
+            ("a:1", "a"),
+            ("library/a:1", "a"),
+            ("docker.io/library/a:1", "a"),
+            ("team/b:1", "b"),
+            ("b:2", "b"),
+        ] {
+            assert_eq!(saved(Some(tag)).as_deref(), Ok(config), "{tag}");
+        }
+        let there = "docker.io/library/a:1, docker.io/team/b:1, b:2";
+        let none = Err(format!("holds no image of that tag; it has {there}"));
+        assert_eq!(saved(Some("b:1")), none);
+        assert_eq!(saved(None), Err("holds 3 images; name a tag".to_owned()));
+    }
 
     fn descriptor(
         media_type: &str,

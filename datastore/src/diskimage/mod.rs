@@ -180,8 +180,9 @@ fn start(image: &dyn device::Device) -> Res<Vec<u8>> {
     device::bytes(image, 0, fault::index(image.size().min(512)), "disk")
 }
 
-/// Formats that are told from a raw disk by their first bytes.
-fn foreign(start: &[u8]) -> Option<&'static str> {
+/// The name of the format that a disk begins like (VMDK, VHD, VDI …), if it is one that is not read. Its first 512 bytes do.
+#[must_use]
+pub fn foreign(start: &[u8]) -> Option<&'static str> {
     const MAGIC: [(usize, &[u8], &str); 9] = [
         (0, b"KDMV", "VMDK"),
         (0, b"COWD", "VMDK"),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_datastore as store;
+use ocivisor_datastore::RegistryFault as Fault;
 
 /// A system call that failed on a path.
 pub(crate) fn failed(op: &str, path: &Path, error: &io::Error) -> Error {
@@ -38,9 +39,16 @@ pub(crate) fn from_store(error: &store::Error) -> Error {
         | store::Error::NotAStore { .. } => ErrorKind::Invalid,
         _ => ErrorKind::Image,
     };
-    match std::error::Error::source(error) {
+    let told = match std::error::Error::source(error) {
         Some(source) => Error::new(kind, format!("{error}: {source}")),
         None => Error::new(kind, error),
+    };
+    match error {
+        store::Error::Registry { why: Fault::Unreachable(_) | Fault::Timeout(_), .. } => {
+            told.hint("check its address, and that the front-end reaches it (proxies too)")
+        }
+        store::Error::BadName { .. } => told.hint("write docker://registry/repository:tag"),
+        _ => told,
     }
 }
 

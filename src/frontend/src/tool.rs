@@ -62,7 +62,7 @@ impl Tool<'_> {
         let Some((program, arguments)) = self.argv.split_first() else {
             return Err(Error::new(ErrorKind::Host, "no program"));
         };
-        let name = program.display();
+        let name = Path::new(program).file_name().unwrap_or(program).display();
         // Neither sshd nor oned gives users the directories of mkfs and its like.
         let found = Path::new(program).file_name().filter(|name| name == program).and_then(locate);
         let program = found.as_deref().unwrap_or(Path::new(program));
@@ -271,8 +271,7 @@ mod tests {
         let long = Duration::from_secs(60);
         run(&[sh, "-c", "echo out; echo err >&2"], long).unwrap();
         let error = run(&[sh, "-c", "echo a >&2; echo; echo 'the end' >&2; exit 3"], long);
-        let want = format!("{sh} failed (exit status: 3): the end");
-        assert_eq!(error.unwrap_err().message, want);
+        assert_eq!(error.unwrap_err().message, "sh failed (exit status: 3): the end");
         let error = run(&["/does/not/exist"], long).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported);
         find("no-such-program").unwrap_err();

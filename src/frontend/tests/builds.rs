@@ -30,8 +30,11 @@ fn dockerfiles_are_built_where_an_admin_wants_that() {
     put(&dir.join("file"), b"content");
     put(&dir.join("Dockerfile"), b"FROM scratch\nCOPY file /file\nCMD [\"/file\"]\n");
     let path = format!("dockerfile://{}?size=9", dir.display());
-    let error = cloud.cp(1, &path).unwrap_err();
-    assert!(error.contains("Dockerfiles are not built on this front-end"), "{error}");
+    for (path, action) in [(&path, "stat"), (&path, "cp"), (&text(&dir).to_owned(), "stat")] {
+        let wish = Wish { id: 1, path: path.clone(), ..Wish::default() };
+        let error = cloud.call(action, &wish).unwrap_err();
+        assert!(error.contains("Dockerfiles are not built on this front-end"), "{error}");
+    }
     cloud.config.images.build = true;
     let absent = top.path().join("nothing");
     fs::create_dir(&absent).unwrap();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{
-    Cancel, DiskFormat, DiskOptions, HttpsUrl, Image, Limit, Limits, Progress, Refusal,
-    RegistrySource, Source,
+    Cancel, DiskFormat, DiskOptions, Error as StoreError, HttpsUrl, Image, Limit, Limits, Progress,
+    Refusal, RegistrySource, Source,
 };
 use ocivisor_opennebula::ds::{ImageType, Place};
 
@@ -108,7 +108,10 @@ impl Driver<'_> {
         };
         let source = match scheme {
             None if path.is_dir() && has_dockerfile(path) => return self.build(held, path),
-            None if path.is_dir() => Source::OciLayout { dir, tag },
+            None if path.is_dir() => {
+                check_layout(path)?;
+                Source::OciLayout { dir, tag }
+            }
             None => {
                 let opened = open(path)?;
                 return self.file(held, &opened, path, &shown);
@@ -124,7 +127,12 @@ impl Driver<'_> {
         if !path.is_dir() {
             data::check(&open(path)?, &self.call.image.checksums, &shown)?;
         }
-        self.import(&source)
+        self.import(&source).map_err(|error| match scheme {
+            Some(scheme) if error.hint.is_none() && error.message.starts_with("cannot import ") => {
+                error.hint(format!("without {scheme}: the content says what it is"))
+            }
+            _ => error,
+        })
     }
 
     /// A file whose content says what it is.
@@ -136,11 +144,11 @@ impl Driver<'_> {
             Err(unknown) => {
                 // It may be a disk that is compressed as a whole.
                 let Some(draft) = self.expanded(held, file, shown)? else {
-                    return Err(self.rename(from_store(&unknown), path, shown));
+                    return Err(self.unknown(file, &unknown, path, shown));
                 };
                 let inside = self.depot()?.draft_path(&draft);
                 let source = Source::detect(&inside)
-                    .map_err(|e| self.rename(from_store(&e), &inside, shown))?;
+                    .map_err(|e| self.unknown(draft.file(), &e, &inside, shown))?;
                 return self.import(&source).map_err(|e| self.rename(e, &inside, shown));
             }
         };
@@ -150,9 +158,21 @@ impl Driver<'_> {
     /// Errors name what the user named.
     fn rename(&self, error: Error, path: &Path, shown: &str) -> Error {
         let message = error.message.replace(&path.display().to_string(), &clip(shown));
-        let error = Error { message, ..error };
+        Error { message, ..error }
+    }
+
+    /// A file that is nothing that an image is made of.
+    fn unknown(&self, file: &File, why: &StoreError, path: &Path, shown: &str) -> Error {
+        let mut head = [0; 512];
+        let n = data::read_at(file, &mut head).unwrap_or(0);
+        if let Err(known) = data::check_known(&head[..n], shown) {
+            return known;
+        }
+        let error = self.rename(from_store(why), path, shown);
         if error.kind == ErrorKind::Image {
-            return error.hint("images are archives, tars of root file systems, and disks");
+            return error.hint(
+                "images are archives, tars of root file systems and disks with one; data has the type DATABLOCK",
+            );
         }
         error
     }
@@ -253,6 +273,11 @@ impl Driver<'_> {
             }
             Place::Local { scheme: None | Some("disk" | "raw" | "qcow2"), path } => {
                 let (path, _) = self.resolve(&path, false)?;
+                if path.is_dir() {
+                    let text = format!("{shown} is a directory, and a disk for data is a file");
+                    let hint = "container images, also those that are built, have the type OS";
+                    return Err(Error::new(ErrorKind::Invalid, text).hint(hint));
+                }
                 (open(&path)?, path.display().to_string())
             }
             Place::Local { .. } | Place::Registry { .. } | Place::Dockerfile { .. } => {
@@ -305,25 +330,26 @@ impl Driver<'_> {
         self.depot()?.write(held, &ImageRecord::new(held.image(), content))
     }
 
-    /// Builds a Dockerfile by buildah, without root.
-    ///
-    /// Its commands are the user's. They run in containers that a runtime makes (`--isolation rootless`), not in a mere
-    /// chroot: there they could signal every process of oneadmin's, whose user they are.
-    fn build(&self, held: &ImageLock, path: &Path) -> Result<Image> {
+    /// The program that builds, if the admin wants that.
+    pub(super) fn builder(&self) -> Result<PathBuf> {
         if !self.config.images.build {
             let text = "Dockerfiles are not built on this front-end";
             return Err(Error::new(ErrorKind::Unsupported, text)
                 .hint("build the image elsewhere and name it by docker://, or have an admin set images.build"));
         }
-        let buildah = tool::find("buildah").map_err(|e| {
+        tool::find("buildah").map_err(|e| {
             e.hint("install it, or build the image elsewhere and name it by docker://")
-        })?;
+        })
+    }
+
+    /// Builds a Dockerfile by buildah, without root.
+    ///
+    /// Its commands are the user's. They run in containers that a runtime makes (`--isolation rootless`), not in a mere
+    /// chroot: there they could signal every process of oneadmin's, whose user they are.
+    fn build(&self, held: &ImageLock, path: &Path) -> Result<Image> {
+        let buildah = self.builder()?;
         let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("/")) };
-        let named = if path.is_dir() { dockerfile(path) } else { Some(path.to_owned()) };
-        let named = named.ok_or_else(|| {
-            let text = format!("{} has no Dockerfile or Containerfile", path.display());
-            Error::new(ErrorKind::NotFound, text)
-        })?;
+        let named = named_dockerfile(path)?;
         let text = instructions(&named)?;
         let depot = self.depot()?;
         let work = depot.work(held)?;
@@ -344,7 +370,13 @@ impl Driver<'_> {
         ]
         .map(str::to_owned);
         let most = Duration::from_secs(self.config.images.build_timeout);
-        let failed = |e: Error| e.context(format!("build {dir}"));
+        let failed = |e: Error| match e.kind {
+            ErrorKind::Timeout => {
+                e.hint("images.build_timeout of the front-end says how long it may take")
+            }
+            _ => e,
+        };
+        let failed = |e: Error| failed(e.context(format!("build {dir}")));
         let mut build = vec!["build".to_owned()];
         // What it is built FROM is let in by the same rule as everything else.
         let policy = &self.config.images.policy;
@@ -378,7 +410,12 @@ pub(super) fn open(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let file: File = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
-        .map_err(|e| failed("open", path, &e.into()))?
+        .map_err(|e| match failed("open", path, &e.into()) {
+            error if error.kind == ErrorKind::Permission => {
+                error.hint("let the user read it who runs the drivers (oneadmin)")
+            }
+            error => error,
+        })?
         .into();
     let meta = file.metadata().map_err(|e| failed("inspect", path, &e))?;
     if meta.is_file() {
@@ -392,6 +429,24 @@ pub(super) fn open(path: &Path) -> Result<File> {
 fn dockerfile(dir: &Path) -> Option<PathBuf> {
     let named = ["Containerfile", "Dockerfile"].map(|name| dir.join(name));
     named.into_iter().find(|file| file.symlink_metadata().is_ok())
+}
+
+/// The Dockerfile that is meant by a path.
+pub(super) fn named_dockerfile(path: &Path) -> Result<PathBuf> {
+    let named = if path.is_dir() { dockerfile(path) } else { Some(path.to_owned()) };
+    named.ok_or_else(|| {
+        let text = format!("{} has no Dockerfile or Containerfile", path.display());
+        Error::new(ErrorKind::NotFound, text).hint("put one there, or name the file itself")
+    })
+}
+
+/// Refuses a directory that is nothing that an image is made of.
+pub(super) fn check_layout(dir: &Path) -> Result<()> {
+    if dir.join("oci-layout").exists() {
+        return Ok(());
+    }
+    let text = format!("{} is no image layout, and has no Dockerfile", dir.display());
+    Err(Error::new(ErrorKind::Image, text).hint("pack a root file system into a tar and name that"))
 }
 
 /// What a Dockerfile says. buildah gets a copy: in its own place it may be a link to what only our user may read, and
@@ -415,6 +470,6 @@ fn create(path: &Path) -> Result<File> {
     File::create_new(path).map_err(|e| failed("make", path, &e))
 }
 
-fn has_dockerfile(dir: &Path) -> bool {
+pub(super) fn has_dockerfile(dir: &Path) -> bool {
     !dir.join("oci-layout").exists() && dockerfile(dir).is_some()
 }

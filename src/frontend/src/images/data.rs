@@ -11,6 +11,7 @@ use std::path::Path;
 
 use md5::Md5;
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use ocivisor_datastore::foreign_disk;
 use ocivisor_opennebula::ds::Checksums;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
@@ -96,6 +97,21 @@ fn full(most: u64) -> Error {
     Error::new(ErrorKind::Exhausted, text).hint("free some, or use another datastore")
 }
 
+/// Refuses what begins like something that would have to be unpacked or converted first.
+pub(crate) fn check_known(head: &[u8], shown: &str) -> Result<()> {
+    let refused = |why: String| Err(Error::new(ErrorKind::Image, format!("{shown} {why}")));
+    let packed: [&[u8]; 4] = [b"BZh", b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"];
+    if packed.iter().any(|magic| head.starts_with(magic)) {
+        return refused("is compressed in a way that is not read".to_owned())
+            .map_err(|e| e.hint("unpack it, or use gzip, xz or zstd"));
+    }
+    match foreign_disk(head) {
+        Some(format) => refused(format!("is a disk in the format {format}, which is not read"))
+            .map_err(|e| e.hint("convert it first: qemu-img convert -O qcow2 FILE NEW.qcow2")),
+        None => Ok(()),
+    }
+}
+
 /// Says what a disk is, and refuses what leads to other files.
 pub(crate) fn inspect(file: &File, shown: &str) -> Result<Disk> {
     let refused = |why: &str| Error::new(ErrorKind::Image, format!("{shown} {why}"));
@@ -107,12 +123,8 @@ pub(crate) fn inspect(file: &File, shown: &str) -> Result<Disk> {
         return Err(refused("is empty"));
     }
     if !head.starts_with(b"QFI\xfb") {
-        return if head.starts_with(b"BZh") || head.starts_with(b"PK\x03\x04") {
-            Err(refused("is compressed in a way that is not read")
-                .hint("unpack it, or use gzip, xz or zstd"))
-        } else {
-            Ok(Disk { format: "raw", size })
-        };
+        check_known(head, shown)?;
+        return Ok(Disk { format: "raw", size });
     }
     let short = || refused("begins like qcow2 and has no whole header");
     let word = |at: usize| {
@@ -144,7 +156,7 @@ pub(crate) fn inspect(file: &File, shown: &str) -> Result<Disk> {
     Ok(Disk { format: "qcow2", size: long(24).ok_or_else(short)? })
 }
 
-fn read_at(file: &File, buf: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_at(file: &File, buf: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match file.read_at(&mut buf[done..], done as u64) {
@@ -252,6 +264,7 @@ mod tests {
             refused("begins like qcow2 and has no whole header")
         );
         assert_eq!(said(b"PK\x03\x04"), refused("is compressed in a way that is not read"));
+        assert_eq!(said(b"KDMV"), refused("is a disk in the format VMDK, which is not read"));
     }
 
     #[test]

@@ -16,15 +16,18 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Largest disk, in MiB: 64 TiB.
 const MAX_MB: u64 = 64 << 20;
 
-/// What makes a file system, by its name.
-const TOOLS: [(&str, &[&str]); 7] = [
-    ("ext2", &["mkfs.ext2", "-q", "-F"]),
-    ("ext3", &["mkfs.ext3", "-q", "-F"]),
-    ("ext4", &["mkfs.ext4", "-q", "-F"]),
-    ("xfs", &["mkfs.xfs", "-q", "-f"]),
-    ("btrfs", &["mkfs.btrfs", "-q", "-f"]),
-    ("vfat", &["mkfs.vfat"]),
-    ("swap", &["mkswap"]),
+/// A file system: its name, the MiB that its tool wants at least, who brings the tool, and how that is called.
+struct Fs(&'static str, u64, &'static str, &'static [&'static str]);
+
+const ALL: [Fs; 7] = [
+    Fs("ext2", 1, "e2fsprogs", &["mkfs.ext2", "-q", "-F"]),
+    Fs("ext3", 1, "e2fsprogs", &["mkfs.ext3", "-q", "-F"]),
+    Fs("ext4", 1, "e2fsprogs", &["mkfs.ext4", "-q", "-F"]),
+    // Since xfsprogs 5.19.
+    Fs("xfs", 300, "xfsprogs", &["mkfs.xfs", "-q", "-f"]),
+    Fs("btrfs", 110, "btrfs-progs", &["mkfs.btrfs", "-q", "-f"]),
+    Fs("vfat", 1, "dosfstools", &["mkfs.vfat"]),
+    Fs("swap", 1, "util-linux", &["mkswap"]),
 ];
 
 impl Driver<'_> {
@@ -69,12 +72,18 @@ impl Driver<'_> {
             })? << 20;
         let fs = match self.call.image.fs.as_str() {
             "" => None,
-            fs => Some(TOOLS.iter().find(|(name, _)| *name == fs).ok_or_else(|| {
-                let known = TOOLS.map(|(name, _)| name).join(", ");
+            fs => Some(ALL.iter().find(|Fs(name, ..)| *name == fs).ok_or_else(|| {
+                let known = ALL.each_ref().map(|Fs(name, ..)| *name).join(", ");
                 Error::new(ErrorKind::Invalid, format!("FS {:?} is not known", clip(fs)))
                     .hint(format!("use one of {known}"))
             })?),
         };
+        if let Some(Fs(name, least, ..)) = fs
+            && size >> 20 < *least
+        {
+            let text = format!("{name} needs a disk of at least {least} MiB");
+            return Err(Error::new(ErrorKind::Invalid, text).hint("give a larger SIZE"));
+        }
         let draft = depot.new_data(held)?;
         let path = depot.draft_path(&draft);
         let raw = if format == "raw" { None } else { Some(depot.scratch(held)?) };
@@ -83,8 +92,10 @@ impl Driver<'_> {
             None => (draft.file(), path.clone()),
         };
         plain.set_len(size).map_err(|e| failed("size", &path, &e))?;
-        if let Some((_, [program, options @ ..])) = fs {
-            let mut argv = vec![tool::find(program)?.into_os_string()];
+        if let Some(Fs(_, _, package, [program, options @ ..])) = fs {
+            let program =
+                tool::find(program).map_err(|e| e.hint(format!("install {package} there")))?;
+            let mut argv = vec![program.into_os_string()];
             argv.extend(options.iter().map(Into::into));
             argv.push(plain_path.clone().into_os_string());
             tool::run(&argv, PATIENCE)?;

@@ -52,7 +52,9 @@ impl Driver<'_> {
             }
             Place::Web { url } => (own, self.on_the_web(&url, own)?),
             Place::Dockerfile { path, size_mb, .. } => {
-                self.resolve(&path, false)?;
+                let (path, _) = self.resolve(&path, false)?;
+                self.builder()?;
+                bring::named_dockerfile(&path)?;
                 (size_mb.or(own), Found::Image(0))
             }
             Place::Local { scheme, path } => {
@@ -80,6 +82,10 @@ impl Driver<'_> {
     /// A file or directory of the front-end.
     fn here(&self, scheme: Option<&str>, path: &Path) -> Result<Found> {
         if path.is_dir() {
+            match scheme {
+                None if bring::has_dockerfile(path) => self.builder().map(drop)?,
+                _ => bring::check_layout(path)?,
+            }
             return directory(path).map(Found::Image);
         }
         let file = bring::open(path)?;
@@ -143,6 +149,7 @@ impl Driver<'_> {
             None => {
                 std::io::Seek::rewind(&mut &head).map_err(io)?;
                 head.take(512).read_to_end(&mut start).map_err(io)?;
+                data::check_known(&start, &clip(url))?;
                 Ok(judge(&start).map_or(Found::Disk(length), |sort| sort.of(length)))
             }
         }

@@ -86,13 +86,18 @@ impl Place {
         if text.starts_with('/') {
             return Ok(Self::Local { scheme: None, path: absolute(text)? });
         }
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("is no absolute path"))?;
-        if rest.starts_with("//") {
-            return Err(bad("has a scheme that is not known")
-                .hint("images come by docker://, https://, dockerfile:// or from a file"));
-        }
-        let scheme = SCHEMES.into_iter().find(|known| *known == scheme);
-        let scheme = scheme.ok_or_else(|| bad("is no absolute path"))?;
+        let relative = || bad("is no absolute path").hint("name a file from / on, or docker://…");
+        let (scheme, rest) = text.split_once(':').ok_or_else(relative)?;
+        let known = SCHEMES.into_iter().find(|known| *known == scheme);
+        let Some(scheme) = known.filter(|_| !rest.starts_with("//")) else {
+            if !rest.starts_with('/') {
+                return Err(relative());
+            }
+            let schemes = SCHEMES.map(|scheme| format!("{scheme}:/path")).join(", ");
+            return Err(bad("begins with what is not known").hint(format!(
+                "images come by docker://…, https://…, dockerfile:///path, {schemes} or /path"
+            )));
+        };
         Ok(Self::Local { scheme: Some(scheme), path: absolute(rest)? })
     }
 }
