@@ -4,19 +4,42 @@
 //! mount) is gone, so no crash leaves one behind. The kernel keeps the very open file it was
 //! given, and with it that file's flock: the lock that keeps a second VM away lives exactly as
 //! long as the device, across restarts of the daemon.
+//!
+//! Ours have [numbers](OURS) of their own. What is in them is of tenants: the rule for udev that is installed with us
+//! (`src/cli/src/one/install/60-ocivisor.rules`) names those numbers, so that nobody on the host looks for volume groups,
+//! arrays and filesystems in them and brings those up; an admin's filter of LVM does as well. A host without the rule
+//! has each device locked instead, by flock, which udev takes for the word of whoever makes something of a disk (systemd,
+//! "Locking Block Device Access"). It waits for the end of that for three minutes, and `udevadm settle` with it (seen with
+//! systemd 252), so the lock is the second choice.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::fstatfs;
 use serde::{Deserialize, Serialize};
 
+use super::mounts;
+use super::place::{Lock, try_lock};
 use super::sys::{self, LoopConfig};
 use crate::fs::io_error;
+
+/// Numbers of our devices: no other program takes one before it has made fifty thousand, and a pattern can name them.
+pub(super) const OURS: std::ops::Range<u32> = 50_000..60_000;
+
+/// Where rules for udev are, udev(7).
+const RULES: [&str; 5] = [
+    "/etc/udev/rules.d",
+    "/run/udev/rules.d",
+    "/usr/local/lib/udev/rules.d",
+    "/usr/lib/udev/rules.d",
+    "/lib/udev/rules.d",
+];
+const RULE: &str = "60-ocivisor.rules";
 
 const FLAG_READ_ONLY: u32 = 1;
 const FLAG_AUTOCLEAR: u32 = 4;
@@ -44,6 +67,8 @@ impl FileId {
 pub(super) struct LoopDevice {
     pub(super) number: u32,
     open: File,
+    /// Whether udev keeps off it only as long as its file is open.
+    pub(super) locked: bool,
 }
 
 impl LoopDevice {
@@ -85,8 +110,44 @@ pub(super) fn attach(image: &File, path: &Path) -> Result<LoopDevice> {
 
 /// The same, bound as wished.
 pub(super) fn bind(image: &File, path: &Path, how: Binding<'_>) -> Result<LoopDevice> {
-    let failed = |e: &io::Error| io_error("attach loop device to", path, e);
+    // Between asking for a free number and binding it, another process may take it. Each loss
+    // means that somebody won, so this ends; the bound is against a broken kernel.
+    for _ in 0..10_000 {
+        if let Some(device) = bind_at(free(path)?, image, path, how)? {
+            return Ok(device);
+        }
+    }
+    Err(io_error("attach loop device to", path, &io::Error::from_raw_os_error(libc::EBUSY)))
+}
+
+/// Number of a device that was free a moment ago, one of ours if the host can have those.
+pub(super) fn free(path: &Path) -> Result<u32> {
     let control = open_control()?;
+    for number in OURS {
+        match sys::loop_add(&control, number) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && is_bound(number) => continue,
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            // Devices have fewer numbers where each has partitions (`max_part`).
+            Err(_) => break,
+        }
+        // In a container /dev may be no devtmpfs, and have what somebody put there.
+        if Path::new(&format!("/dev/loop{number}")).exists() {
+            return Ok(number);
+        }
+        break;
+    }
+    sys::loop_get_free(&control).map_err(|e| io_error("attach loop device to", path, &e))
+}
+
+/// Binds the device of this number; `None` if it is not free any more.
+pub(super) fn bind_at(
+    number: u32,
+    image: &File,
+    path: &Path,
+    how: Binding<'_>,
+) -> Result<Option<LoopDevice>> {
+    let failed = |e: &io::Error| io_error("attach loop device to", path, e);
     let mut config = LoopConfig::zeroed();
     config.fd = u32::try_from(image.as_raw_fd()).map_err(|e| failed(&io::Error::other(e)))?;
     config.block_size = how.sector;
@@ -104,25 +165,36 @@ pub(super) fn bind(image: &File, path: &Path, how: Binding<'_>) -> Result<LoopDe
     for (to, from) in config.info.file_name[..63].iter_mut().zip(how.name) {
         *to = *from;
     }
-    // Between asking for a free number and binding it, another process may take it. Each loss
-    // means that somebody won, so this ends; the bound is against a broken kernel.
-    for _ in 0..10_000 {
-        let number = sys::loop_get_free(&control).map_err(|e| failed(&e))?;
-        let open = OpenOptions::new().read(true).write(true).open(format!("/dev/loop{number}"));
-        let open = match open {
-            // Clearing or deleting is under way.
-            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => continue,
-            other => other.map_err(|e| failed(&e))?,
-        };
-        match sys::loop_configure(&open, &config) {
-            Ok(()) => {
-                return Ok(LoopDevice { number, open });
-            }
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(e) => return Err(failed(&e)),
+    let open = OpenOptions::new().read(true).write(true).open(format!("/dev/loop{number}"));
+    let open = match open {
+        // Clearing or deleting is under way.
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        other => other.map_err(|e| failed(&e))?,
+    };
+    let locked = !udev_has_rule();
+    if locked {
+        // udev itself has it for some milliseconds, after the device was made.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let lock = || Ok(try_lock(&open)? != Lock::Held);
+        if !mounts::until(deadline, lock).map_err(|e| failed(&e))? {
+            return Ok(None);
         }
     }
-    Err(failed(&io::Error::from_raw_os_error(libc::EBUSY)))
+    match sys::loop_configure(&open, &config) {
+        Ok(()) => Ok(Some(LoopDevice { number, open, locked })),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(None),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+/// Whether udev keeps off our devices by itself, or is not there.
+fn udev_has_rule() -> bool {
+    let rule = || RULES.iter().any(|dir| Path::new(dir).join(RULE).exists());
+    !Path::new("/run/udev/control").exists() || rule()
+}
+
+fn is_bound(number: u32) -> bool {
+    Path::new(&format!("/sys/block/loop{number}/loop")).exists()
 }
 
 fn open_control() -> Result<File> {
@@ -194,9 +266,10 @@ fn bound() -> io::Result<Vec<u32>> {
 /// A device that is bound.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound {
-    pub(super) number: u32,
     /// Whether it can be read alone.
     pub(super) read_only: bool,
+    /// Bytes that are shown, 0 is all.
+    pub(super) most: u64,
     /// Number of the block device that it is bound to, if it is to one.
     pub(super) over: u64,
     name: [u8; 64],
@@ -215,8 +288,8 @@ pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
     let status = open(number).and_then(|device| sys::loop_status(&device));
     match status {
         Ok(info) => Ok(Some(Bound {
-            number,
             read_only: info.flags & FLAG_READ_ONLY != 0,
+            most: info.size_limit,
             over: info.rdevice,
             name: info.file_name,
         })),
@@ -227,9 +300,11 @@ pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
     }
 }
 
-/// All devices that are bound.
-pub(super) fn all() -> io::Result<Vec<Bound>> {
-    bound()?.into_iter().filter_map(|number| look(number).transpose()).collect()
+/// All devices that are bound, with their numbers.
+#[cfg(test)]
+pub(super) fn all() -> io::Result<Vec<(u32, Bound)>> {
+    let with_number = |number| Ok(look(number)?.map(|bound| (number, bound)));
+    bound()?.into_iter().filter_map(|number| with_number(number).transpose()).collect()
 }
 
 /// Lets go of what the device is bound to as soon as nobody has it open; bound to nothing is fine.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
+use rustix::fs::{major, minor};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -39,6 +40,18 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let point = PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.nth(1)?)));
     Some(Mount { device, point })
+}
+
+/// Whether the filesystem of this device is mounted, and cannot be written: the options of the superblock come last.
+pub(super) fn is_only_read(device: u64) -> bool {
+    let device = format!("{}:{}", major(device), minor(device));
+    let text = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let of_it = |line: &&[u8]| line.split(|b| *b == b' ').nth(2) == Some(device.as_bytes());
+    let mut options = text.split(|b| *b == b'\n').filter(of_it).map(|line| {
+        let options = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+        options.split(|b| *b == b',').next() == Some(b"ro")
+    });
+    options.next().is_some_and(|first| first && options.all(|other| other))
 }
 
 /// Blank, tab, newline and backslash are written as three octal digits.

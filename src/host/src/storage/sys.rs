@@ -77,7 +77,16 @@ impl LoopConfig {
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+
+/// Makes the loop device of this number; EEXIST if it is there.
+pub(super) fn loop_add(control: &File, number: u32) -> io::Result<()> {
+    // SAFETY: this request takes a number.
+    let made =
+        unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_ADD as _, libc::c_long::from(number)) };
+    if made >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// Number of a loop device that was free a moment ago.
 pub(super) fn loop_get_free(control: &File) -> io::Result<u32> {

@@ -2,7 +2,7 @@
 //!
 //! The lock is flock's on the open file, exclusive for a writer and shared among readers; a loop device keeps the file
 //! and with it the lock. Of a block device it is that of its node in /dev. What takes no such locks is looked for: loop
-//! devices of others on the file, and, for a device that is written, whoever has it for himself alone (a mount, LVM, md).
+//! devices of others on the file, and, for a device, whoever has it for himself alone (a mount, LVM, md).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -11,13 +11,16 @@ use std::time::Instant;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::DataDisk;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, major, minor};
 
 use super::super::claim::PATIENCE;
 use super::super::loopdev::{self, FileId};
 use super::super::mounts;
 use super::super::place::{Lock, Place, try_lock, try_lock_shared};
 use super::{Failed, name};
+
+/// Major number of loop devices.
+const LOOP: u32 = 7;
 
 /// An open disk that nobody else writes, or nobody else uses, while the file or a loop device on it is open.
 #[derive(Debug)]
@@ -51,26 +54,40 @@ pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
     if !free.map_err(|e| wish.failed("claim", &e))? {
         return Err(conflict(wish, &user));
     }
-    if let (Some(device), false) = (device, wish.read_only) {
+    if let Some(device) = device {
+        not_ours(wish, device)?;
         look_for_others(wish, device)?;
     }
     Ok(Claim { file, id, device })
 }
 
-/// Whether somebody of the host has the device for himself alone. Only a look: a guest that makes a filesystem wants to
-/// be alone as well.
+/// A loop device of ours is another VM's disk, or becomes one as soon as it is free.
+fn not_ours(wish: &DataDisk, device: u64) -> Result<()> {
+    if major(device) != LOOP || !loopdev::OURS.contains(&minor(device)) {
+        return Ok(());
+    }
+    let what = format!("{} is a loop device of ocivisor's own", name(wish));
+    Err(Error::new(ErrorKind::Permission, what).hint("name the file behind it"))
+}
+
+/// Whether somebody of the host has the device for himself alone, or writes it where it is only read. Only a look: a
+/// guest that makes a filesystem wants to be alone as well.
 fn look_for_others(wish: &DataDisk, device: u64) -> Result<()> {
     let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let open = OpenOptions::new().read(true).custom_flags(flags).open(resolved(&wish.path));
-    let file = open.map_err(|e| match e.raw_os_error() {
-        Some(libc::EBUSY) => conflict(wish, "the host: mounted, or part of another device"),
-        _ => wish.failed("claim", &e),
-    })?;
-    match file.metadata() {
-        Ok(meta) if meta.rdev() == device => Ok(()),
-        Ok(_) => Err(conflict(wish, "another device of that name")),
-        Err(e) => Err(wish.failed("look at", &e)),
-    }
+    let meta = match open.and_then(|file| file.metadata()) {
+        Ok(meta) => meta,
+        // Readers share it with mounts that only read.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            return if wish.read_only && mounts::is_only_read(device) {
+                Ok(())
+            } else {
+                Err(conflict(wish, "the host: mounted, or part of another device"))
+            };
+        }
+        Err(e) => return Err(wish.failed("claim", &e)),
+    };
+    if meta.rdev() == device { Ok(()) } else { Err(conflict(wish, "another device of that name")) }
 }
 
 fn conflict(wish: &DataDisk, by: &str) -> Error {

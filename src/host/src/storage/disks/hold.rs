@@ -6,7 +6,9 @@
 //! comes of that, and the kernel itself is the one who never dies: a second loop device, of one sector, that is bound to
 //! the first and that no guest has. For a block device of the host it keeps the lock, and the device from going away.
 //!
-//! It is found again by its name, which says whose it is: number of the inode of the VM's run directory.
+//! Its number is in the record of the VM's disks before it is bound. Its name says what it is to people who run losetup;
+//! it proves nothing, for a guest without the filter can give its own device any. What counts is what only binding can
+//! set, and the record.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,87 +24,51 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat};
 use rustix::mount::MountAttrFlags;
 
 use super::super::fsctx::FsContext;
-use super::super::loopdev::{self, Binding, Bound};
+use super::super::loopdev::{self, Binding};
 use super::super::mounts;
 use crate::fs::io_error;
 
-/// Keeps what `file` is, a device, open until [`Holders::release`].
-pub(super) fn hold(vm_dir: &Path, file: &File, path: &Path) -> Result<()> {
-    let name = tag(vm_dir).map_err(|e| io_error("look at", vm_dir, &e))?;
+/// What the holders of all VMs are called; behind it comes the number of the inode of the VM's run directory.
+const NAME: &str = "ocivisor holds for";
+/// Bytes that it shows of what it holds.
+const SHOWN: u64 = 512;
+
+/// Keeps what `file` is, a device, open until [`release`], by the loop device of this number; false if that is not free
+/// any more.
+pub(super) fn hold(number: u32, vm_dir: &Path, file: &File, path: &Path) -> Result<bool> {
+    let meta = fs::metadata(vm_dir).map_err(|e| io_error("look at", vm_dir, &e))?;
+    let name = format!("{NAME} {:x}:{:x}", meta.dev(), meta.ino());
     let name = name.as_bytes();
-    let how = Binding { sector: 512, read_only: true, name, most: 512, stays: true };
-    loopdev::bind(file, path, how).map(drop)
+    let how = Binding { sector: 512, read_only: true, name, most: SHOWN, stays: true };
+    Ok(loopdev::bind_at(number, file, path, how)?.is_some())
 }
 
-fn tag(vm_dir: &Path) -> io::Result<String> {
-    let meta = fs::metadata(vm_dir)?;
-    Ok(format!("ocivisor holds for {:x}:{:x}", meta.dev(), meta.ino()))
+/// Whether that device holds this one.
+pub(super) fn holds(number: u32, device: BlockDevice) -> io::Result<bool> {
+    let over = makedev(device.major, device.minor);
+    Ok(loopdev::look(number)?.is_some_and(|bound| {
+        bound.over == over
+            && bound.read_only
+            && bound.most == SHOWN
+            && bound.name().starts_with(NAME.as_bytes())
+    }))
 }
 
-/// Devices that hold those of one VM.
-#[derive(Debug, Default)]
-pub(super) struct Holders(Vec<Bound>);
-
-impl Holders {
-    /// Looks at all loop devices; none if the VM has no directory.
-    pub(super) fn of(vm_dir: &Path) -> Result<Self> {
-        let all = (|| {
-            let tag = match tag(vm_dir) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                other => other?,
-            };
-            let all = loopdev::all()?;
-            Ok(all.into_iter().filter(|bound| bound.name() == tag.as_bytes()).collect())
-        })();
-        all.map(Self).map_err(|e: io::Error| io_error("find loop devices of", vm_dir, &e))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether one of them holds this device.
-    pub(super) fn hold(&self, device: BlockDevice) -> bool {
-        let device = makedev(device.major, device.minor);
-        self.0.iter().any(|holder| holder.over == device)
-    }
-
-    /// Writes back what the held devices have, and lets go of them. A loop device among them is unbound, whatever its
-    /// guest did to it.
-    pub(super) fn release(self, deadline: Instant) -> Result<()> {
-        let mut synced = Ok(());
-        for holder in self.0 {
-            let device = Path::new("/dev/block").join(format!(
-                "{}:{}",
-                rustix::fs::major(holder.over),
-                rustix::fs::minor(holder.over)
-            ));
-            let shown = Path::new("/dev").join(format!("loop{}", holder.number));
-            let failed = |e: &io::Error| io_error("detach", &shown, e);
-            // Through the holder: names in /dev/block are udev's, not every host has them.
-            let held = held_loop(&holder);
-            if let Some(number) = held {
-                let flushed =
-                    File::open(format!("/dev/loop{number}")).and_then(|file| file.sync_all());
-                synced = synced.and(flushed.map_err(|e| io_error("write back", &device, &e)));
-                loopdev::clear(number).map_err(|e| failed(&e))?;
-            }
-            loopdev::clear(holder.number).map_err(|e| failed(&e))?;
-            let gone = mounts::until(deadline, || {
-                let now = loopdev::look(holder.number)?;
-                Ok(now.is_none_or(|now| now.over != holder.over || now.name() != holder.name()))
-            });
-            if !gone.map_err(|e| failed(&e))? {
-                return Err(mounts::busy(&shown.display().to_string(), &shown, None));
-            }
+/// Lets go of the device, if it is held.
+pub(super) fn release(number: u32, device: BlockDevice, deadline: Instant) -> Result<()> {
+    let shown = Path::new("/dev").join(format!("loop{number}"));
+    let gone = (|| {
+        if !holds(number, device)? {
+            return Ok(true);
         }
-        synced
+        loopdev::clear(number)?;
+        mounts::until(deadline, || Ok(!holds(number, device)?))
+    })();
+    match gone {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(mounts::busy(&shown.display().to_string(), &shown, None)),
+        Err(e) => Err(io_error("detach", &shown, &e)),
     }
-}
-
-/// Number of the loop device that is held, if it is one.
-fn held_loop(holder: &Bound) -> Option<u32> {
-    (rustix::fs::major(holder.over) == 7).then(|| rustix::fs::minor(holder.over))
 }
 
 /// A filesystem for nodes, attached nowhere.

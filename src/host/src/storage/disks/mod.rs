@@ -18,7 +18,7 @@
 //! * A guest that has a loop device as a node could unbind it, and its number would be that of another VM's disk a
 //!   moment later: the second loop device keeps it bound, the filter of system calls refuses the calls.
 //! * A crash anywhere. What is to be attached is in `disks.json` before anything outlives the process; everything is
-//!   found again by that, by the VM's directories and by the name of the second device.
+//!   found again by that and by the VM's directories.
 //!
 //! Deliberately absent: btrfs, whose kernel driver joins filesystems of the same UUID, which copies of an image have;
 //! partitions (they would have to be parsed by the kernel); growing; discard.
@@ -45,7 +45,6 @@ use rustix::fs::{major, minor, syncfs};
 
 use self::claim::Claim;
 use self::content::Content;
-use self::hold::Holders;
 use self::record::{Attached, Attachments, Shown};
 pub use self::tools::Checks;
 use self::tools::Tools;
@@ -142,7 +141,7 @@ impl HostStorage {
         let places = Places::of(&vm.dir);
         if let Some(found) = Attachments::load(&places.record)
             && found.id_base == ids.base
-            && self.are_whole(&vm, &places, &found, wishes)
+            && are_whole(&places, &found, wishes)
         {
             return Ok(found.disks.into_iter().map(Into::into).collect());
         }
@@ -161,29 +160,6 @@ impl HostStorage {
         })
     }
 
-    /// Whether these disks are attached as they would be attached now.
-    fn are_whole(
-        &self,
-        vm: &VmPlaces,
-        places: &Places,
-        found: &Attachments,
-        wishes: &[DataDisk],
-    ) -> bool {
-        let Ok(holders) = Holders::of(&vm.dir) else { return false };
-        let once = |at: &Path| mounts::below(at).is_ok_and(|m| m.len() == 1 && m[0].point == at);
-        found.disks.len() == wishes.len()
-            && found.disks.iter().zip(wishes).all(|(disk, wish)| {
-                disk.is_of(wish)
-                    && disk.is_bound()
-                    && match &disk.shown {
-                        Shown::Mount(_) => once(&places.mounts.join(disk.number.to_string())),
-                        Shown::Device(name) => {
-                            holders.hold(disk.block_device()) && places.nodes.join(name).exists()
-                        }
-                    }
-            })
-    }
-
     fn build_disks(
         &self,
         vm: &VmPlaces,
@@ -196,13 +172,14 @@ impl HostStorage {
         let ready = wishes.iter().map(|wish| self.prepare(wish, tools));
         let ready = ready.collect::<Result<Vec<_>>>()?;
         let disks = ready.iter().map(Ready::record).collect::<Result<Vec<_>>>()?;
-        let attachments = Attachments { id_base: ids.base, disks };
+        let mut attachments = Attachments { id_base: ids.base, disks };
         ensure_dir(&vm.dir, false)?;
         attachments.save(&places.record)?;
         let nodes = ready.iter().any(|disk| matches!(disk.shown, Shown::Device(_)));
         let nodes = nodes.then(|| hold::nodes(label.as_deref())).transpose()?;
-        for (disk, attached) in ready.iter().zip(&attachments.disks) {
-            disk.keep(vm)?;
+        for (index, disk) in ready.iter().enumerate() {
+            disk.keep(vm, places, index, &mut attachments)?;
+            let attached = &attachments.disks[index];
             match (&disk.shown, &nodes) {
                 (Shown::Mount(_), _) => {
                     let tree = filesystem::mount(disk, &attached.node(), ids, label.as_deref())?;
@@ -289,7 +266,6 @@ impl HostStorage {
         if !places.exist() {
             return Ok(());
         }
-        let deadline = Instant::now() + PATIENCE;
         let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
         let mut synced = Ok(());
         for mount in mounts::below(&places.mounts)? {
@@ -300,18 +276,20 @@ impl HostStorage {
             });
             synced = synced.and(done);
         }
+        for disk in &attached {
+            synced = synced.and(disk.let_go());
+        }
+        // On a slow disk all of that takes long; what comes now does not.
+        let deadline = Instant::now() + PATIENCE;
         mounts::unmount_below(&places.mounts, deadline)?;
         mounts::unmount_below(&places.nodes, deadline)?;
-        synced = synced.and(Holders::of(&vm.dir)?.release(deadline));
+        // One that is stuck is no reason to keep the others; but its number must not be forgotten.
+        let mut gone = Ok(());
         for disk in &attached {
             synced = synced.and(disk.write_back());
-            let gone = mounts::until(deadline, || Ok(!disk.may_be_bound()));
-            if !gone.map_err(|e| io_error("detach disk", &disk.path, &e))? {
-                let what = format!("disk {}", disk.path.display());
-                let device = disk.block_device();
-                return Err(mounts::busy(&what, &places.mounts, Some(&device.to_string())));
-            }
+            gone = gone.and(detach(disk, &places, deadline));
         }
+        gone?;
         drop_file(&places.record)?;
         for dir in [&places.mounts, &places.nodes] {
             mounts::remove_mount_points(dir).map_err(|e| io_error("remove", dir, &e))?;
@@ -325,12 +303,40 @@ impl HostStorage {
     pub(super) fn has_disks(&self, id: &VmId) -> bool {
         let vm = self.places(id);
         let places = Places::of(&vm.dir);
-        // Written before there is anything else; a look at all loop devices per VM would be long.
+        // Written before there is anything else.
         places.exist()
-            && (Attachments::load(&places.record)
-                .is_some_and(|all| all.disks.iter().any(Attached::may_be_bound))
-                || Holders::of(&vm.dir).is_ok_and(|holders| !holders.is_empty()))
+            && Attachments::load(&places.record)
+                .is_some_and(|all| all.disks.iter().any(Attached::is_attached))
     }
+}
+
+/// Whether these disks are attached as they would be attached now.
+fn are_whole(places: &Places, found: &Attachments, wishes: &[DataDisk]) -> bool {
+    let once = |at: &Path| mounts::below(at).is_ok_and(|m| m.len() == 1 && m[0].point == at);
+    found.disks.len() == wishes.len()
+        && found.disks.iter().zip(wishes).all(|(disk, wish)| {
+            disk.is_of(wish)
+                && disk.is_bound()
+                && match &disk.shown {
+                    Shown::Mount(_) => once(&places.mounts.join(disk.number.to_string())),
+                    Shown::Device(name) => {
+                        disk.is_held().unwrap_or(false) && places.nodes.join(name).exists()
+                    }
+                }
+        })
+}
+
+/// Lets go of a disk that nobody is to use any more.
+fn detach(disk: &Attached, places: &Places, deadline: Instant) -> Result<()> {
+    if let Some(number) = disk.holder {
+        hold::release(number, disk.block_device(), deadline)?;
+    }
+    let gone = mounts::until(deadline, || Ok(!disk.may_be_bound()));
+    if gone.map_err(|e| io_error("detach disk", &disk.path, &e))? {
+        return Ok(());
+    }
+    let what = format!("disk {}", disk.path.display());
+    Err(mounts::busy(&what, &places.mounts, Some(&disk.block_device().to_string())))
 }
 
 /// What a disk holds, after a filesystem was made in it if that is wished for and it was empty.
@@ -386,6 +392,7 @@ impl Ready<'_> {
             file: self.claim.id,
             read_only: self.wish.read_only,
             loop_number: self.looped.as_ref().map(|device| device.number),
+            holder: None,
             device: (major(device), minor(device)),
             shown: self.shown.clone(),
             wish: record::asked(&self.wish.view),
@@ -404,14 +411,31 @@ impl Ready<'_> {
     }
 
     /// Sees that the device stays bound, and locked, when this process is gone.
-    fn keep(&self, vm: &VmPlaces) -> Result<()> {
+    fn keep(
+        &self,
+        vm: &VmPlaces,
+        places: &Places,
+        index: usize,
+        attachments: &mut Attachments,
+    ) -> Result<()> {
         let path = &self.wish.path;
-        match (&self.looped, &self.shown) {
-            // The mount does that.
-            (Some(_), Shown::Mount(_)) => Ok(()),
-            (Some(device), Shown::Device(_)) => hold::hold(&vm.dir, device.file(), path),
-            (None, _) => hold::hold(&vm.dir, &self.claim.file, path),
+        let file = match (&self.looped, &self.shown) {
+            // The mount does that, but for a lock on the device itself.
+            (Some(device), Shown::Mount(_)) if !device.locked => return Ok(()),
+            (Some(device), _) => device.file(),
+            (None, _) => &self.claim.file,
+        };
+        // Each turn means that another process took the number meanwhile.
+        for _ in 0..1000 {
+            let number = loopdev::free(path)?;
+            attachments.disks[index].holder = Some(number);
+            // Before the effect, so that it is found again.
+            attachments.save(&places.record)?;
+            if hold::hold(number, &vm.dir, file, path)? {
+                return Ok(());
+            }
         }
+        Err(self.wish.failed("hold", &io::ErrorKind::ResourceBusy.into()))
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::loopdev::{self, FileId};
 use super::claim::resolved;
+use super::hold;
 use crate::fs::{io_error, read_bounded, replace};
 
 /// All of a VM.
@@ -28,6 +29,8 @@ pub(super) struct Attached {
     pub(super) read_only: bool,
     /// Ours; a block device has none.
     pub(super) loop_number: Option<u32>,
+    /// Of the loop device that holds it, if one does or is about to.
+    pub(super) holder: Option<u32>,
     /// Major and minor number of what the guest uses.
     pub(super) device: (u32, u32),
     pub(super) shown: Shown,
@@ -82,6 +85,27 @@ impl Attached {
     pub(super) fn may_be_bound(&self) -> bool {
         let may = |number| loopdev::backing(number).is_ok_and(|backing| backing.may_be(self.file));
         self.loop_number.is_some_and(may)
+    }
+
+    /// Whether a loop device holds it that is to, or may.
+    pub(super) fn is_held(&self) -> std::io::Result<bool> {
+        self.holder.map_or(Ok(false), |number| hold::holds(number, self.block_device()))
+    }
+
+    /// Whether anything of it is attached.
+    pub(super) fn is_attached(&self) -> bool {
+        // Whatever cannot be told may be.
+        self.may_be_bound() || self.is_held().unwrap_or(true)
+    }
+
+    /// Writes back what a guest wrote to its device, and unbinds it, whatever the guest did to it, when nobody has it
+    /// open any more.
+    pub(super) fn let_go(&self) -> Result<()> {
+        let Some(number) = self.loop_number.filter(|_| self.is_bound()) else { return Ok(()) };
+        let path = self.node();
+        let flushed = fs::File::open(&path).and_then(|file| file.sync_all());
+        let cleared = loopdev::clear(number);
+        flushed.and(cleared).map_err(|e| io_error("write back", &path, &e))
     }
 
     pub(super) fn block_device(&self) -> BlockDevice {

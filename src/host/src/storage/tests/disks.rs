@@ -81,12 +81,12 @@ pub(super) fn vm(name: &str, disks: &[DataDisk]) -> VmSpec {
 
 /// Loop devices that hold others and have lost them; those of tests that run beside hold theirs.
 fn holders() -> Vec<u32> {
-    let lost = |bound: &loopdev::Bound| {
+    let lost = |(_, bound): &(u32, loopdev::Bound)| {
         bound.name().starts_with(b"ocivisor holds")
             && rustix::fs::major(bound.over) == 7
             && loopdev::look(rustix::fs::minor(bound.over)).unwrap().is_none()
     };
-    loopdev::all().unwrap().into_iter().filter(lost).map(|bound| bound.number).collect()
+    loopdev::all().unwrap().into_iter().filter(lost).map(|(number, _)| number).collect()
 }
 
 pub(super) fn text(path: &Path) -> &str {
@@ -364,14 +364,32 @@ fn a_cd_is_mounted_unchecked_where_the_kernel_knows_them_and_a_device_elsewhere(
     ground.assert_clean();
 }
 
+/// A device as a platform has them, open nowhere.
+struct Volume(PathBuf);
+
+impl Volume {
+    fn of(path: &Path) -> Self {
+        let shown = run(&["losetup", "--find", "--show", text(path)], LONG).unwrap();
+        Self(String::from_utf8(shown).unwrap().trim().into())
+    }
+
+    fn number(&self) -> u32 {
+        rustix::fs::minor(fs::metadata(&self.0).unwrap().rdev())
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = run(&["losetup", "--detach", text(&self.0)], LONG);
+    }
+}
+
 #[test]
-fn a_block_device_is_used_as_it_is_and_kept_from_going_away() {
+fn a_block_device_is_used_as_it_is_and_stays_the_platforms() {
     let ground = ground();
     let path = ground.formatted("pv", 16, &[&MKFS[..], &["-b", "4096"]].concat());
-    let file = File::options().read(true).write(true).open(&path).unwrap();
-    let lv = loopdev::attach(&file, &path).unwrap();
-    let number = lv.number;
-    let link = PathBuf::from(lv.path());
+    let lv = Volume::of(&path);
+    let (link, number) = (lv.0.clone(), lv.number());
     for view in [at("/data"), device("vdb")] {
         let vm = vm("vm-1", &[disk(1, &link, view)]);
         let got = ground.attach(&vm).unwrap();
@@ -382,15 +400,92 @@ fn a_block_device_is_used_as_it_is_and_kept_from_going_away() {
         ground.detach(&vm);
         assert!(loopdev::look(number).unwrap().is_some(), "it is the platform's");
     }
-    // The host itself uses it.
+    // The host itself uses it: as it likes, as long as nobody writes what another one reads.
     let dir = ground.dir.path().join("mnt");
     fs::create_dir(&dir).unwrap();
-    run(&["mount", &lv.path(), text(&dir)], LONG).unwrap();
-    let vm = vm("vm-1", &[disk(1, &link, at("/data"))]);
-    let error = ground.attach(&vm).unwrap_err();
-    assert!(error.message.contains("in use by the host"), "{error}");
-    unmount(&dir, UnmountFlags::empty()).unwrap();
+    let writes = vm("vm-1", &[disk(1, &link, at("/data"))]);
+    let reads = vm("vm-1", &[only_read(disk(1, &link, device("vdb")))]);
+    for (options, may_read) in [("rw", false), ("ro,noload", true)] {
+        run(&["mount", "-o", options, text(&link), text(&dir)], LONG).unwrap();
+        let error = ground.attach(&writes).unwrap_err();
+        assert!(error.message.contains("in use by the host"), "{error}");
+        assert_eq!(ground.attach(&reads).is_ok(), may_read, "{options}");
+        ground.detach(&reads);
+        unmount(&dir, UnmountFlags::empty()).unwrap();
+    }
     drop(lv);
+    let far = Instant::now() + Duration::from_secs(10);
+    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
+}
+
+#[test]
+fn a_device_of_our_own_is_nobodys_disk() {
+    let ground = ground();
+    let path = ground.file("raw", 4);
+    let one = vm("vm-1", &[disk(1, &path, device("vdb"))]);
+    let number = ground.attach(&one).unwrap()[0].device.minor;
+    assert!(loopdev::OURS.contains(&number));
+    let ours = PathBuf::from(format!("/dev/loop{number}"));
+    let other = vm("vm-2", &[only_read(disk(1, &ours, device("vdb")))]);
+    let error = ground.attach(&other).unwrap_err();
+    let want = format!("data disk 1 ({}) is a loop device of ocivisor's own", ours.display());
+    assert_eq!((error.kind, error.message), (ErrorKind::Permission, want));
+    ground.detach(&one);
+    ground.assert_clean();
+}
+
+#[test]
+fn a_holder_that_is_in_use_keeps_no_other_and_is_not_forgotten() {
+    let ground = ground();
+    let volumes = ["a", "b"].map(|name| Volume::of(&ground.file(name, 4)));
+    let wishes =
+        [("vdb", 0), ("vdc", 1)].map(|(name, n)| disk(n + 1, &volumes[n as usize].0, device(name)));
+    let vm = vm("vm-1", &wishes);
+    ground.attach(&vm).unwrap();
+    let holder = |volume: &Volume| {
+        let over = fs::metadata(&volume.0).unwrap().rdev();
+        loopdev::all().unwrap().into_iter().find(|(_, b)| b.over == over).map(|(number, _)| number)
+    };
+    let first = holder(&volumes[0]).unwrap();
+    // As a tool of the host that looks at it.
+    let looks = File::open(format!("/dev/loop{first}")).unwrap();
+    let error = ground.storage.drop_disks(&vm.id).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
+    assert_eq!(holder(&volumes[0]), Some(first));
+    assert_eq!(holder(&volumes[1]), None, "the other one is let go of");
+    assert!(ground.storage.observe_roots().unwrap().contains(&vm.id), "not forgotten");
+    drop(looks);
+    ground.detach(&vm);
+    assert_eq!(holder(&volumes[0]), None);
+    drop(volumes);
+    let far = Instant::now() + Duration::from_secs(10);
+    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
+}
+
+#[test]
+fn a_name_makes_no_holder() {
+    let ground = ground();
+    let (path, own) = (ground.file("raw", 4), ground.file("own", 4));
+    let one = vm("vm-1", &[disk(1, &path, device("vdb"))]);
+    ground.attach(&one).unwrap();
+    // What a guest without the filter may call its own device.
+    let of = fs::metadata(ground.storage.places(&one.id).dir).unwrap();
+    let name = format!("ocivisor holds for {:x}:{:x}", of.dev(), of.ino());
+    let names = |bound: &loopdev::Bound| bound.name() == name.as_bytes();
+    assert_eq!(loopdev::all().unwrap().iter().filter(|(_, bound)| names(bound)).count(), 1);
+    let file = File::options().read(true).write(true).open(&own).unwrap();
+    let how = loopdev::Binding {
+        sector: 512,
+        read_only: false,
+        name: name.as_bytes(),
+        most: 0,
+        stays: true,
+    };
+    let forged = loopdev::bind(&file, &own, how).unwrap();
+    ground.detach(&one);
+    assert!(loopdev::look(forged.number).unwrap().is_some(), "it is not let go of for the name");
+    loopdev::clear(forged.number).unwrap();
+    drop((forged, file));
     let far = Instant::now() + Duration::from_secs(10);
     assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
 }
