@@ -76,6 +76,7 @@ fn a_front_end_is_prepared_once_and_given_back_as_it_was() {
     for want in [
         "ok       scripts in remotes/vmm/ocivisor",
         "missing  VM_MAD ocivisor",
+        "\nVM_MAD = [\n    NAME = \"ocivisor\", ",
         "ARGUMENTS = \"-t 15 -d fs,ocivisor -s ssh,ocivisor\"",
         "LIVE_DISK_SNAPSHOTS=\"$LIVE_DISK_SNAPSHOTS ocivisor-ocivisor\"",
     ] {

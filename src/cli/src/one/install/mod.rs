@@ -297,7 +297,8 @@ fn told(items: &[Item], commands: &str) -> String {
             file = place;
         }
         for line in block.lines() {
-            let _ = writeln!(text, "{}", one_line(line));
+            let words = line.trim_start_matches(' ');
+            let _ = writeln!(text, "{:1$}{2}", "", line.len() - words.len(), one_line(words));
         }
     }
     if !commands.is_empty() {
