@@ -8,6 +8,9 @@
 //! | `oci:/PATH[:TAG]`, `oci-archive:/PATH[:TAG]`, `docker-archive:/PATH[:TAG]`, `rootfs:/PATH`, `disk:/PATH`, `raw:/PATH`, `qcow2:/PATH` | a file or directory on the front-end, and what it is |
 //! | `/PATH` | a file or directory on the front-end; what it is says its content |
 //!
+//! The command line (`oneimage create --path`) knows `http`, `https`, `ssh`, `s3`, `rbd` and `lxd`, takes all else for a file
+//! and puts the directory that it runs in before it: `/home/me/docker://HOST/NAME`. That is taken off again.
+//!
 //! Registries and Dockerfiles may have `?size=MIB&…`, as before OpenNebula 6.10: `size` is how large a VM's disk is to be
 //! at least, everything else has no meaning any more and is told.
 
@@ -68,6 +71,7 @@ impl Place {
         if text.chars().any(char::is_control) {
             return Err(bad("has control characters"));
         }
+        let text = as_typed(text);
         if text.starts_with("docker://") {
             let (reference, size_mb, ignored) = parameters(text)?;
             return Ok(Self::Registry { reference: reference.into(), size_mb, ignored });
@@ -100,6 +104,17 @@ impl Place {
         };
         Ok(Self::Local { scheme: Some(scheme), path: absolute(rest)? })
     }
+}
+
+/// What a user typed, without the directory that the command line put before it.
+fn as_typed(text: &str) -> &str {
+    if !text.starts_with('/') {
+        return text;
+    }
+    let schemes = ["docker:", "dockerfile:"].into_iter().map(str::to_owned);
+    let schemes = schemes.chain(SCHEMES.map(|scheme| format!("{scheme}:")));
+    let places = schemes.filter_map(|scheme| text.find(&format!("/{scheme}/")));
+    places.min().map_or(text, |at| &text[at + 1..])
 }
 
 /// Cuts `?a=b&c=d` off.

@@ -126,6 +126,20 @@ fn paths_are_what_they_say() {
         Place::Local { scheme: Some("oci-archive"), path: "/srv/a.tar:v1".into() }
     );
     assert_eq!(parse("/srv/a b"), Place::Local { scheme: None, path: "/srv/a b".into() });
+    // As the command line makes it of what it does not know.
+    for typed in [
+        "docker://r.example/a/b:1",
+        "dockerfile:///srv/app",
+        "oci-archive:/srv/raw:/a.tar",
+        "oci:/srv/docker:/x:1",
+    ] {
+        for before in ["/", "/var/lib/one/", "/home/me/a b/"] {
+            assert_eq!(parse(&format!("{before}{typed}")), parse(typed), "{before}");
+        }
+    }
+    for file in ["/srv/docker:x", "/srv/oci:", "/srv/http://x", "/docker"] {
+        assert_eq!(parse(file), Place::Local { scheme: None, path: file.into() });
+    }
     for bad in [
         "",
         "x",
