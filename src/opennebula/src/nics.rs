@@ -30,7 +30,8 @@ pub(crate) fn attached(vm: &DriverVm, mac: MacAddr, notes: &mut Notes) -> Result
         nic.mac == mac && vm.nics.iter().any(|of| marked(&of))
     });
     let nic = found.ok_or_else(|| invalid(format!("no NIC with MAC {mac} is to be attached")))?;
-    let alone = vm.nics.iter().filter(|of| of.id == nic.index).cloned().collect();
+    let alone = vm.nics.iter().filter(|of| of.id == nic.index);
+    let alone = alone.map(|of| Nic { moving: false, ..of.clone() }).collect();
     nics(&DriverVm { nics: alone, ..vm.clone() }, notes)?;
     Ok(nic)
 }
@@ -54,7 +55,8 @@ pub(crate) fn nics(vm: &DriverVm, notes: &mut Notes) -> Result<Vec<NicSpec>, Err
         let named = |error: Error| error.context(format_args!("NIC {}", nic.id));
         let mac: MacAddr = parsed(nic.mac.as_deref().unwrap_or_default()).map_err(named)?;
         let group = group_of(&groups, position, mac);
-        if network && group.is_none() {
+        // One that is being detached has none any more.
+        if network && group.is_none() && !nic.moving {
             notes.add(format_args!("NIC {}: CONTEXT has no addresses for it", nic.id));
         }
         let mask = nic.network_mask.as_deref();

@@ -367,7 +367,10 @@ fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Ref
         let moving = vm.nics.iter().find(|nic| nic.moving).map(|nic| nic.id);
         let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
         let Some(disk) = disk else { return Ok((Context::default(), nics.ok(), moving)) };
-        remark_unchanged(vm.context.as_ref(), &mut notes);
+        // Where a NIC comes or goes, nothing else has changed.
+        if moving.is_none() {
+            remark_unchanged(vm.context.as_ref(), &mut notes);
+        }
         let dir = vm_dir(disk, call.vm)?;
         Ok((told::context(vm.context.as_ref(), &dir, &mut notes), nics.ok(), moving))
     };

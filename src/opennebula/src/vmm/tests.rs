@@ -305,11 +305,14 @@ fn a_changed_context_brings_the_nics_and_says_which_is_on_its_way() {
             other => panic!("{other:?}"),
         }
     };
-    let (nics, on_its_way, _) = of(&moving("<ATTACH>YES</ATTACH>"));
+    let (nics, on_its_way, notes) = of(&moving("<ATTACH>YES</ATTACH>"));
     let nics = nics.unwrap();
     assert_eq!((nics.len(), on_its_way), (2, Some(1)));
     assert_eq!(nics[0].addresses.len(), 2, "its own and that of the alias");
     assert_eq!(of(&moving("")).1, None);
+    // One that goes has nothing in the context any more, and that is as it should be; nor did anything else change.
+    let going = moving("<ATTACH>YES</ATTACH>").replace("ETH1_MAC>", "SET_HOSTNAME>");
+    assert_eq!(of(&going).2, notes);
     // What cannot be read must not keep the guest from being told.
     let (nics, _, notes) = of(&moving("<MTU>many</MTU>"));
     assert_eq!(nics, None);
