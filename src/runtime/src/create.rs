@@ -30,6 +30,8 @@ use crate::{hygiene, status, sys};
 
 /// How long an OCI runtime may take. It only waits for the kernel; a minute covers hosts in trouble.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a creator whose connection for the console broke may take to say why it failed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Number of the status descriptor in the shim.
 const SHIM_STATUS: RawFd = 3;
 /// Number of the terminal's master in the shim.
@@ -217,14 +219,17 @@ fn delegated_to(config: &Spec) -> Option<u32> {
 /// of a creator that died: the guest's waiting process keeps the pipe open.
 fn supervise(reader: OwnedFd, console: &ConsoleSocket) -> Result<(String, Option<OwnedFd>)> {
     let failed = |e: io::Error| Error::new(ErrorKind::Host, format!("wait for the runtime: {e}"));
-    let deadline = Instant::now() + DEADLINE;
+    let mut deadline = Instant::now() + DEADLINE;
     let mut reader = File::from(reader);
     let mut line = Vec::new();
     let mut master = None;
+    // A creator that fails drops its connection first and tells why a moment later.
+    let mut no_console = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let wait = Timespec::try_from(left).unwrap_or_default();
-        let listening = if master.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let wanted = master.is_none() && no_console.is_none();
+        let listening = if wanted { PollFlags::IN } else { PollFlags::empty() };
         let (pipe, socket) = (reader.as_fd(), console.as_fd());
         let mut fds = [
             PollFd::from_borrowed_fd(pipe, PollFlags::IN),
@@ -234,6 +239,9 @@ fn supervise(reader: OwnedFd, console: &ConsoleSocket) -> Result<(String, Option
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(failed(e.into())),
             Ok(0) => {
+                if let Some(error) = no_console {
+                    return Err(error);
+                }
                 let what =
                     format!("the OCI runtime did not finish within {} s", DEADLINE.as_secs());
                 return Err(Error::new(ErrorKind::Timeout, what));
@@ -241,17 +249,26 @@ fn supervise(reader: OwnedFd, console: &ConsoleSocket) -> Result<(String, Option
             Ok(_) => {}
         }
         let [pipe_ready, socket_ready] = fds.map(|fd| !fd.revents().is_empty());
-        if socket_ready && master.is_none() {
-            master = Some(console.receive()?);
+        if socket_ready && wanted {
+            match console.receive() {
+                Ok(received) => master = Some(received),
+                Err(error) => {
+                    no_console = Some(error);
+                    deadline = deadline.min(Instant::now() + LAST_WORDS);
+                }
+            }
         }
         if pipe_ready {
             let mut chunk = [0_u8; 4096];
             let n = reader.read(&mut chunk).map_err(failed)?;
             line.extend_from_slice(&chunk[..n]);
             if n == 0 || line.ends_with(b"\n") {
-                if master.is_none() && line.starts_with(b"ok ") {
+                let done = line.starts_with(b"ok ");
+                match no_console {
+                    Some(error) if done || line.is_empty() => return Err(error),
                     // It was sent before the result.
-                    master = Some(console.receive()?);
+                    None if done && master.is_none() => master = Some(console.receive()?),
+                    _ => {}
                 }
                 return Ok((String::from_utf8_lossy(&line).trim_end().to_owned(), master));
             }
@@ -408,5 +425,39 @@ mod tests {
     fn own_start_time_is_known() {
         assert!(start_ticks(std::process::id()).unwrap() > 0);
         assert_eq!(start_ticks(0), None);
+    }
+
+    /// What `supervise` makes of a creator that closes its connection and then says `last`.
+    fn without_console(last: Option<&str>) -> Result<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let console = ConsoleSocket::listen(dir.path()).unwrap();
+        drop(std::os::unix::net::UnixStream::connect(console.path()).unwrap());
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let told = std::thread::scope(|scope| {
+            let told = scope.spawn(|| supervise(reader, &console));
+            // The socket is empty again as soon as the connection was looked at.
+            while poll(&mut [PollFd::new(&console, PollFlags::IN)], Some(&Timespec::default()))
+                != Ok(0)
+            {
+                std::thread::yield_now();
+            }
+            if let Some(last) = last {
+                File::from(writer).write_all(last.as_bytes()).unwrap();
+            } else {
+                drop(writer);
+            }
+            told.join().unwrap()
+        });
+        told.map(|(line, _)| line)
+    }
+
+    #[test]
+    fn why_a_guest_was_not_made_is_told_though_its_console_broke_before() {
+        let why = "error host create guest: failed to prepare rootfs";
+        assert_eq!(without_console(Some(&format!("{why}\n"))).unwrap(), why);
+        let broken = "receive the console: no descriptor came";
+        for last in [None, Some("ok 7 connect:/s\n")] {
+            assert_eq!(without_console(last).unwrap_err().message, broken, "{last:?}");
+        }
     }
 }
