@@ -236,15 +236,31 @@ pub(super) enum Backing {
     Nothing,
 }
 
-/// Numbers of all devices that are bound to `file`, by whomever.
+/// Numbers of all devices that are bound to `file`, by whomever. The caller has just opened that file.
 pub(super) fn bound_to(file: FileId) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for number in bound()? {
-        if backing(number)? == Backing::File(file) {
-            found.push(number);
+        match backing(number) {
+            Ok(Backing::File(other)) if other == file => found.push(number),
+            Err(e) if !is_lost(&e) => return Err(e),
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(found)
+}
+
+/// Whether a device's file cannot be asked who it is, as the kernel does for its answer: it is on a share that went
+/// away, and so none that could be opened a moment ago. One such device of anybody's must not stop all others.
+fn is_lost(error: &io::Error) -> bool {
+    let lost = [
+        libc::ENOTCONN,
+        libc::ECONNABORTED,
+        libc::ESTALE,
+        libc::EIO,
+        libc::ETIMEDOUT,
+        libc::EHOSTDOWN,
+    ];
+    error.raw_os_error().is_some_and(|errno| lost.contains(&errno))
 }
 
 /// Numbers of all devices that are bound.
@@ -330,5 +346,18 @@ impl Backing {
             Self::Clearing => true,
             Self::Nothing => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_whose_share_went_away_is_nobodys() {
+        let of = |errno| is_lost(&io::Error::from_raw_os_error(errno));
+        // A dead FUSE server, a file that the NFS server removed, a dead disk.
+        assert!([libc::ENOTCONN, libc::ESTALE, libc::EIO].map(of).iter().all(|lost| *lost));
+        assert!(![libc::EMFILE, libc::EPERM, libc::EINTR].map(of).iter().any(|lost| *lost));
     }
 }
