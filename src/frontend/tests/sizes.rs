@@ -122,6 +122,22 @@ fn what_an_admin_registered_by_its_source_goes_as_it_came() {
 }
 
 #[test]
+fn an_image_goes_whatever_tools_have_left_of_it() {
+    let (top, cloud) = cloud();
+    let layout = Layout::new(&top.path().join("layout"));
+    layout.image(&[gzipped(&RawTar::new().file("a", b"a").end())], &json!({}));
+    cloud.cp(1, text(&layout.dir)).unwrap();
+    // No directory, so it cannot be removed as one.
+    let left = cloud.base.join(".work-1");
+    put(&left, b"");
+    let mut said = Vec::new();
+    let wish = Wish { id: 1, ..Wish::default() };
+    cloud.call_with("rm", &wish, &mut |text| said.push(text.to_owned())).unwrap();
+    assert_eq!((said.len(), cloud.blobs()), (1, 0));
+    assert!(said[0].starts_with(&format!("cannot remove {}: ", left.display())), "{said:?}");
+}
+
+#[test]
 fn an_archive_for_a_marketplace_needs_room() {
     let (top, cloud) = cloud();
     let layout = Layout::new(&top.path().join("layout"));

@@ -121,7 +121,7 @@ impl Depot {
 
     /// An empty directory for tools, and no other call has it.
     pub(crate) fn work(&self, held: &ImageLock) -> Result<Work> {
-        let path = self.real.join(format!(".work-{}", held.image()));
+        let path = self.work_path(held);
         clear(&path)?;
         DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("make", &path, &e))?;
         Ok(Work { path })
@@ -247,8 +247,16 @@ impl Depot {
         for dir in [&self.images, &self.disks] {
             dir.sync_all().map_err(|e| failed("sync", &self.base, &e))?;
         }
-        // Of a tool that was killed; last, for the image must go whatever is with it.
-        clear(&self.real.join(format!(".work-{image}")))
+        Ok(())
+    }
+
+    /// Removes what tools that were killed have left of an image.
+    pub(crate) fn clear_work(&self, held: &ImageLock) -> Result<()> {
+        clear(&self.work_path(held))
+    }
+
+    fn work_path(&self, held: &ImageLock) -> PathBuf {
+        self.real.join(format!(".work-{}", held.image()))
     }
 
     /// Removes a data disk by its name; it need not be there.

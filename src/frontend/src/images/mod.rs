@@ -155,6 +155,10 @@ impl Driver<'_> {
             self.log(&format!("{source:?} is none of this datastore's and stays"));
         }
         depot.remove(&held, self.call.id)?;
+        // The image is gone; what a tool left is in nobody's way.
+        if let Err(error) = depot.clear_work(&held) {
+            self.log(&error.to_string());
+        }
         drop(held);
         let in_use = HashSet::new();
         let options = PruneOptions {
