@@ -92,7 +92,8 @@ pub fn list_within(
     }
     if apps.is_empty() {
         let text = format!("{} offers no image for this machine", market.registry);
-        return Err(Error::new(ErrorKind::NotFound, text));
+        return Err(Error::new(ErrorKind::NotFound, text)
+            .hint("name some in APPS, with their tags; the log says what was left out"));
     }
     Ok(apps)
 }

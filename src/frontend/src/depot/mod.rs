@@ -23,6 +23,7 @@
 mod draft;
 mod lock;
 mod record;
+mod strays;
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
@@ -356,6 +357,10 @@ impl Drop for Work {
 /// A build leaves files of other users: of ids from `/etc/subuid`, for which our user may only act in a user namespace.
 /// buildah, which made them, makes that, too.
 fn clear(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    strays::end(path).map_err(|e| failed("look for what runs in", path, &e))?;
     let first = match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => failed("remove", path, &e),

@@ -183,7 +183,8 @@ pub(crate) fn check(file: &File, wanted: &Checksums, shown: &str) -> Result<()> 
         if wanted.is_some() && wanted != got {
             let (wanted, got) = (wanted.as_deref().unwrap_or(""), got.as_deref().unwrap_or(""));
             let text = format!("{shown} has {name} {got}, not {wanted}");
-            return Err(Error::new(ErrorKind::Integrity, text));
+            return Err(Error::new(ErrorKind::Integrity, text)
+                .hint("it was changed on the way, or the checksum is of another file"));
         }
     }
     Ok(())
