@@ -176,7 +176,7 @@ impl Link {
     pub fn answer(&mut self) -> Result<Reply> {
         self.write(|to| to.flush().map_err(broken))?;
         match wire::try_line(&mut self.output) {
-            Ok(Some(Reply::Failed { why, hint })) => Err(self.failed(&why, hint)),
+            Ok(Some(Reply::Failed { why, hint, busy })) => Err(self.failed(&why, hint, busy)),
             Ok(Some(reply)) => Ok(reply),
             Ok(None) => Err(self.gone()),
             Err(error) => Err(self.explain(error)),
@@ -190,15 +190,16 @@ impl Link {
         }
         // It said why before it went.
         match wire::try_line(&mut self.output) {
-            Ok(Some(Reply::Failed { why, hint })) => self.failed(&why, hint),
+            Ok(Some(Reply::Failed { why, hint, busy })) => self.failed(&why, hint, busy),
             _ => self.gone(),
         }
     }
 
-    fn failed(&self, why: &str, hint: Option<String>) -> Error {
+    fn failed(&self, why: &str, hint: Option<String>, busy: bool) -> Error {
         // A host's words are foreign: bounded, and the sentence is made one line where it is told.
         let why: String = why.chars().take(600).collect();
-        let error = Error::new(ErrorKind::Host, format!("host {}: {why}", self.name));
+        let kind = if busy { ErrorKind::Conflict } else { ErrorKind::Host };
+        let error = Error::new(kind, format!("host {}: {why}", self.name));
         match hint {
             Some(hint) => error.hint(hint.chars().take(300).collect::<String>()),
             None => error,
@@ -319,7 +320,7 @@ mod tests {
     #[test]
     fn a_failure_names_the_host_and_the_cause() {
         assert_eq!(
-            asked(r#"echo '{"failed":{"why":"no room","hint":null}}'"#).message,
+            asked(r#"echo '{"failed":{"why":"no room","hint":null,"busy":false}}'"#).message,
             "host n1: no room"
         );
         let gone = asked("echo 'ssh: connect to host n1 port 22: No route to host' >&2; exit 255");

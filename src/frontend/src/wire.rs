@@ -6,14 +6,14 @@
 
 use std::io::{BufRead, Read, Write};
 
-use ocivisor_core::error::{Error, Result};
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{broken, garbled};
 
 /// Version of the messages. A host of another one refuses.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a line: the digests of an image's 4096 layers.
 const MAX_LINE: u64 = 1 << 20;
 /// Most bytes of an image's manifest or configuration.
@@ -142,6 +142,11 @@ pub enum Order {
         /// Which.
         path: String,
     },
+    /// Has the daemon end the VM's guest, or whatever it is being made into, and forget it: `Done`.
+    End {
+        /// The VM's directory.
+        dir: String,
+    },
     /// Puts a mark into a datastore's directory, or takes it away: `Done`.
     Mark {
         /// The datastore's directory.
@@ -184,6 +189,8 @@ pub enum Reply {
         why: String,
         /// What could be done.
         hint: Option<String>,
+        /// Whether something is in use, and this may work when it is not.
+        busy: bool,
     },
     /// These blobs are not here.
     Lacking {
@@ -261,7 +268,11 @@ impl Reply {
     /// A failure as an answer.
     #[must_use]
     pub fn of(error: &Error) -> Self {
-        Self::Failed { why: error.message.clone(), hint: error.hint.clone() }
+        Self::Failed {
+            why: error.message.clone(),
+            hint: error.hint.clone(),
+            busy: error.kind == ErrorKind::Conflict,
+        }
     }
 }
 
@@ -274,7 +285,7 @@ mod tests {
         let order = Order::Has { dir: "/d/1/2".into() };
         let mut line = Vec::new();
         write_line(&mut line, &Message { v: VERSION, order: order.clone() }).unwrap();
-        assert_eq!(line, b"{\"v\":1,\"order\":{\"has\":{\"dir\":\"/d/1/2\"}}}\n");
+        assert_eq!(line, b"{\"v\":2,\"order\":{\"has\":{\"dir\":\"/d/1/2\"}}}\n");
         assert_eq!(read_line::<Message>(&mut &line[..]).unwrap().order, order);
         assert_eq!(try_line::<Message>(&mut &b""[..]).unwrap(), None);
         for bad in [&line[..line.len() - 1], b"Welcome!\n", b"{\"v\":1}\n", b"\n"] {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_frontend::host::{Daemon, serve};
+use ocivisor_opennebula::OneId;
 use ocivisor_rpc::{Client, ClientError};
+use ocivisor_schema::Text;
 use ocivisor_schema::reply::DiskBackendV1;
 
 use super::config::Config;
@@ -112,6 +114,14 @@ impl Daemon for Asked {
     fn adopt(&mut self, path: &Path) -> Result<(), Error> {
         self.ask(&async |context, client| {
             context.ask(client.disk_adopt(text(path))).await.map(|_| ())
+        })
+    }
+
+    fn end(&mut self, vm: u32) -> Result<(), Error> {
+        let vm: OneId = vm.to_string().parse()?;
+        self.ask(&async |context, client| {
+            let send = async |c: &Client, id| c.vm_destroy(id, Text(vm.vm_id()), true).await;
+            context.wishing_absence().run_operation(client, &send).await.map(|_| ())
         })
     }
 }

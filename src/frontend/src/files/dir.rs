@@ -400,8 +400,8 @@ impl Dir {
     }
 }
 
-/// Whether another holds the file: the daemon locks a disk for as long as it is attached. The file is open for
-/// writing, or NFS would not lock it (flock(2)).
+/// Whether another holds the file: the daemon locks a disk for as long as it is attached. If not, it is ours as long as it
+/// is open. It is open for writing, or NFS would not lock it (flock(2)).
 ///
 /// # Errors
 /// It cannot be asked.

@@ -49,6 +49,13 @@ pub trait Daemon {
     /// # Errors
     /// One of its layers is not here.
     fn adopt(&mut self, path: &Path) -> Result<()>;
+
+    /// Ends a VM's guest, also one that is only being made, and forgets the VM; none is fine. On return nothing of it
+    /// runs or is mounted.
+    ///
+    /// # Errors
+    /// Something of it is left.
+    fn end(&mut self, vm: u32) -> Result<()>;
 }
 
 /// Serves orders until the other side is gone.
@@ -111,9 +118,7 @@ fn obey(
         Order::PutDir { dir } => put_dir(&dir.parse()?, from)?,
         Order::GetDir { dir } => {
             let dir = present(&dir.parse()?)?;
-            for name in dir.names()? {
-                remove::free(&dir, &name)?;
-            }
+            let _held = remove::hold_all(&dir)?;
             wire::write_line(to, &Reply::Done)?;
             tree::send(&dir, to)?;
             return Ok(None);
@@ -124,6 +129,7 @@ fn obey(
         Order::MakeSwap { disk, size } => make::swap(&disk.parse()?, *size)?,
         Order::Grow { disk, size, qcow2 } => make::grow(&disk.parse()?, *size, *qcow2)?,
         Order::Remove { path } => remove::remove(&path.parse::<Target>()?)?,
+        Order::End { dir } => daemon.end(dir.parse::<VmPlace>()?.vm)?,
         Order::Mark { datastore, mark, set } => {
             let dir = Dir::open(&datastore.parse::<DatastorePlace>()?.path())?;
             let name = mark_name(mark)?;
@@ -167,6 +173,7 @@ fn alone(order: &Order) -> Result<Option<File>> {
         | Order::Pull { .. }
         | Order::Look { .. }
         | Order::Has { .. }
+        | Order::End { .. }
         | Order::Mark { .. }
         | Order::Sees { .. } => return Ok(None),
     };

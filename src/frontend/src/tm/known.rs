@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::TmCall;
-use ocivisor_opennebula::tm::disk::{KnownDisk, known_disk};
+use ocivisor_opennebula::tm::disk::{KnownDisk, is_over as is_over_by, known_disk};
 use ocivisor_opennebula::tm::place::DiskPlace;
 use ocivisor_opennebula::xml;
 
@@ -25,6 +25,14 @@ pub(super) fn disk(call: &TmCall, disk: &DiskPlace, front: &Front<'_>) -> Result
     };
     let vm = vm.to_string();
     known_disk(&ask(front.config.onevm.as_os_str(), &vm)?, disk.disk)
+}
+
+/// Whether a VM will never run again, nor should now.
+///
+/// # Errors
+/// oned cannot be asked, or does not say.
+pub(super) fn is_over(vm: u32, front: &Front<'_>) -> Result<bool> {
+    is_over_by(&ask(front.config.onevm.as_os_str(), &vm.to_string())?, vm)
 }
 
 /// What `onevm` or `onedatastore` shows of an object.

@@ -5,6 +5,7 @@
 
 mod clone;
 mod context;
+mod delete;
 mod known;
 mod link;
 mod monitor;
@@ -77,10 +78,7 @@ pub fn carry_out(call: &TmCall, front: &mut Front<'_>) -> Result<String> {
             let mut host = front.ready(call, disk)?;
             host.done(&Order::MakeSwap { disk: text(&disk.what.path()), size: *size })?;
         }
-        TmOrder::Delete(what) => {
-            let path = text(&what.what.path());
-            front.reach(&what.machine)?.done(&Order::Remove { path })?;
-        }
+        TmOrder::Delete(what) => delete::delete(what, front)?,
         TmOrder::Context { files, disk } => context::make(call, files, disk, front)?,
         TmOrder::Resize { disk, size } => clone::resize(call, disk, *size, front)?,
         TmOrder::Monitor => return monitor::shared(front.stdin),

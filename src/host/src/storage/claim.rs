@@ -117,6 +117,11 @@ pub(super) fn if_disk(storage: &HostStorage, place: &Place, stat: Stat) -> Resul
     claim(storage, place, file, &meta).map(Some)
 }
 
+/// Whether that very disk is still found by its path, also if its directory was moved.
+fn still_there(place: &Place, id: FileId) -> bool {
+    fs::symlink_metadata(&place.path).is_ok_and(|meta| FileId::of(&meta) == id)
+}
+
 fn claim(storage: &HostStorage, place: &Place, file: File, meta: &fs::Metadata) -> Result<Claim> {
     let id = FileId::of(meta);
     let conflict = |by: &str| {
@@ -142,6 +147,11 @@ fn claim(storage: &HostStorage, place: &Place, file: File, meta: &fs::Metadata) 
         Ok(locked && loops.is_empty())
     });
     match free {
+        // Who removes or moves a disk locks it until its name is gone: what we waited for may have been that.
+        Ok(true) if !still_there(place, id) => {
+            let what = format!("disk {} was removed or replaced meanwhile", place.path.display());
+            Err(Error::new(ErrorKind::NotFound, what))
+        }
         Ok(true) => Ok(Claim { file, id }),
         Ok(false) => conflict(&user),
         Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => conflict(&user),

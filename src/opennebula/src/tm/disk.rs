@@ -44,9 +44,54 @@ pub fn known_disk(answer: &[u8], disk: u32) -> Result<KnownDisk, Error> {
     })
 }
 
+/// `STATE` of a VM that is gone.
+const DONE: u32 = 6;
+/// `STATE` of one that something is done with.
+const ACTIVE: u32 = 3;
+/// `LCM_STATE` in which all that a VM had is cleared away: after its end, for a new try, for good.
+const CLEARED: [u32; 3] = [11, 15, 23];
+
+/// Whether that VM does not run any more by what oned knows, and will not unless it is made anew.
+///
+/// # Errors
+/// Not XML within bounds, another VM, or no state.
+pub fn is_over(answer: &[u8], vm: u32) -> Result<bool, Error> {
+    let root = xml::read(answer)?;
+    let number = |name| {
+        let found = root.value(name)?.and_then(decimal);
+        found.ok_or_else(|| invalid(format!("oned does not say the VM's {name}")))
+    };
+    if number("ID")? != vm {
+        return Err(invalid(format!("oned tells of another VM than {vm}")));
+    }
+    let state = number("STATE")?;
+    Ok(state == DONE || state == ACTIVE && CLEARED.contains(&number("LCM_STATE")?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vm_is_over_when_all_of_it_is_cleared_away_and_not_before() {
+        let told = |state: &str, lcm: &str| {
+            let xml =
+                format!("<VM><ID>7</ID><STATE>{state}</STATE><LCM_STATE>{lcm}</LCM_STATE></VM>");
+            is_over(xml.as_bytes(), 7)
+        };
+        for (state, lcm) in [("6", "0"), ("3", "11"), ("3", "15"), ("3", "23")] {
+            assert!(told(state, lcm).unwrap(), "{state} {lcm}");
+        }
+        // Rests, boots, runs, failed; a number of another state.
+        for (state, lcm) in
+            [("8", "0"), ("3", "2"), ("3", "3"), ("3", "36"), ("3", "33"), ("1", "11")]
+        {
+            assert!(!told(state, lcm).unwrap(), "{state} {lcm}");
+        }
+        assert!(told("", "23").is_err() && told("3", "x").is_err());
+        assert!(is_over(b"<VM><ID>8</ID><STATE>6</STATE></VM>", 7).is_err());
+        assert!(is_over(b"", 7).is_err());
+    }
 
     #[test]
     fn sizes_and_formats_are_read_of_the_disk_asked_for() {

@@ -211,3 +211,33 @@ fn a_daemon_that_is_killed_while_it_deploys_finishes_or_undoes_it() {
     }
     assert_eq!(cloud.holdings(), before);
 }
+
+/// The boot is quicker than the delete: the guest runs, and oned, which never heard of it, asks nobody to end it.
+#[test]
+fn a_guest_that_won_against_the_delete_of_its_vm_is_ended_with_it() {
+    let cloud = cloud();
+    let before = cloud.holdings();
+    let node = cloud.node("host01");
+    // The step behind the deploy takes until it is let go: till then oned does not know that there is a guest.
+    let post = cloud.oned.drivers.place.host("host01").join("one/vnm/bridge/post");
+    let (held, reached) = (node.dir().join("held"), node.dir().join("reached"));
+    let waits = format!("while [ -e {} ]; do sleep 0.05; done", held.display());
+    let script = format!("#!/bin/sh\ncat > /dev/null\n: > {}\n{waits}\n", reached.display());
+    std::fs::write(&post, script).unwrap();
+    std::fs::write(&held, "").unwrap();
+    for (vm, how, end) in [(0, "--delete", "DONE"), (1, "--recreate", "PENDING")] {
+        cloud.ask(&format!("onetemplate instantiate base --name won{vm} --hold"));
+        std::thread::scope(|scope| {
+            let deploy = scope.spawn(|| cloud.ask(&format!("onevm deploy {vm} host01 101")));
+            let runs = || if reached.exists() { Ok(()) } else { Err("no guest") };
+            ocivisor_tests::wait_for("the guest", runs);
+            assert_ne!(node.holdings().processes, Vec::<u32>::new());
+            cloud.ask(&format!("onevm recover {how} {vm}"));
+            assert_eq!(cloud.state(vm).0, end);
+            assert_eq!(node.holdings(), before.0[0], "nothing runs on, and nothing is left");
+            deploy.join().unwrap();
+        });
+        std::fs::remove_file(&reached).unwrap();
+    }
+    std::fs::remove_file(&held).unwrap();
+}

@@ -364,3 +364,23 @@ fn twenty_at_once() {
         ground.assert_clean();
     }
 }
+
+/// Who removes a VM's directory first takes its name away: what was opened before is nobody's disk any more.
+#[test]
+fn no_guest_begins_on_a_disk_whose_name_is_gone() {
+    let ground = Ground::new(DiskBackend::Ext4Image, Way::probe());
+    let _vm = ground.vm("a");
+    let disk = ground.disk("a");
+    let manifest = ground.storage.inspect_disk(&disk).unwrap();
+    let place = super::super::place::Place::of(&disk).unwrap();
+    let claim = || super::super::claim::disk(&ground.storage, &place, &manifest).map(drop);
+    claim().unwrap();
+    let parent = disk.parent().unwrap();
+    fs::rename(parent, parent.with_extension("going")).unwrap();
+    assert_eq!(claim().unwrap_err().kind, ErrorKind::NotFound);
+    // Another one that has the name meanwhile is not the one that was opened.
+    fs::create_dir(parent).unwrap();
+    fs::copy(parent.with_extension("going").join("a"), &disk).unwrap();
+    let error = claim().unwrap_err();
+    assert!(error.message.ends_with("was removed or replaced meanwhile"), "{error}");
+}
