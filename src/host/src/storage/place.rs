@@ -223,8 +223,9 @@ impl Place {
         if locked.map_err(|e| self.error("lock directory of disk", e))? {
             return Ok(());
         }
+        // No conflict: nothing is said of the disk by that, and who asks must not take it for another one.
         let what = format!("directory of disk {} is locked by another", self.path.display());
-        Err(Error::new(ErrorKind::Conflict, what))
+        Err(Error::new(ErrorKind::Timeout, what).hint("try again"))
     }
 }
 

@@ -376,7 +376,7 @@ fn no_guest_begins_on_a_disk_whose_name_is_gone() {
     let claim = || super::super::claim::disk(&ground.storage, &place, &manifest).map(drop);
     claim().unwrap();
     let parent = disk.parent().unwrap();
-    fs::rename(parent, parent.with_extension("going")).unwrap();
+    rustix::fs::rename(parent, parent.with_extension("going")).unwrap();
     assert_eq!(claim().unwrap_err().kind, ErrorKind::NotFound);
     // Another one that has the name meanwhile is not the one that was opened.
     fs::create_dir(parent).unwrap();
