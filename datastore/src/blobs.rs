@@ -18,6 +18,11 @@ pub(crate) trait Blobs {
     /// Opens a layer's blob; its digest is the reader's to check.
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Opened<'_>>;
 
+    /// Hears that a layer's blob is not needed, where the others come behind it.
+    fn skip(&self, _descriptor: &Descriptor) -> Result<()> {
+        Ok(())
+    }
+
     /// Says which layers will be opened, in their order, so that fetching may begin.
     fn announce(&self, _layers: &[&Descriptor], _limits: &Limits) -> Result<()> {
         Ok(())

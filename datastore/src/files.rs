@@ -2,6 +2,9 @@
 //!
 //! A tar is indexed once by offsets and then read at them. Names lead nowhere but to members of the index, and
 //! in a directory only beneath it, so `blobs/sha256/x -> /etc/shadow` is refused in both.
+//!
+//! In a directory the blob of a layer may be a FIFO: then it comes from somewhere else at this moment, and is nowhere but in
+//! the store ([`crate::piped`]).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,6 +15,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::blobs::{Blobs, Opened};
+use crate::cancel::Cancel;
 use crate::compress::Compression;
 use crate::digest::Digest;
 use crate::disk;
@@ -19,6 +23,7 @@ use crate::document::Descriptor;
 use crate::error::{DocumentFault, Doing, Error, Fault, Limit, Refusal, Result, escape};
 use crate::expand::Bounded;
 use crate::limits::Limits;
+use crate::piped::{self, Piped};
 use crate::source::open_regular;
 use crate::staging::Staged;
 use crate::tarball::{Kind, Seeking, Tarball, Trailer};
@@ -30,7 +35,7 @@ const LINKS: usize = 4;
 /// An image's files.
 #[derive(Debug)]
 pub(crate) enum Files {
-    Layout { dir: File, shown: String },
+    Layout { dir: File, shown: String, piped: bool, cancel: Cancel },
     Archive { file: File, members: HashMap<Vec<u8>, Member>, shown: String },
 }
 
@@ -41,13 +46,16 @@ pub(crate) enum Member {
 }
 
 impl Files {
-    pub fn layout(path: &Path) -> Result<Self> {
+    /// A directory in OCI image layout. What is waited for is given up when `cancel` says so.
+    pub fn layout(path: &Path, cancel: &Cancel) -> Result<Self> {
         let shown = path.display().to_string();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let dir = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
             .map_err(|e| Error::io("open directory", shown.clone(), e))?;
-        Ok(Self::Layout { dir: dir.into(), shown })
+        let dir = File::from(dir);
+        let piped = piped::any(&dir).map_err(|e| Error::io("look into", shown.clone(), e))?;
+        Ok(Self::Layout { dir, shown, piped, cancel: cancel.clone() })
     }
 
     /// Indexes a tar; a compressed one is first expanded in staging.
@@ -113,7 +121,7 @@ impl Blobs for Files {
             let why = DocumentFault::limit(Limit::DocumentBytes, limits.document_bytes);
             return Err(Error::document(object(), why));
         }
-        let (mut from, size) = self.open_blob(descriptor)?;
+        let (mut from, size) = self.open(&blob(&digest))?;
         let refused = |why| Error::Refused { object: object(), why };
         if size != expected {
             return Err(refused(Refusal::Size { expected, got: size }));
@@ -130,8 +138,37 @@ impl Blobs for Files {
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Opened<'_>> {
-        self.open(&format!("blobs/sha256/{}", descriptor.digest.hex()))
+        match self.piped(descriptor)? {
+            Some(piped) => Ok((Box::new(piped), descriptor.size)),
+            None => self.open(&blob(&descriptor.digest)),
+        }
     }
+
+    fn skip(&self, descriptor: &Descriptor) -> Result<()> {
+        let Some(piped) = self.piped(descriptor)? else { return Ok(()) };
+        // No longer than it is said to be: who sends more is not waited for.
+        let read = io::copy(&mut piped.take(descriptor.size), &mut io::sink());
+        read.map(drop).map_err(|e| Error::io("read", format!("blob {}", descriptor.digest), e))
+    }
+
+    fn is_far(&self) -> bool {
+        matches!(self, Self::Layout { piped: true, .. })
+    }
+}
+
+impl Files {
+    /// A blob that comes, if it does.
+    fn piped(&self, descriptor: &Descriptor) -> Result<Option<Piped>> {
+        let Self::Layout { dir, piped: true, cancel, shown } = self else { return Ok(None) };
+        let name = blob(&descriptor.digest);
+        Piped::open(dir, &name, cancel)
+            .map_err(|e| Error::io("open", format!("{shown} file {name}"), e))
+    }
+}
+
+/// Where a layout or archive has a blob.
+fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
 }
 
 fn read_bounded(

@@ -98,7 +98,12 @@ impl Import<'_> {
     fn local(&self, source: &Source, held: Held, tell: Tell<'_>) -> Result<(ImageRecord, Held)> {
         let record = match source {
             Source::OciLayout { dir, tag } => {
-                return self.oci(&Files::layout(dir)?, tag.as_deref(), held, tell);
+                return self.oci(
+                    &Files::layout(dir, &self.store.cancel)?,
+                    tag.as_deref(),
+                    held,
+                    tell,
+                );
             }
             Source::OciArchive { file, tag } => {
                 let files = Files::archive(file, &self.staged, self.limits, &self.store.unpacker)?;
@@ -193,11 +198,16 @@ impl Import<'_> {
         blobs.announce(&needed, self.limits)?;
         let mut budget =
             Budget::new(self.limits).unpacked_by(&self.store.unpacker).until(&self.store.cancel);
-        let mut layers = Vec::new();
+        let mut layers: Vec<LayerRef> = Vec::new();
         let all = manifest.layers.iter().zip(diff_ids).zip(known);
         for (n, ((layer, diff_id), known)) in all.enumerate() {
             let number = n + 1;
-            if let Some(known) = known {
+            // A blob may come only once, so a layer that occurs twice is read once.
+            let twice = layers.iter().find(|l| l.blob == layer.digest && l.diff_id == diff_id);
+            if known.is_some() {
+                blobs.skip(layer)?;
+            }
+            if let Some(known) = known.or_else(|| twice.cloned()) {
                 tell(Progress::LayerPresent { layer: number });
                 layers.push(LayerRef { media_type: layer.media_type.clone(), ..known });
                 continue;

@@ -54,6 +54,7 @@ mod name;
 mod namer;
 mod out;
 mod packed;
+mod piped;
 mod proof;
 mod prune;
 mod publish;

@@ -34,7 +34,7 @@ pub(crate) fn lacking(store: &Store, source: &Source, limits: &Limits) -> Result
         let why = "only of a directory in OCI image layout can it be said what is lacking".into();
         return Err(Error::Source { from: format!("{source:?}"), why });
     };
-    let files = Files::layout(dir)?;
+    let files = Files::layout(dir, &store.cancel)?;
     let top = top_of(&files, tag.as_deref(), limits)?;
     let _lock = store.lock(FlockOperation::LockShared)?;
     let known = store.readable_records()?;
@@ -49,7 +49,9 @@ pub(crate) fn lacking(store: &Store, source: &Source, limits: &Limits) -> Result
     let (_, diff_ids) = check_config(&config, &manifest.config.digest, count, limits)?;
     let mut blobs = Vec::new();
     for (wanted, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+        // A blob without an image is left of an import that broke off: it is read here.
         if layer(store, &known, &wanted.digest, diff_id)?.is_none()
+            && !blob(store, &wanted.digest, wanted.size)?
             && !blobs.contains(&wanted.digest)
         {
             blobs.push(wanted.digest);

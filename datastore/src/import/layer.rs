@@ -1,11 +1,13 @@
 //! One layer of an image: its blob from the source, its files unpacked, or proven where they are here.
 
 use std::fs::File;
+use std::io::Read;
 
-use super::{Import, Progress, Tell};
+use super::{Import, Progress, Tell, here};
 use crate::blobs::{Blobs, Opened};
 use crate::compress::Compression;
 use crate::digest::{DiffId, Digest};
+use crate::disk;
 use crate::document::{self, Descriptor};
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -14,6 +16,7 @@ use crate::packed;
 use crate::proof::Terms;
 use crate::record::{ImageRecord, LayerRef};
 use crate::staging::Staged;
+use crate::store::Store;
 use crate::tarball::Trailer;
 use crate::work::{Candidate, SaidBy, Work};
 
@@ -41,6 +44,19 @@ impl<'a> From<'a> {
             Self::Member(files, name) => files.open(name),
             Self::Blob(blobs, descriptor) => blobs.open_blob(descriptor),
         }
+    }
+
+    /// The blob, if the source does not have it because an import that broke off left it in the store
+    /// ([`super::lacking`]).
+    fn left_in(self, store: &Store) -> Result<Option<Opened<'a>>> {
+        let Self::Blob(_, descriptor) = self else { return Ok(None) };
+        if !here::blob(store, &descriptor.digest, descriptor.size)? {
+            return Ok(None);
+        }
+        let hex = descriptor.digest.hex();
+        let left = disk::open_file(&store.blobs, &hex);
+        let left = left.map_err(|e| store.io("open", &format!("blobs/sha256/{hex}"), e))?;
+        Ok(left.map(|file| (Box::new(file) as Box<dyn Read>, descriptor.size)))
     }
 
     /// Whether the blob comes to lie in the store without our copying it.
@@ -140,7 +156,10 @@ impl Import<'_> {
             .map_err(|e| self.store.io("make a directory in", "staging", e))?;
         let work = Work::new(self.store, &claimed)?;
         let terms = self.terms(budget, promise.compression);
-        let (mut from, total) = wanted.from.open()?;
+        let (mut from, total) = match wanted.from.open() {
+            Err(absent @ Error::Source { .. }) => wanted.from.left_in(self.store)?.ok_or(absent)?,
+            other => other?,
+        };
         let copy = (!wanted.from.keeps()).then_some(&work.blob);
         let mut progress = |done| {
             tell(Progress::Layer { layer: *layer, done, total });
