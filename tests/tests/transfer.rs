@@ -51,6 +51,19 @@ impl Cloud {
     fn file(&self, host: usize, rest: &str) -> PathBuf {
         self.hosts[host - 1].dir().join("ds/101").join(rest)
     }
+
+    /// What is there of images is who brings one.
+    #[track_caller]
+    fn nothing_is_on_its_way(&self, host: usize) {
+        let entries = std::fs::read_dir(self.file(host, ".ocivisor")).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        assert!(names.len() == 1 && names[0].extension().unwrap() == "lock", "{names:?}");
+    }
+}
+
+/// What oned says of a disk of that image.
+fn of(source: &str) -> String {
+    format!("<SOURCE>{source}</SOURCE>")
 }
 
 /// A success of a transfer script: nothing on stdout, only lines for the log on stderr.
@@ -102,7 +115,7 @@ fn a_vm_is_placed_runs_and_is_removed_and_layers_go_to_a_host_once() {
     let sent = front.sent("host1");
     assert!((OWN as u64..OWN as u64 + 20_000).contains(&sent), "{sent}");
     assert_eq!(std::fs::read_to_string(cloud.file(1, ".monitor")).unwrap(), "ocivisor");
-    assert_eq!(std::fs::read_dir(cloud.file(1, ".ocivisor")).unwrap().count(), 0);
+    cloud.nothing_is_on_its_way(1);
 
     // The other disks of the recorded VM, each twice.
     let context = front.path("context.sh");
@@ -152,8 +165,8 @@ fn a_vm_is_placed_runs_and_is_removed_and_layers_go_to_a_host_once() {
 fn a_vm_is_undeployed_and_boots_on_another_host_with_what_it_wrote() {
     let cloud = Cloud::of(2);
     let (front, one, two) = (&cloud.front, &cloud.hosts[0], &cloud.hosts[1]);
-    let [a, _] = &cloud.sources;
-    front.say_disks(0, &[(0, 128, "")]);
+    let [a, b] = &cloud.sources;
+    front.say_disks(0, &[(0, 128, &of(a)), (1, 16, "")]);
     done(&front.tm("clone", &[a, &cloud.on(1, "0/disk.0"), "0", "100"]));
     done(&front.tm("mkimage", &["16", "raw", &cloud.on(1, "0/disk.1"), "0", "101"]));
     let boot = |host: &Host| {
@@ -193,6 +206,25 @@ fn a_vm_is_undeployed_and_boots_on_another_host_with_what_it_wrote() {
             * 512;
     assert!(moved < 32 << 20, "{moved}: holes stay holes");
 
+    // Which image it lies on, oned says and not the host: else a host that knows a digest would get a stranger's image.
+    front.say_disks(0, &[(0, 128, &of(b)), (1, 16, "")]);
+    let words = [&cloud.at_front("0/disk.0"), &cloud.on(2, "0/disk.0"), "0", "100"];
+    let why = refused(&front.tm("mv", &words));
+    assert!(why.contains("which is not its SOURCE's"), "{why}");
+    assert!(front.sent("host2") < 5_000, "{why}");
+    front.say_disks(0, &[(0, 128, &of(a)), (1, 16, "")]);
+
+    // Nor does who had the disk say which layers it gets: a manifest of the right image, and other layers.
+    let manifest = front.path("ds/101/0/disk.0.manifest.json");
+    let told = std::fs::read_to_string(&manifest).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&told).unwrap();
+    other["layers"].as_array_mut().unwrap().pop();
+    std::fs::write(&manifest, other.to_string()).unwrap();
+    done(&front.tm("mv", &words));
+    let why = refused(&front.tm("mv", &[&cloud.at_front("0"), &cloud.on(2, "0"), "0", "101"]));
+    assert!(why.contains("names other layers than image"), "{why}");
+    std::fs::write(&manifest, told).unwrap();
+
     // To a host that never saw the image.
     for _ in 0..2 {
         done(&front.tm("mv", &[&cloud.at_front("0/disk.0"), &cloud.on(2, "0/disk.0"), "0", "100"]));
@@ -212,12 +244,36 @@ fn a_vm_is_undeployed_and_boots_on_another_host_with_what_it_wrote() {
     assert!(why.contains("does not exist"), "{why}");
 }
 
+/// The front-end runs guests, too: what moves there has its layers, and a daemon that knows of it.
+#[test]
+fn a_front_end_that_is_a_host_gets_what_hosts_get() {
+    let cloud = Cloud::of(2);
+    let (front, here) = (&cloud.front, &cloud.hosts[1]);
+    let [a, _] = &cloud.sources;
+    front.say_disks(7, &[(0, 64, &of(a))]);
+    let config = front.path("opennebula.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("socket = {:?}\n{text}", here.socket())).unwrap();
+    done(&front.tm("clone", &[a, &cloud.on(1, "7/disk.0"), "7", "100"]));
+    done(&front.tm("mv", &[&cloud.on(1, "7/disk.0"), &cloud.at_front("7/disk.0"), "7", "100"]));
+    let words = [cloud.on(1, "7"), cloud.at_front("7"), "7".into(), "101".into()];
+    let words = words.each_ref().map(String::as_str);
+    done(&front.tm("mv", &words));
+    for name in here.cli(&["--quiet", "image", "list"]).ok().lines() {
+        here.cli(&["image", "rm", name]).ok();
+    }
+    here.cli(&["image", "prune"]).ok();
+    // Again it looks whether all is there.
+    done(&front.tm("mv", &words));
+    assert_eq!(std::fs::read_to_string(front.path("ds/101/.monitor")).unwrap(), "ocivisor");
+}
+
 #[test]
 fn persistent_disks_come_back_and_saved_ones_are_copied() {
     let cloud = Cloud::of(1);
     let front = &cloud.front;
-    let [a, _] = &cloud.sources;
-    front.say_disks(7, &[(0, 64, ""), (1, 4, "<ORIGINAL_SIZE>2</ORIGINAL_SIZE>")]);
+    let [a, b] = &cloud.sources;
+    front.say_disks(7, &[(0, 64, &of(a)), (1, 4, "<ORIGINAL_SIZE>2</ORIGINAL_SIZE>")]);
     let (root, data) = (cloud.on(1, "7/disk.0"), cloud.on(1, "7/disk.1"));
     let name = "0123456789abcdef0123456789abcdef";
     let image = front.path("ds/100").join(name);
@@ -265,6 +321,19 @@ fn persistent_disks_come_back_and_saved_ones_are_copied() {
     tool(&["e2fsck", "-fn", &copy.display().to_string()]);
     done(&front.tm("resize", &[&cloud.on(1, "8/disk.0"), "128", "8", "100"]));
     assert_eq!(copy.metadata().unwrap().len(), 128 << 20);
+    // Nor does a host say what the image lies on from now on, or how much it has.
+    let manifest = cloud.file(1, "7/disk.0.manifest.json");
+    let told = std::fs::read_to_string(&manifest).unwrap();
+    let [a_hex, b_hex] = [a, b].map(|source| source.split_once("sha256:").unwrap().1);
+    std::fs::write(&manifest, told.replace(a_hex, b_hex)).unwrap();
+    for (script, words) in [
+        ("mvds", vec![root.as_str(), a, "7", "100"]),
+        ("cpds", vec![root.as_str(), "ocivisor:6", "-1", "7", "100"]),
+    ] {
+        let why = refused(&front.tm(script, &words));
+        assert!(why.contains("which is not its SOURCE's"), "{script}: {why}");
+    }
+    std::fs::write(&manifest, told).unwrap();
     std::fs::remove_file(cloud.file(1, "7/disk.0")).unwrap();
     let why = refused(&front.tm("mvds", &[&root, a, "7", "100"]));
     assert!(why.contains("does not exist"), "{why}");
@@ -324,7 +393,7 @@ fn hostile_words_hosts_and_files_lead_nowhere() {
     let why = refused(&front.tm("clone", &[a, &here("7/disk.0"), "7", "100"]));
     assert!(why.contains("host host1: "), "{why}");
     assert!(!dir.join("disk.0").exists());
-    assert_eq!(std::fs::read_dir(cloud.file(1, ".ocivisor")).unwrap().count(), 0);
+    cloud.nothing_is_on_its_way(1);
 }
 
 #[test]
@@ -348,7 +417,7 @@ fn a_clone_that_is_killed_is_begun_again() {
     }
     done(&front.tm("clone", &words));
     assert_eq!(cloud.file(1, "7/disk.0").metadata().unwrap().len(), 64 << 20);
-    assert_eq!(std::fs::read_dir(cloud.file(1, ".ocivisor")).unwrap().count(), 0);
+    cloud.nothing_is_on_its_way(1);
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub struct Transfer {
     pub onedatastore: PathBuf,
     /// Names of the front-end; else the one that the machine has. `HOSTNAME` of `oned.conf` belongs here.
     pub frontend: Vec<String>,
+    /// Seconds after which a host is given up that neither answers nor takes or sends anything.
+    pub answer_timeout: u64,
 }
 
 impl Default for Transfer {
@@ -89,6 +91,7 @@ impl Default for Transfer {
             onevm: "onevm".into(),
             onedatastore: "onedatastore".into(),
             frontend: Vec::new(),
+            answer_timeout: 1800,
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod market;
 mod ofd;
 pub mod packed;
 pub mod ssh;
+mod timed;
 pub mod tm;
 mod tool;
 pub mod wire;

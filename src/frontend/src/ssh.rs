@@ -7,15 +7,17 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::place::Machine;
 
 use crate::config::Transfer;
 use crate::files::{broken, garbled, is_broken};
-use crate::tool::{collect, joined, last_line};
+use crate::timed::{Stalled, Timed};
+use crate::tool::{collect, last_line};
 use crate::wire::{self, DiskFacts, Message, Order, Reply, VERSION};
 
 /// What is run on hosts. No part of it varies.
@@ -25,6 +27,12 @@ pub const COMMAND: &str = "/usr/bin/ocivisor one host";
 const OPTIONS: [&str; 6] =
     ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4"];
 
+type Input = Timed<ChildStdin>;
+type Output = Timed<ChildStdout>;
+
+/// How long a program may take to end when nobody wants more of it.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// A connection to a host, or to the front-end's own side.
 #[derive(Debug)]
 pub struct Link {
@@ -32,8 +40,10 @@ pub struct Link {
     name: String,
     here: bool,
     child: Child,
-    input: Option<BufWriter<ChildStdin>>,
-    output: BufReader<ChildStdout>,
+    input: Option<BufWriter<Input>>,
+    output: BufReader<Output>,
+    /// Whether one of them did not go on in time.
+    stalled: Stalled,
     said: Option<JoinHandle<Vec<u8>>>,
 }
 
@@ -53,10 +63,17 @@ impl Link {
             arguments.extend([machine.name(), COMMAND]);
             (config.ssh.clone(), arguments)
         };
-        Self::run(&program, &arguments, machine.name(), here)
+        let patience = Duration::from_secs(config.answer_timeout);
+        Self::run(&program, &arguments, machine.name(), here, patience)
     }
 
-    fn run(program: &Path, arguments: &[&str], name: &str, here: bool) -> Result<Self> {
+    fn run(
+        program: &Path,
+        arguments: &[&str],
+        name: &str,
+        here: bool,
+        patience: Duration,
+    ) -> Result<Self> {
         #[expect(clippy::disallowed_methods, reason = "the one place that reaches hosts")]
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -68,12 +85,17 @@ impl Link {
         else {
             return Err(Error::new(ErrorKind::Host, "a child without pipes"));
         };
+        let stalled = Stalled::default();
+        let failed = |e| Error::new(ErrorKind::Host, format!("pipe to {name}: {e}"));
+        let input = Timed::new(input, patience, &stalled).map_err(failed)?;
+        let output = Timed::new(output, patience, &stalled).map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
             here,
             child,
             input: Some(BufWriter::with_capacity(1 << 17, input)),
             output: BufReader::with_capacity(1 << 17, output),
+            stalled,
             said: Some(collect(errors, 16 * 1024)),
         })
     }
@@ -148,9 +170,9 @@ impl Link {
     ///
     /// # Errors
     /// What `work` says; if the connection is at fault, what the host says of it.
-    pub fn write<T>(
+    pub(crate) fn write<T>(
         &mut self,
-        work: impl FnOnce(&mut BufWriter<ChildStdin>) -> Result<T>,
+        work: impl FnOnce(&mut BufWriter<Input>) -> Result<T>,
     ) -> Result<T> {
         let Some(input) = self.input.as_mut() else { return Err(broken("it is closed")) };
         let done = work(input);
@@ -161,9 +183,9 @@ impl Link {
     ///
     /// # Errors
     /// What `work` says; if the connection is at fault, what the host says of it.
-    pub fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
-        work: impl FnOnce(&mut BufReader<ChildStdout>) -> Result<T>,
+        work: impl FnOnce(&mut BufReader<Output>) -> Result<T>,
     ) -> Result<T> {
         let done = work(&mut self.output);
         done.map_err(|error| self.explain(error))
@@ -175,16 +197,25 @@ impl Link {
     /// It is that of a failure, or there is none.
     pub fn answer(&mut self) -> Result<Reply> {
         self.write(|to| to.flush().map_err(broken))?;
-        match wire::try_line(&mut self.output) {
-            Ok(Some(Reply::Failed { why, hint, busy })) => Err(self.failed(&why, hint, busy)),
-            Ok(Some(reply)) => Ok(reply),
-            Ok(None) => Err(self.gone()),
-            Err(error) => Err(self.explain(error)),
+        loop {
+            return match wire::try_line(&mut self.output) {
+                Ok(Some(Reply::Waiting)) => continue,
+                Ok(Some(Reply::Failed { why, hint, busy })) => Err(self.failed(&why, hint, busy)),
+                Ok(Some(reply)) => Ok(reply),
+                Ok(None) => Err(self.gone()),
+                Err(error) => Err(self.explain(error)),
+            };
         }
     }
 
     /// Why the connection broke, if that is what an error says.
     fn explain(&mut self, error: Error) -> Error {
+        if self.stalled.is_so() {
+            self.end();
+            let what = format!("host {} did not go on in time", self.name);
+            let hint = "look for what hangs there, as a share that is away; transfer.answer_timeout bounds it";
+            return Error::new(ErrorKind::Timeout, what).hint(hint);
+        }
         if !is_broken(&error) {
             return error.context(format!("host {}", self.name));
         }
@@ -208,11 +239,9 @@ impl Link {
 
     /// It is gone: what ssh, or what it ran, said last.
     fn gone(&mut self) -> Error {
-        self.input = None;
-        let status = self.child.wait();
-        let said = joined(self.said.take());
+        let code = self.end().and_then(|status| status.code());
+        let said = self.said();
         let (name, line) = (&self.name, last_line(&said));
-        let code = status.ok().and_then(|status| status.code());
         let error = match code {
             // ssh(1): its own failures are 255.
             Some(255) => {
@@ -232,10 +261,41 @@ impl Link {
         if self.here { error.context("on the front-end itself") } else { error }
     }
 
+    /// Ends the program: by its input's end, else by force. What it says till then nobody wants.
+    fn end(&mut self) -> Option<ExitStatus> {
+        // What is left in it would have to be taken by the other side first.
+        if let Some(input) = self.input.take() {
+            let _unsent = input.into_parts();
+        }
+        let deadline = Instant::now() + GRACE;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            let talks = self.output.get_mut().now(&mut [0; 4096]).is_ok_and(|n| n > 0);
+            if talks || Instant::now() >= deadline {
+                let _ = self.child.kill();
+                return self.child.wait().ok();
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    /// What it complained of. Who holds its pipe longer than it lived is not waited for.
+    fn said(&mut self) -> Vec<u8> {
+        let Some(reader) = self.said.take() else { return Vec::new() };
+        let deadline = Instant::now() + GRACE;
+        while !reader.is_finished() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        if reader.is_finished() { reader.join().unwrap_or_default() } else { Vec::new() }
+    }
+
     fn odd(&self, reply: &Reply) -> Error {
         let kind = match reply {
             Reply::Done => "done",
             Reply::Failed { .. } => "failed",
+            Reply::Waiting => "waiting",
             Reply::Lacking { .. } => "lacking",
             Reply::Disk(_) => "a disk",
             Reply::There(_) => "there",
@@ -251,32 +311,26 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // Without an input it ends by itself; it may still be busy with what nobody waits for.
-        self.input = None;
-        let mut rest = [0; 1];
-        if self.output.get_mut().read(&mut rest).unwrap_or(0) > 0 {
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
 /// A directory from one machine to another.
 ///
 /// Only who failed is asked why: the other one waits, for what does not come any more or for somebody who reads.
-pub(crate) fn relay(from: &mut Link, to: &mut Link) -> Result<u64> {
+pub(crate) fn relay(from: &mut Link, to: &mut Link, most: u64) -> Result<u64> {
     let Some(input) = to.input.as_mut() else { return Err(broken("it is closed")) };
     let mut onward = Onward { to: input, failed: false };
-    match crate::files::tree::relay(&mut from.output, &mut onward) {
+    match crate::files::tree::relay(&mut from.output, &mut onward, most) {
         Err(error) if onward.failed => Err(to.explain(broken(error.message))),
-        Err(error) if is_broken(&error) => Err(from.explain(error)),
+        Err(error) => Err(from.explain(error)),
         other => other,
     }
 }
 
 /// Knows whether it was the writing that failed.
 struct Onward<'a> {
-    to: &'a mut BufWriter<ChildStdin>,
+    to: &'a mut BufWriter<Input>,
     failed: bool,
 }
 
@@ -307,10 +361,12 @@ pub(crate) fn send_blob(link: &mut Link, digest: &str, size: u64, file: File) ->
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     /// A host that says that and ends so.
     fn host(says: &str) -> Link {
         let text = format!("read line; {says}");
-        Link::run(Path::new("/bin/sh"), &["-c", &text], "n1", false).unwrap()
+        Link::run(Path::new("/bin/sh"), &["-c", &text], "n1", false, PATIENCE).unwrap()
     }
 
     fn asked(says: &str) -> Error {
@@ -336,13 +392,13 @@ mod tests {
     #[test]
     fn of_two_machines_the_one_that_is_lost_is_named_and_nobody_waits_for_the_other() {
         let machine = |name: &str, says: &str| {
-            Link::run(Path::new("/bin/sh"), &["-c", says], name, false).unwrap()
+            Link::run(Path::new("/bin/sh"), &["-c", says], name, false, PATIENCE).unwrap()
         };
         let entry = r#"echo '{"entry":"directory","path":["a"],"mode":493}'"#;
         let waits = "cat > /dev/null";
         let lost = |says: &str| {
             let (mut from, mut to) = (machine("n1", says), machine("n2", waits));
-            relay(&mut from, &mut to).unwrap_err().message
+            relay(&mut from, &mut to, u64::MAX).unwrap_err().message
         };
         assert!(lost(&format!("{entry}; kill -9 $$")).starts_with("host n1 broke off"));
         let away = lost(&format!("{entry}; echo 'transfer broke off: x' >&2; exit 255"));
@@ -350,8 +406,34 @@ mod tests {
         // One that goes on sending is not waited for.
         let endless = format!("while :; do {entry} || exit; done");
         let (mut from, mut to) = (machine("n1", &endless), machine("n2", "exit 255"));
-        let error = relay(&mut from, &mut to).unwrap_err().message;
+        let error = relay(&mut from, &mut to, u64::MAX).unwrap_err().message;
         assert!(error.starts_with("host n2 cannot be reached"), "{error}");
+    }
+
+    #[test]
+    fn who_does_not_go_on_is_given_up() {
+        let order = Order::Has { dir: "/d/1/2".into() };
+        let host = |says: &str| {
+            let program = Path::new("/bin/sh");
+            Link::run(program, &["-c", says], "n1", false, Duration::from_millis(200)).unwrap()
+        };
+        // It neither answers nor ends; it does not read.
+        let mut silent = host("cat > /dev/null; exec sleep 600");
+        let pid = silent.child.id();
+        let error = silent.done(&order).unwrap_err();
+        assert_eq!(
+            (error.kind, &*error.message),
+            (ErrorKind::Timeout, "host n1 did not go on in time")
+        );
+        drop(silent);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        let mut deaf = host("exec sleep 600");
+        let sent = deaf.write(|to| to.write_all(&vec![0; 4 << 20]).map_err(broken));
+        assert_eq!(sent.unwrap_err().kind, ErrorKind::Timeout);
+        // Who waits for another's work says so, and is waited for.
+        let slow =
+            r#"read line; for i in 1 2 3 4; do sleep 0.1; echo '"waiting"'; done; echo '"done"'"#;
+        host(slow).done(&order).unwrap();
     }
 
     #[test]

@@ -249,10 +249,6 @@ pub(crate) fn collect(mut from: impl Read + Send + 'static, most: u64) -> JoinHa
     })
 }
 
-pub(crate) fn joined(reader: Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
-    reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
-}
-
 /// The last line that says something.
 pub(crate) fn last_line(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);

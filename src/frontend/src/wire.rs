@@ -142,6 +142,8 @@ pub enum Order {
         /// Which.
         path: String,
     },
+    /// Whether guests run on this machine: `There`.
+    IsHost,
     /// Has the daemon end the VM's guest, or whatever it is being made into, and forget it: `Done`.
     End {
         /// The VM's directory.
@@ -192,6 +194,8 @@ pub enum Reply {
         /// Whether something is in use, and this may work when it is not.
         busy: bool,
     },
+    /// Nothing yet: it waits for another's work. The answer follows.
+    Waiting,
     /// These blobs are not here.
     Lacking {
         /// Their digests.

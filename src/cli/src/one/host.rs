@@ -117,6 +117,10 @@ impl Daemon for Asked {
         })
     }
 
+    fn is_there(&mut self) -> bool {
+        std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
+    }
+
     fn end(&mut self, vm: u32) -> Result<(), Error> {
         let vm: OneId = vm.to_string().parse()?;
         self.ask(&async |context, client| {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use ocivisor_core::error::{ErrorKind, Result};
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::units::Bytes;
 use ocivisor_datastore as store;
 use ocivisor_datastore::{DiffId, Reference};
@@ -119,11 +119,19 @@ impl Images {
     /// layers from then on. Asked again it is the same.
     ///
     /// # Errors
-    /// `NotFound`: there is no disk, or it has no manifest, or one of its layers is not on this host: then it
-    /// is not one of this host's.
+    /// `NotFound`: there is no disk, or it has no manifest, or its image or one of its layers is not on this host: then
+    /// it is not one of this host's. `Integrity`: its layers are not those of the image that it names.
     pub fn adopt_disk(&self, storage: &HostStorage, path: &Path) -> Result<DiskInfo> {
         let _making = self.making.read().unwrap_or_else(PoisonError::into_inner);
         let manifest = storage.inspect_disk(path)?;
+        // It came from elsewhere: who wrote its manifest could know of layers that he never had.
+        let image = &manifest.image.manifest_digest;
+        let found = image.parse().and_then(|image: Reference| self.store.resolve(&image));
+        let found = found.map_err(|e| ours(&e).context(format!("disk {}", path.display())))?;
+        if !found.layers.iter().map(ToString::to_string).eq(manifest.layers.iter().cloned()) {
+            let what = format!("disk {} names other layers than image {image} has", path.display());
+            return Err(Error::new(ErrorKind::Integrity, what));
+        }
         if !self.known_disks(false)?.iter().any(|known| known == path) {
             let entry = self.disks.join(uuid::Uuid::new_v4().to_string());
             replace(&entry, path.as_os_str().as_encoded_bytes())?;

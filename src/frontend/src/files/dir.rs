@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{
     AtFlags, CWD, Dir as Entries, FileType, FlockOperation, Mode, OFlags, RenameFlags,
-    ResolveFlags, Stat, flock, fstat, fsync, linkat, mkdirat, open, openat, openat2, readlinkat,
-    renameat, renameat_with, statat, symlinkat, unlinkat,
+    ResolveFlags, Stat, flock, fstat, fsync, linkat, mkdirat, mknodat, open, openat, openat2,
+    readlinkat, renameat, renameat_with, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -200,6 +200,19 @@ impl Dir {
         Ok(made)
     }
 
+    /// Makes a FIFO, in place of a file or link that has the name; it is open for both, and neither waits.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn fifo(&self, name: &str) -> Result<File> {
+        self.unlink(name)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(&self.fd, name, FileType::Fifo, mode, 0)
+            .map_err(|e| self.failed("make", name, e))?;
+        let opened = openat(&self.fd, name, OFlags::RDWR | SAFE, Mode::empty());
+        opened.map(File::from).map_err(|e| self.failed("open", name, e))
+    }
+
     /// An empty file that several processes lock; made if it is not there.
     ///
     /// # Errors
@@ -371,28 +384,6 @@ impl Dir {
     /// They are not.
     pub fn sync(&self) -> Result<()> {
         fsync(&self.fd).map_err(|e| failed("sync", &self.path, e))
-    }
-
-    /// Waits until nobody else has this directory locked.
-    ///
-    /// # Errors
-    /// It cannot be locked.
-    pub fn lock(&self) -> Result<()> {
-        match flock(&self.fd, FlockOperation::LockExclusive) {
-            // NFS has no locks of directories: two at once then do the work twice.
-            Ok(()) | Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
-            Err(e) => Err(failed("lock", &self.path, e)),
-        }
-    }
-
-    /// Whether this is still what has the name.
-    ///
-    /// # Errors
-    /// It cannot be looked at.
-    pub fn is_at(&self, parent: &Dir, name: &str) -> Result<bool> {
-        let own = fstat(&self.fd).map_err(|e| failed("look at", &self.path, e))?;
-        let there = parent.stat(name)?;
-        Ok(there.is_some_and(|s| (s.st_dev, s.st_ino) == (own.st_dev, own.st_ino)))
     }
 
     pub(crate) fn failed(&self, what: &str, name: &str, e: impl Into<std::io::Error>) -> Error {

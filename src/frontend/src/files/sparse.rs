@@ -1,7 +1,7 @@
 //! A sparse file over a connection: its data and no holes.
 //!
 //! Pieces of `offset (8 bytes) length (4 bytes) data`, big-endian, ascending; the last has length 0 and its offset is the
-//! file's size. What reads as zeros is not sent, so a disk that lost its holes on a file system without them gets them
+//! file's size. A piece at the largest offset of all says in words why no more comes. What reads as zeros is not sent, so a disk that lost its holes on a file system without them gets them
 //! back.
 
 use std::fs::File;
@@ -9,11 +9,11 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::{broken, failed, garbled};
+use super::{broken, failed, garbled, is_broken};
 
 /// Most bytes of a piece.
 const PIECE: usize = 256 * 1024;
@@ -21,12 +21,29 @@ const PIECE: usize = 256 * 1024;
 const GRAIN: usize = 64 * 1024;
 /// Largest file: 1 EiB.
 const MAX_SIZE: u64 = 1 << 60;
+/// The offset of a piece that is none, but why the sender failed.
+const FAULT: u64 = u64::MAX;
+/// Most bytes of that.
+const MAX_FAULT: usize = 1200;
 
 /// Sends a file; says how many bytes of data it has.
 ///
 /// # Errors
 /// It cannot be read, shrinks meanwhile, or the other side is gone.
 pub fn send(file: &File, path: &Path, to: &mut impl Write) -> Result<u64> {
+    let sent = send_pieces(file, path, to);
+    if let Err(error) = &sent
+        && !is_broken(error)
+    {
+        // If it cannot be told either, the connection breaks, and that is told.
+        let text = error.message.as_bytes();
+        let _ = piece(to, FAULT, &text[..text.len().min(MAX_FAULT)])
+            .and_then(|()| to.flush().map_err(broken));
+    }
+    sent
+}
+
+fn send_pieces(file: &File, path: &Path, to: &mut impl Write) -> Result<u64> {
     let size = file.metadata().map_err(|e| failed("look at", path, e))?.len();
     let mut buffer = vec![0; PIECE];
     let (mut at, mut sent) = (0, 0);
@@ -103,6 +120,11 @@ pub fn receive(from: &mut impl Read, to: &mut impl Sink) -> Result<u64> {
         let (at, length) = head.split_at(8);
         let at = u64::from_be_bytes(at.try_into().map_err(garbled)?);
         let length = u32::from_be_bytes(length.try_into().map_err(garbled)?) as usize;
+        if at == FAULT && (1..=MAX_FAULT).contains(&length) {
+            let text = &mut buffer[..length];
+            from.read_exact(text).map_err(broken)?;
+            return Err(Error::new(ErrorKind::Host, String::from_utf8_lossy(text)));
+        }
         if at < least || at > MAX_SIZE || length > PIECE {
             return Err(garbled(format!("{length} bytes at {at}")));
         }
@@ -135,6 +157,34 @@ impl Sink for NewFile<'_> {
     fn end(&mut self, size: u64) -> Result<()> {
         self.file.set_len(size).map_err(|e| failed("set size of", self.path, e))
     }
+}
+
+/// Takes no more than that, of data or in size.
+#[derive(Debug)]
+pub struct Bounded<'a, S> {
+    /// Where it goes.
+    pub to: S,
+    /// Bytes of data that are left.
+    pub left: &'a mut u64,
+    /// Largest size of a file: what is no data now costs as much when it is copied to where there are no holes.
+    pub largest: u64,
+}
+
+impl<S: Sink> Sink for Bounded<'_, S> {
+    fn data(&mut self, at: u64, data: &[u8]) -> Result<()> {
+        *self.left = self.left.checked_sub(data.len() as u64).ok_or_else(too_much)?;
+        self.to.data(at, data)
+    }
+
+    fn end(&mut self, size: u64) -> Result<()> {
+        if size > self.largest { Err(too_much()) } else { self.to.end(size) }
+    }
+}
+
+/// The other side sends more than it may.
+fn too_much() -> Error {
+    Error::new(ErrorKind::Exhausted, "more comes than the VM's disks can have")
+        .hint("look at the host: it may be broken, or not be trusted any more")
 }
 
 /// Another connection.
@@ -181,6 +231,36 @@ mod tests {
         let mut tail = [0; 3];
         copy.read_exact_at(&mut tail, (64 << 20) - 3).unwrap();
         assert_eq!(&tail, b"end");
+    }
+
+    #[test]
+    fn the_other_side_learns_why_a_file_does_not_come() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::File::options().write(true).open(file.path()).unwrap().set_len(10).unwrap();
+        // Open for writing alone: it has a size, and cannot be read.
+        let closed = File::options().write(true).open(file.path()).unwrap();
+        closed.write_all_at(b"0123456789", 0).unwrap();
+        let mut wire = Vec::new();
+        let error = send(&closed, Path::new("/d/1/2/disk.0"), &mut wire).unwrap_err();
+        let heard = receive(&mut &wire[..], &mut Onward(&mut Vec::new())).unwrap_err();
+        assert_eq!(heard.message, error.message);
+        assert!(heard.message.starts_with("read /d/1/2/disk.0: "), "{heard}");
+    }
+
+    #[test]
+    fn no_more_is_taken_than_there_may_be() {
+        let source = tempfile::tempfile().unwrap();
+        source.write_all_at(&[1; 1000], 0).unwrap();
+        let mut wire = Vec::new();
+        send(&source, Path::new("x"), &mut wire).unwrap();
+        for (mut left, largest, fits) in
+            [(1000, 1000, true), (999, 1000, false), (1000, 999, false)]
+        {
+            let mut onward = Vec::new();
+            let mut sink = Bounded { to: Onward(&mut onward), left: &mut left, largest };
+            let done = receive(&mut &wire[..], &mut sink);
+            assert_eq!(done.is_ok(), fits, "{done:?}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::dir::Dir;
-use super::sparse::{self, NewFile, Onward};
-use super::{failed, garbled};
+use super::sparse::{self, Bounded, NewFile, Onward};
+use super::{failed, garbled, is_broken};
 use crate::wire;
 
 /// Most entries of a directory.
@@ -24,10 +24,25 @@ const MAX_DEPTH: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "snake_case", deny_unknown_fields)]
 enum Entry {
-    Directory { path: Vec<String>, mode: u32 },
-    File { path: Vec<String>, mode: u32 },
-    Link { path: Vec<String>, target: String },
-    End { entries: u64 },
+    Directory {
+        path: Vec<String>,
+        mode: u32,
+    },
+    File {
+        path: Vec<String>,
+        mode: u32,
+    },
+    Link {
+        path: Vec<String>,
+        target: String,
+    },
+    End {
+        entries: u64,
+    },
+    /// No more comes: why.
+    Failed {
+        why: String,
+    },
 }
 
 /// Sends all that is in a directory but what is not whole.
@@ -36,9 +51,24 @@ enum Entry {
 /// Something cannot be read, or the other side is gone.
 pub fn send(dir: &Dir, to: &mut impl Write) -> Result<u64> {
     let mut count = 0;
-    let sent = send_below(dir, &mut Vec::new(), &mut count, to)?;
-    wire::write_line(to, &Entry::End { entries: count })?;
-    Ok(sent)
+    let sent = send_below(dir, &mut Vec::new(), &mut count, to);
+    match &sent {
+        Ok(_) => wire::write_line(to, &Entry::End { entries: count })?,
+        // If it was within a file, the other side knows already and has stopped to listen.
+        Err(error) if !is_broken(error) => {
+            wire::write_line(to, &Entry::Failed { why: error.message.clone() })?;
+        }
+        Err(_) => {}
+    }
+    sent
+}
+
+/// What is left of something that broke off: the same names as [`super::dir::temporary`] makes for disks, and the daemon.
+/// Deeper down such names are somebody's data.
+fn is_leftover(name: &str, depth: usize) -> bool {
+    depth == 0
+        && name.starts_with(".disk.")
+        && (name.ends_with(".coming") || name.ends_with(".new"))
 }
 
 fn send_below(
@@ -53,8 +83,7 @@ fn send_below(
     }
     let mut sent = 0;
     for name in dir.names()? {
-        // Left of what broke off: the same names as `temporary` makes, of ours and of the daemon's.
-        if name.starts_with('.') && (name.ends_with(".coming") || name.ends_with(".new")) {
+        if is_leftover(&name, at.len()) {
             continue;
         }
         let stat = dir.stat(&name)?.ok_or_else(|| garbled("an entry vanished"))?;
@@ -114,24 +143,26 @@ pub fn receive(from: &mut impl BufRead, into: &Dir) -> Result<u64> {
                 file.set_permissions(mode).map_err(|e| failed("set mode of", &path, e))?;
                 file.sync_all().map_err(|e| failed("sync", &path, e))?;
             }
-            Entry::End { .. } => {}
+            Entry::End { .. } | Entry::Failed { .. } => {}
         }
         parent.sync()
     })?;
     Ok(got)
 }
 
-/// Hands a directory on from one connection to another, looking at each entry.
+/// Hands a directory on from one connection to another, looking at each entry; its files have no more than `most` bytes
+/// of data.
 ///
 /// # Errors
-/// Either side is gone, or one sends what is no directory.
-pub fn relay(from: &mut impl BufRead, to: &mut impl Write) -> Result<u64> {
-    let (mut moved, mut count) = (0, 0);
+/// Either side is gone, or one sends what is no directory, or too much.
+pub fn relay(from: &mut impl BufRead, to: &mut impl Write, mut most: u64) -> Result<u64> {
+    let (mut moved, mut count, largest) = (0, 0, most);
     each(from, |entry, from| {
         count += 1;
         wire::write_line(to, entry)?;
         if matches!(entry, Entry::File { .. }) {
-            moved += sparse::receive(from, &mut Onward(to))?;
+            let mut bounded = Bounded { to: Onward(&mut *to), left: &mut most, largest };
+            moved += sparse::receive(from, &mut bounded)?;
         }
         Ok(())
     })?;
@@ -151,6 +182,7 @@ fn each<R: BufRead>(
             Entry::End { entries } => {
                 return Err(garbled(format!("{count} of {entries} entries came")));
             }
+            Entry::Failed { why } => return Err(Error::new(ErrorKind::Host, why)),
             Entry::Link { target, .. } if target.is_empty() || target.len() > 4095 => {
                 return Err(garbled("a link to nothing"));
             }
@@ -207,11 +239,14 @@ mod tests {
         from.make("disk.1.snap", 0o755).unwrap().replace("0", b"snap").unwrap();
         from.make_link("disk.1", "disk.1.snap/0").unwrap();
         from.replace(".disk.2.coming", b"half").unwrap();
+        // Of this name only there, where we give such names.
+        from.make("disk.1.snap", 0o755).unwrap().replace(".disk.3.new", b"data").unwrap();
         let (mut wire, mut onward) = (Vec::new(), Vec::new());
-        assert_eq!(send(&from, &mut wire).unwrap(), 8);
-        assert_eq!(relay(&mut &wire[..], &mut onward).unwrap(), 8);
+        assert_eq!(send(&from, &mut wire).unwrap(), 12);
+        assert_eq!(relay(&mut &wire[..], &mut onward, 12).unwrap(), 12);
+        assert!(relay(&mut &wire[..], &mut Vec::new(), 11).is_err());
         assert_eq!(onward, wire);
-        assert_eq!(receive(&mut &wire[..], &to).unwrap(), 8);
+        assert_eq!(receive(&mut &wire[..], &to).unwrap(), 12);
         from.unlink(".disk.2.coming").unwrap();
         assert_eq!(listing(&to, 0), listing(&from, 0));
         assert_eq!(to.read_link("disk.1").unwrap(), "disk.1.snap/0");
@@ -220,6 +255,18 @@ mod tests {
             let c = tempfile::tempdir().unwrap();
             assert!(receive(&mut &wire[..cut], &Dir::open(c.path()).unwrap()).is_err(), "{cut}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_named_on_the_other_side() {
+        let a = tempfile::tempdir().unwrap();
+        let from = Dir::open(a.path()).unwrap();
+        let _fifo = from.fifo("disk.1").unwrap();
+        let mut wire = Vec::new();
+        let error = send(&from, &mut wire).unwrap_err();
+        let heard = relay(&mut &wire[..], &mut Vec::new(), 0).unwrap_err();
+        assert_eq!(heard.message, error.message);
+        assert!(heard.message.ends_with("disk.1 cannot be moved"), "{heard}");
     }
 
     #[test]

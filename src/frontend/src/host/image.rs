@@ -1,28 +1,37 @@
 //! An image comes to a host: what is lacking, and nothing else.
 //!
-//! On its way it lies below the system datastore, as a directory in OCI image layout that has the documents and the
-//! lacking layers alone; the daemon imports that. The directory is named by the image and locked: of two calls for one
-//! image the second finds nothing lacking. A call that breaks off leaves whole blobs, which the next does not ask for
-//! again, if there is one within a day.
+//! Its documents lie below the system datastore for that time, as a directory in OCI image layout. The blobs of lacking
+//! layers are FIFOs in it, through which the daemon reads as they come what it imports: so they are written once, to its
+//! store, and unpacked while they are sent. Of two calls for one image on one host the second waits, and finds nothing lacking;
+//! hosts that share the datastore do not meet. What was whole when a call broke off is in the daemon's store, and is not
+//! asked for again.
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{BufRead, Read, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::place::DatastorePlace;
-use rustix::fs::FlockOperation;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Daemon;
 use crate::files::{Dir, broken, garbled};
 use crate::manifest::hex_of;
+use crate::ofd;
 use crate::wire::{self, Document, Message, Order, Reply};
 
 /// Directory of the system datastore where images are on their way.
 const STAGING: &str = ".ocivisor";
-/// How long what broke off is kept.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How often who waits for another's work says so.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
 /// How often a layer may be taken away by a prune before the import.
 const TRIES: usize = 3;
+/// Bytes between us and the daemon.
+const ROOM: usize = 1 << 20;
 
 /// What an image is called on hosts: by its content, so that nobody's name is moved.
 fn name_of(hex: &str) -> String {
@@ -30,12 +39,40 @@ fn name_of(hex: &str) -> String {
 }
 
 /// Has an image of a registry here.
-pub(super) fn pull(source: &str, digest: &str, daemon: &mut dyn Daemon) -> Result<()> {
+pub(super) fn pull(
+    source: &str,
+    digest: &str,
+    to: &mut impl Write,
+    daemon: &mut dyn Daemon,
+) -> Result<()> {
     let hex = hex_of(digest)?;
     if !source.starts_with("docker://") || !source.ends_with(&format!("@{digest}")) {
         return Err(garbled("a registry's image without its digest"));
     }
-    daemon.import(source, &name_of(hex))
+    std::thread::scope(|scope| {
+        let importing = scope.spawn(|| daemon.import(source, &name_of(hex)));
+        let told = waiting(to, &|| Ok(importing.is_finished()));
+        // Whoever asked may be gone: the image comes in all the same, for the next one.
+        ended(importing)?.and(told)
+    })
+}
+
+/// Waits, and says so now and then.
+fn waiting(to: &mut impl Write, is_over: &dyn Fn() -> Result<bool>) -> Result<()> {
+    let mut told = Instant::now();
+    while !is_over()? {
+        if told.elapsed() > SIGN_OF_LIFE {
+            wire::write_line(to, &Reply::Waiting)?;
+            to.flush().map_err(broken)?;
+            told = Instant::now();
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn ended(importing: ScopedJoinHandle<'_, Result<()>>) -> Result<Result<()>> {
+    importing.join().map_err(|_| Error::new(ErrorKind::Host, "the import panicked"))
 }
 
 /// Has an image here whose blobs the other side sends.
@@ -52,66 +89,149 @@ pub(super) fn bring(
     };
     let documents = [(manifest, document(manifest)?), (config, document(config)?)];
     let hex = hex_of(&manifest.digest)?.to_owned();
-    let datastore = Dir::ensure(&place.path())?;
-    let staging = datastore.make(STAGING, 0o700)?;
-    sweep(&staging, &hex)?;
-    let layout = locked(&staging, &hex)?;
-    let blobs = layout.make("blobs", 0o700)?.make("sha256", 0o700)?;
-    for (document, bytes) in &documents {
-        blobs.replace(hex_of(&document.digest)?, bytes)?;
-    }
-    layout.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    layout.replace("index.json", &index(manifest)?)?;
-
-    let mut tries = 0;
-    loop {
-        let mut lacking = daemon.lacking(layout.path())?;
-        let mut absent = Vec::new();
-        for digest in lacking.drain(..) {
-            if blobs.stat(hex_of(&digest)?)?.is_none() {
-                absent.push(digest);
+    let staging = Staging::open(&Dir::ensure(&place.path())?)?;
+    let _alone = staging.alone(&hex, to)?;
+    staging.sweep()?;
+    let name = staging.name(&hex);
+    staging.dir.remove(&name)?;
+    let brought = (|| {
+        let layout = staging.dir.make(&name, 0o700)?;
+        let blobs = layout.make("blobs", 0o700)?.make("sha256", 0o700)?;
+        for (document, bytes) in &documents {
+            blobs.replace(hex_of(&document.digest)?, bytes)?;
+        }
+        layout.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        layout.replace("index.json", &index(manifest)?)?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match import(&layout, &blobs, &hex, from, to, daemon)? {
+                // A prune took what was here a moment ago.
+                Err(error) if error.kind == ErrorKind::NotFound && tries < TRIES => {}
+                other => return other,
             }
         }
-        if absent.is_empty() {
-            let source = format!("oci:{}", layout.path().display());
-            match daemon.import(&source, &name_of(&hex)) {
-                Ok(()) => break,
-                // A prune took what was here a moment ago; or a blob is not what its name says.
-                Err(error) => {
-                    tries += 1;
-                    let again = error.kind == ErrorKind::NotFound && tries < TRIES;
-                    if !again {
-                        staging.remove(&hex)?;
-                        return Err(error);
-                    }
-                    continue;
-                }
-            }
-        }
-        wire::write_line(to, &Reply::Lacking { blobs: absent.clone() })?;
-        to.flush().map_err(broken)?;
-        for digest in &absent {
-            receive(&blobs, digest, from)?;
-        }
-    }
-    staging.remove(&hex)
+    })();
+    let removed = staging.dir.remove(&name);
+    brought.and(removed)
 }
 
-/// Takes a blob. Whether it is what its name says, the daemon finds out.
-fn receive(blobs: &Dir, wanted: &str, from: &mut impl BufRead) -> Result<()> {
-    let message: Message = wire::read_line(from)?;
-    let Order::Blob { digest, size } = message.order else {
-        return Err(garbled("another order than a blob"));
-    };
-    if digest != wanted {
-        return Err(garbled("another blob than the one asked for"));
+/// Asks for what is lacking and has it imported as it comes. The inner error is the import's: the connection is as it was.
+fn import(
+    layout: &Dir,
+    blobs: &Dir,
+    hex: &str,
+    from: &mut impl BufRead,
+    to: &mut impl Write,
+    daemon: &mut dyn Daemon,
+) -> Result<Result<()>> {
+    let lacking = daemon.lacking(layout.path())?;
+    let mut coming = VecDeque::new();
+    many_files();
+    for digest in &lacking {
+        // Open before the import begins: it takes a FIFO that nobody writes to for one at its end.
+        coming.push_back((digest.as_str(), blobs.fifo(hex_of(digest)?)?));
     }
-    let name = hex_of(wanted)?;
-    blobs.publish(name, |file| {
-        let copied = std::io::copy(&mut from.take(size), file);
-        let copied = copied.map_err(|e| blobs.failed("write", name, e))?;
-        if copied == size { Ok(()) } else { Err(broken("a blob is cut")) }
+    if !lacking.is_empty() {
+        wire::write_line(to, &Reply::Lacking { blobs: lacking.clone() })?;
+        to.flush().map_err(broken)?;
+    }
+    let (source, name) = (format!("oci:{}", layout.path().display()), name_of(hex));
+    std::thread::scope(|scope| {
+        let importing = scope.spawn(|| daemon.import(&source, &name));
+        let fed = feed(&mut coming, from, &|| importing.is_finished());
+        // What will not come must not be waited for: the names go first, then who has opened one sees its end.
+        for (digest, _) in &coming {
+            blobs.unlink(hex_of(digest)?)?;
+        }
+        let left: Vec<&str> = coming.drain(..).map(|(digest, _)| digest).collect();
+        let told = if fed.is_ok() { waiting(to, &|| Ok(importing.is_finished())) } else { Ok(()) };
+        let imported = ended(importing)?;
+        let within = fed?;
+        told?;
+        if imported.is_ok() {
+            // Another call brought the same image.
+            skip(from, within)?;
+            for digest in left.iter().skip(usize::from(within.is_some())) {
+                let size = header(digest, from)?;
+                skip(from, Some(size))?;
+            }
+        }
+        Ok(imported)
     })
+}
+
+/// Hands blobs on until all have come, or nobody reads them any more: then says how many bytes of the first that is left
+/// are still to come, if it began.
+fn feed(
+    coming: &mut VecDeque<(&str, File)>,
+    from: &mut impl BufRead,
+    is_over: &dyn Fn() -> bool,
+) -> Result<Option<u64>> {
+    while let Some((digest, fifo)) = coming.front() {
+        // More room means fewer changes between the two; not all that is wanted may be had.
+        let _ = rustix::pipe::fcntl_setpipe_size(fifo, ROOM);
+        let mut left = header(digest, from)?;
+        while left > 0 {
+            let there = from.fill_buf().map_err(broken)?;
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(there.len());
+            if most == 0 {
+                return Err(broken("a blob is cut"));
+            }
+            match rustix::io::write(fifo, &there[..most]) {
+                Ok(written) => {
+                    from.consume(written);
+                    left -= written as u64;
+                }
+                Err(Errno::AGAIN) if is_over() => return Ok(Some(left)),
+                Err(Errno::AGAIN) => {
+                    let pause = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+                    match poll(&mut [PollFd::new(fifo, PollFlags::OUT)], Some(&pause)) {
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(e) => return Err(failed("wait for", digest, e)),
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(failed("hand on", digest, e)),
+            }
+        }
+        // What nobody has read when it is closed is lost.
+        while rustix::io::ioctl_fionread(fifo).map_err(|e| failed("hand on", digest, e))? > 0 {
+            if is_over() {
+                return Ok(Some(0));
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        coming.pop_front();
+    }
+    Ok(None)
+}
+
+fn failed(what: &str, digest: &str, e: Errno) -> Error {
+    Error::new(ErrorKind::Host, format!("{what} blob {digest}: {}", std::io::Error::from(e)))
+}
+
+/// Says how many bytes of a blob follow. Whether they are what its name says, the daemon finds out.
+fn header(wanted: &str, from: &mut impl BufRead) -> Result<u64> {
+    let message: Message = wire::read_line(from)?;
+    match message.order {
+        Order::Blob { digest, size } if digest == wanted => Ok(size),
+        Order::Blob { .. } => Err(garbled("another blob than the one asked for")),
+        _ => Err(garbled("another order than a blob")),
+    }
+}
+
+fn skip(from: &mut impl BufRead, bytes: Option<u64>) -> Result<()> {
+    let Some(bytes) = bytes else { return Ok(()) };
+    let skipped = std::io::copy(&mut from.take(bytes), &mut std::io::sink()).map_err(broken)?;
+    if skipped == bytes { Ok(()) } else { Err(broken("a blob is cut")) }
+}
+
+/// One is open for each layer, of which an image may have more than a process has files by default.
+fn many_files() {
+    let now = getrlimit(Resource::Nofile);
+    // If it cannot be had, the FIFO that is one too many says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, ..now });
 }
 
 fn index(manifest: &Document) -> Result<Vec<u8>> {
@@ -125,33 +245,63 @@ fn index(manifest: &Document) -> Result<Vec<u8>> {
     serde_json::to_vec(&text).map_err(garbled)
 }
 
-/// The directory of that image, ours alone.
-fn locked(staging: &Dir, hex: &str) -> Result<Dir> {
-    loop {
-        let dir = staging.make(hex, 0o700)?;
-        dir.lock()?;
-        // Who had it before removed it in the end.
-        if dir.is_at(staging, hex)? {
-            return Ok(dir);
-        }
-    }
+/// Where images are on their way to this host. The datastore may be another host's as well.
+struct Staging {
+    dir: Dir,
+    host: String,
 }
 
-/// Removes what broke off long ago, and nobody works on.
-fn sweep(staging: &Dir, but: &str) -> Result<()> {
-    for name in staging.names()?.into_iter().filter(|name| name != but) {
-        let Some(stat) = staging.stat(&name)? else { continue };
-        let changed = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-        let age = SystemTime::now().duration_since(changed).unwrap_or_default();
-        let Some(dir) = staging.sub(&name).ok().flatten().filter(|_| age > KEPT) else { continue };
-        if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            staging.remove(&name)?;
-        }
+impl Staging {
+    fn open(datastore: &Dir) -> Result<Self> {
+        let own = rustix::system::uname();
+        let own = own.nodename().to_string_lossy();
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+        let host = own.chars().take(64).map(plain).collect();
+        Ok(Self { dir: datastore.make(STAGING, 0o700)?, host })
     }
-    Ok(())
+
+    /// Of that image, on this host.
+    fn name(&self, hex: &str) -> String {
+        format!("{hex}.{}", self.host)
+    }
+
+    /// A file, not a directory: those cannot be locked on NFS.
+    fn locks(&self) -> Result<File> {
+        self.dir.lock_file(&format!("{}.lock", self.host))
+    }
+
+    fn try_lock(&self, locks: &File, hex: &str) -> Result<bool> {
+        // Two images that share a number wait for each other without need.
+        let number = u32::from_str_radix(hex.get(..8).unwrap_or_default(), 16);
+        let number = number.map_err(garbled)?;
+        ofd::try_lock(locks, number).map_err(|e| self.dir.failed("lock", &self.name(hex), e))
+    }
+
+    /// Waits until nobody else on this host brings that image; the other side hears that we do.
+    fn alone(&self, hex: &str, to: &mut impl Write) -> Result<File> {
+        let locks = self.locks()?;
+        waiting(to, &|| self.try_lock(&locks, hex))?;
+        Ok(locks)
+    }
+
+    /// Removes what was killed and nobody works on: documents, and FIFOs, which hold nothing.
+    fn sweep(&self) -> Result<()> {
+        let locks = self.locks()?;
+        for name in self.dir.names()? {
+            let own = name.strip_suffix(&self.host).and_then(|name| name.strip_suffix('.'));
+            let Some(hex) = own.filter(|hex| hex.len() == 64) else { continue };
+            if self.try_lock(&locks, hex)? {
+                self.dir.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An image that is not in a datastore any more.
 pub(crate) fn gone(what: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("{what} is not in its image datastore"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ pub(crate) use image::gone;
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::place::{DatastorePlace, DiskPlace, Target, VmPlace};
@@ -25,14 +26,14 @@ use crate::files::{garbled, tree};
 use crate::wire::{self, Message, Order, Reply};
 
 /// The host's daemon, as far as disks need it.
-pub trait Daemon {
+pub trait Daemon: Send {
     /// Digests of the layers' blobs that an import of this OCI layout would read.
     ///
     /// # Errors
     /// It cannot be asked, or the layout is no image.
     fn lacking(&mut self, layout: &Path) -> Result<Vec<String>>;
 
-    /// Brings an image in, from `oci:DIR` or a registry, under that name.
+    /// Brings an image in, from `oci:DIR` or a registry, under that name. Blobs in `DIR` may be FIFOs.
     ///
     /// # Errors
     /// It did not come in.
@@ -49,6 +50,9 @@ pub trait Daemon {
     /// # Errors
     /// One of its layers is not here.
     fn adopt(&mut self, path: &Path) -> Result<()>;
+
+    /// Whether there is one: a front-end may be a host, too.
+    fn is_there(&mut self) -> bool;
 
     /// Ends a VM's guest, also one that is only being made, and forgets the VM; none is fine. On return nothing of it
     /// runs or is mounted.
@@ -100,7 +104,7 @@ fn obey(
             image::bring(&place, (manifest, config), from, to, daemon)?;
         }
         Order::Blob { .. } => return Err(garbled("a blob that nobody asked for")),
-        Order::Pull { source, digest } => image::pull(source, digest, daemon)?,
+        Order::Pull { source, digest } => image::pull(source, digest, to, daemon)?,
         Order::CreateDisk { disk, image, size } => {
             disk::create(&disk.parse()?, image, *size, daemon)?;
         }
@@ -129,11 +133,17 @@ fn obey(
         Order::MakeSwap { disk, size } => make::swap(&disk.parse()?, *size)?,
         Order::Grow { disk, size, qcow2 } => make::grow(&disk.parse()?, *size, *qcow2)?,
         Order::Remove { path } => remove::remove(&path.parse::<Target>()?)?,
+        Order::IsHost => return Ok(Some(Reply::There(daemon.is_there()))),
         Order::End { dir } => daemon.end(dir.parse::<VmPlace>()?.vm)?,
         Order::Mark { datastore, mark, set } => {
             let dir = Dir::open(&datastore.parse::<DatastorePlace>()?.path())?;
             let name = mark_name(mark)?;
-            if *set { dir.replace(&name, b"")? } else { dir.unlink(&name)? }
+            if *set {
+                sweep_marks(&dir)?;
+                dir.replace(&name, b"")?;
+            } else {
+                dir.unlink(&name)?;
+            }
         }
         Order::Sees { datastore, mark } => {
             let name = mark_name(mark)?;
@@ -174,6 +184,7 @@ fn alone(order: &Order) -> Result<Option<File>> {
         | Order::Look { .. }
         | Order::Has { .. }
         | Order::End { .. }
+        | Order::IsHost
         | Order::Mark { .. }
         | Order::Sees { .. } => return Ok(None),
     };
@@ -183,7 +194,24 @@ fn alone(order: &Order) -> Result<Option<File>> {
 /// Whether the datastore is one directory on two machines is found out by a file of this name.
 fn mark_name(mark: &str) -> Result<String> {
     let plain = (1..=64).contains(&mark.len()) && mark.bytes().all(|c| c.is_ascii_alphanumeric());
-    if plain { Ok(format!(".ocivisor-mark-{mark}")) } else { Err(garbled("a mark that is none")) }
+    if plain { Ok(format!("{SHARE_MARK}{mark}")) } else { Err(garbled("a mark that is none")) }
+}
+
+/// What begins the name of such a file.
+pub(crate) const SHARE_MARK: &str = ".ocivisor-mark-";
+/// How long such a file may be needed; it is for moments.
+const MARKED: Duration = Duration::from_secs(3600);
+
+/// Removes what was left by calls that were killed.
+pub(crate) fn sweep_marks(datastore: &Dir) -> Result<()> {
+    for name in datastore.names()?.into_iter().filter(|name| name.contains(SHARE_MARK)) {
+        let Some(stat) = datastore.stat(&name)? else { continue };
+        let made = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+        if SystemTime::now().duration_since(made).is_ok_and(|age| age > MARKED) {
+            datastore.unlink(&name)?;
+        }
+    }
+    Ok(())
 }
 
 /// The mark's file.
@@ -227,12 +255,27 @@ fn put_dir(place: &VmPlace, from: &mut impl BufRead) -> Result<()> {
     datastore.remove(&coming)?;
     let new = datastore.make(&coming, 0o755)?;
     let put = tree::receive(from, &new).and_then(|_| {
+        let _held = replaceable(&datastore, place, &new)?;
         datastore.put_in_place(&coming, &place.name())?;
         datastore.sync()
     });
     // What it was exchanged for, or what came of it; the next try removes what cannot be removed now.
     let removed = datastore.remove(&coming);
     put.and(removed)
+}
+
+/// Whether what is there may go for that: no guest runs on it, and it is not exchanged for something without disks. Its
+/// disks are locked as long as the result lives.
+fn replaceable(datastore: &Dir, place: &VmPlace, by: &Dir) -> Result<Vec<File>> {
+    let Some(now) = datastore.sub(&place.name())? else { return Ok(Vec::new()) };
+    let held = remove::hold_all(&now)?;
+    let is_disk = |name: &String| name.starts_with("disk.");
+    if now.names()?.iter().any(is_disk) && !by.names()?.iter().any(is_disk) {
+        let what = format!("{} has disks, and what came has none", place.path().display());
+        let hint = "find out where the VM's disks are, then remove the other directory";
+        return Err(Error::new(ErrorKind::Conflict, what).hint(hint));
+    }
+    Ok(held)
 }
 
 /// The name of a disk's manifest.
@@ -266,5 +309,53 @@ mod tests {
             assert_eq!(datastore.names().unwrap(), names);
             assert_eq!(vm_dir(&place(0)).unwrap().unwrap().names().unwrap(), Vec::<String>::new());
         }
+    }
+
+    /// What comes of a directory with that file.
+    fn comes(place: &VmPlace, file: &str) -> Result<()> {
+        let from = tempfile::tempdir().unwrap();
+        let from = Dir::open(from.path()).unwrap();
+        from.replace(file, b"new").unwrap();
+        let mut wire = Vec::new();
+        tree::send(&from, &mut wire).unwrap();
+        put_dir(place, &mut &wire[..])
+    }
+
+    #[test]
+    fn disks_that_a_guest_runs_on_or_that_would_be_lost_are_not_exchanged() {
+        let root = tempfile::tempdir().unwrap();
+        let place: VmPlace = format!("{}/101/7", root.path().display()).parse().unwrap();
+        comes(&place, "disk.0").unwrap();
+        let dir = vm_dir(&place).unwrap().unwrap();
+        let guest = dir.file("disk.0", true).unwrap().unwrap();
+        rustix::fs::flock(&guest, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let error = comes(&place, "disk.0").unwrap_err();
+        assert!(error.kind == ErrorKind::Conflict && error.message.ends_with("is in use"));
+        drop(guest);
+        let error = comes(&place, "vm.xml").unwrap_err();
+        assert!(error.message.ends_with("7 has disks, and what came has none"), "{error}");
+        assert_eq!(dir.names().unwrap(), ["disk.0"]);
+        comes(&place, "disk.1").unwrap();
+        let dir = vm_dir(&place).unwrap().unwrap();
+        assert_eq!(dir.names().unwrap(), ["disk.1"]);
+        let datastore = Dir::open(&place.datastore.path()).unwrap();
+        assert_eq!(datastore.names().unwrap(), ["7"], "nothing is left of what was refused");
+    }
+
+    #[test]
+    fn marks_of_killed_calls_go_when_they_are_old() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let names =
+            [".ocivisor-mark-1x2", "..ocivisor-mark-1x2.coming", "disk.0", ".ocivisor-mark-3x4"];
+        for name in names {
+            dir.replace(name, b"").unwrap();
+            if name != names[3] {
+                let file = dir.file(name, true).unwrap().unwrap();
+                file.set_modified(SystemTime::now() - 2 * MARKED).unwrap();
+            }
+        }
+        sweep_marks(&dir).unwrap();
+        assert_eq!(dir.names().unwrap(), [".ocivisor-mark-3x4", "disk.0"]);
     }
 }

@@ -56,8 +56,8 @@ pub fn carry_out(call: &TmCall, front: &mut Front<'_>) -> Result<String> {
         TmOrder::Clone(placed) => clone::clone(call, placed, front)?,
         TmOrder::Link(placed) => link::link(call, placed, front)?,
         TmOrder::Move { from, to, datastore } => mv::mv(call, from, to, *datastore, front)?,
-        TmOrder::WriteBack(placed) => writeback::back(placed, front)?,
-        TmOrder::SaveAs { placed, snapshot } => writeback::save_as(placed, *snapshot, front)?,
+        TmOrder::WriteBack(placed) => writeback::back(call, placed, front)?,
+        TmOrder::SaveAs { placed, snapshot } => writeback::save_as(call, placed, *snapshot, front)?,
         TmOrder::MakeImage { size, format, disk } => {
             let fs = match known::disk(call, &disk.what, front) {
                 Ok(known) => known.fs,

@@ -6,10 +6,10 @@
 
 use ocivisor_core::error::Result;
 use ocivisor_opennebula::tm::TmCall;
-use ocivisor_opennebula::tm::place::{DiskPlace, On, Target, VmPlace};
+use ocivisor_opennebula::tm::place::{On, Target, VmPlace};
 
 use super::clone::{absent, send};
-use super::{Front, shared, text};
+use super::{Front, known, shared, text};
 use crate::ssh::{Link, relay};
 use crate::wire::Order;
 
@@ -25,11 +25,19 @@ pub(super) fn mv(
         return Ok(());
     }
     match (&from.what, &to.what) {
-        (Target::Disk(_), _) if front.config.is_here(to.machine.name()) => Ok(()),
         (Target::Disk(source), Target::Disk(target)) => {
-            let mut origin = front.reach(&from.machine)?;
-            let facts = origin.disk(&Order::Look { disk: text(&source.path()) })?;
-            layers(call, facts.and_then(|facts| facts.image), to, target, datastore, front)
+            let mut destination = front.reach(&to.machine)?;
+            if !is_host(&mut destination)? {
+                return Ok(());
+            }
+            let facts =
+                front.reach(&from.machine)?.disk(&Order::Look { disk: text(&source.path()) })?;
+            // Of a disk that moved already, or has no image, there is nothing to bring.
+            let Some(image) = facts.and_then(|facts| facts.image) else { return Ok(()) };
+            let images = target.dir.datastore.beside(datastore);
+            let known = known::disk(call, source, front)?;
+            known::lies_on(known.source.as_ref(), &image, &images)?;
+            send(call, &image, &images, target, &mut destination, front)
         }
         (Target::Directory(source), Target::Directory(target)) => {
             let mut origin = front.reach(&from.machine)?;
@@ -41,19 +49,9 @@ pub(super) fn mv(
     }
 }
 
-/// Layers of a root disk; of a disk that moved already, or has no image, there is nothing to bring.
-fn layers(
-    call: &TmCall,
-    image: Option<String>,
-    to: &On<Target>,
-    disk: &DiskPlace,
-    datastore: u32,
-    front: &mut Front<'_>,
-) -> Result<()> {
-    let Some(digest) = image else { return Ok(()) };
-    let mut host = front.reach(&to.machine)?;
-    let images = disk.dir.datastore.beside(datastore);
-    send(call, &digest, &images, disk, &mut host, front)
+/// Whether guests run there: on every host, and on the front-end if it is one, too.
+fn is_host(link: &mut Link) -> Result<bool> {
+    Ok(!link.is_here() || link.there(&Order::IsHost)?)
 }
 
 fn directory(
@@ -69,30 +67,29 @@ fn directory(
         if !destination.there(&Order::Has { dir: to.clone() })? {
             return Err(absent(&source.path()));
         }
-        known(destination, &to)?;
+        adopt(destination, &to)?;
         return remove(origin);
     }
     let same = source == target && shared::between(&source.datastore, origin, destination)?;
     if same {
-        return known(destination, &to);
+        return adopt(destination, &to);
     }
     origin.done(&Order::GetDir { dir: from.clone() })?;
     destination.tell(&Order::PutDir { dir: to.clone() })?;
-    let moved = relay(origin, destination)?;
+    let moved = relay(origin, destination, known::most(call, front)?)?;
     destination.is_done()?;
-    if !destination.is_here() {
+    if is_host(destination)? {
         front.make_dir(call, destination, target)?;
     }
-    known(destination, &to)?;
+    adopt(destination, &to)?;
     (front.note)(&format!("{moved} bytes were moved"));
     remove(origin)
 }
 
-/// Tells a host's daemon of the disks that came. The front-end has none.
-fn known(destination: &mut Link, dir: &str) -> Result<()> {
-    if destination.is_here() {
-        Ok(())
-    } else {
-        destination.done(&Order::Adopt { dir: dir.to_owned() })
+/// Tells the daemon of the disks that came, where there is one.
+fn adopt(destination: &mut Link, dir: &str) -> Result<()> {
+    if is_host(destination)? {
+        destination.done(&Order::Adopt { dir: dir.to_owned() })?;
     }
+    Ok(())
 }

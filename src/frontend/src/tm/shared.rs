@@ -9,6 +9,7 @@ use ocivisor_opennebula::tm::place::DatastorePlace;
 
 use super::text;
 use crate::files::Dir;
+use crate::host::{SHARE_MARK, sweep_marks};
 use crate::ssh::Link;
 use crate::wire::Order;
 
@@ -16,7 +17,8 @@ use crate::wire::Order;
 pub(super) fn with_here(place: &DatastorePlace, host: &mut Link) -> Result<bool> {
     let Ok(dir) = Dir::open(&place.path()) else { return Ok(false) };
     let (mark, datastore) = (fresh(), text(&place.path()));
-    let name = format!(".ocivisor-mark-{mark}");
+    let name = format!("{SHARE_MARK}{mark}");
+    sweep_marks(&dir)?;
     dir.replace(&name, b"")?;
     let seen = host.there(&Order::Sees { datastore, mark });
     let gone = dir.unlink(&name);

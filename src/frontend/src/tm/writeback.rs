@@ -10,19 +10,19 @@ use std::path::Path;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::Reference;
 use ocivisor_opennebula::ImageSource;
-use ocivisor_opennebula::tm::Placed;
+use ocivisor_opennebula::tm::{Placed, TmCall};
 
 use super::clone::absent;
-use super::{Front, data_disk, image_datastore, text};
+use super::{Front, data_disk, image_datastore, known, text};
 use crate::Depot;
-use crate::files::sparse::{self, NewFile};
+use crate::files::sparse::{self, Bounded, NewFile};
 use crate::files::{Dir, garbled};
 use crate::manifest;
 use crate::ssh::Link;
 use crate::wire::{self, Order};
 
 /// `mvds`.
-pub(super) fn back(placed: &Placed, front: &mut Front<'_>) -> Result<()> {
+pub(super) fn back(call: &TmCall, placed: &Placed, front: &mut Front<'_>) -> Result<()> {
     let mut host = front.reach(&placed.disk.machine)?;
     let path = text(&placed.disk.what.path());
     if host.disk(&Order::Look { disk: path.clone() })?.is_none() {
@@ -35,7 +35,8 @@ pub(super) fn back(placed: &Placed, front: &mut Front<'_>) -> Result<()> {
         };
     }
     if !is_one_file(placed)? {
-        fetch(placed, &mut host)?;
+        let most = known::most(call, front)?;
+        fetch(placed, &placed.source, most, &mut host)?;
     }
     let (base, name) = receipt(placed)?;
     base.replace(&name, whose(placed).as_bytes())?;
@@ -43,17 +44,25 @@ pub(super) fn back(placed: &Placed, front: &mut Front<'_>) -> Result<()> {
 }
 
 /// `cpds`.
-pub(super) fn save_as(placed: &Placed, snapshot: Option<u32>, front: &mut Front<'_>) -> Result<()> {
+pub(super) fn save_as(
+    call: &TmCall,
+    placed: &Placed,
+    snapshot: Option<u32>,
+    front: &mut Front<'_>,
+) -> Result<()> {
     if snapshot.is_some() {
         let what = "snapshots of disks cannot be saved as images yet";
         return Err(Error::new(ErrorKind::Unsupported, what).hint("save the disk as it is"));
     }
+    // The image is a new one; what the disk lies on is known by the one that it was made of.
+    let own = known::disk(call, &placed.disk.what, front)?.source;
+    let most = known::most(call, front)?;
     let mut host = front.reach(&placed.disk.machine)?;
-    fetch(placed, &mut host)
+    fetch(placed, own.as_ref().unwrap_or(&placed.source), most, &mut host)
 }
 
-/// Has the disk in the image.
-fn fetch(placed: &Placed, host: &mut Link) -> Result<()> {
+/// Has the disk in the image, which may have that many bytes. It was made of the image at `own`.
+fn fetch(placed: &Placed, own: &ImageSource, most: u64, host: &mut Link) -> Result<()> {
     let disk = text(&placed.disk.what.path());
     let facts = host.disk(&Order::GetDisk { disk })?;
     let facts = facts.ok_or_else(|| absent(&placed.disk.what.path()))?;
@@ -63,12 +72,15 @@ fn fetch(placed: &Placed, host: &mut Link) -> Result<()> {
     };
     match (&placed.source, manifest) {
         (ImageSource::Container { image, .. }, Some(bytes)) => {
-            into_image(placed, *image, &bytes, host)
+            // Both images are in one datastore: layers are looked for where the disk is to be.
+            let images = placed.disk.what.dir.datastore.beside(placed.datastore);
+            known::lies_on(Some(own), &manifest::image_of(&bytes)?, &images)?;
+            into_image(placed, *image, &bytes, most, host)
         }
         (ImageSource::File(_), None) => {
             let (dir, name) = data_disk(placed)?;
             let path = dir.path().join(&name);
-            dir.publish(&name, |file| take(host, file, &path))
+            dir.publish(&name, |file| take(host, file, &path, most))
         }
         (ImageSource::Container { .. }, None) => Err(garbled("a root disk without a manifest")),
         (ImageSource::File(_), Some(_)) => {
@@ -77,11 +89,13 @@ fn fetch(placed: &Placed, host: &mut Link) -> Result<()> {
     }
 }
 
-fn take(host: &mut Link, file: &File, path: &Path) -> Result<()> {
-    host.read(|from| sparse::receive(from, &mut NewFile { file, path })).map(|_| ())
+fn take(host: &mut Link, file: &File, path: &Path, mut most: u64) -> Result<()> {
+    let largest = most;
+    let mut bounded = Bounded { to: NewFile { file, path }, left: &mut most, largest };
+    host.read(|from| sparse::receive(from, &mut bounded)).map(|_| ())
 }
 
-fn into_image(placed: &Placed, image: u32, bytes: &[u8], host: &mut Link) -> Result<()> {
+fn into_image(placed: &Placed, image: u32, bytes: &[u8], most: u64, host: &mut Link) -> Result<()> {
     let base = image_datastore(placed);
     let depot = Depot::open(&base)?;
     let held = depot.lock(image)?;
@@ -96,7 +110,7 @@ fn into_image(placed: &Placed, image: u32, bytes: &[u8], host: &mut Link) -> Res
         ));
     }
     let disk = depot.new_disk(&held)?;
-    take(host, disk.file(), &depot.disk_path(image))?;
+    take(host, disk.file(), &depot.disk_path(image), most)?;
     // A manifest without a disk is nothing, and both kinds of disks fit to either.
     Dir::open(&base)?.make("disks", 0o750)?.replace(&format!("{image}.json"), bytes)?;
     let path = depot.disk_path(image);

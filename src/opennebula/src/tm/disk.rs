@@ -4,6 +4,7 @@
 use ocivisor_core::error::Error;
 
 use super::megabytes;
+use crate::source::ImageSource;
 use crate::xml::{self, Element};
 use crate::{decimal, invalid};
 
@@ -18,6 +19,8 @@ pub struct KnownDisk {
     pub format: Option<String>,
     /// `FS` of a volatile disk.
     pub fs: Option<String>,
+    /// `SOURCE` of its image, if it has one of ours.
+    pub source: Option<ImageSource>,
 }
 
 /// The disk of that number.
@@ -41,7 +44,26 @@ pub fn known_disk(answer: &[u8], disk: u32) -> Result<KnownDisk, Error> {
         original_size: size("ORIGINAL_SIZE")?,
         format: text("DRIVER")?.or(text("FORMAT")?),
         fs: text("FS")?,
+        source: found.value("SOURCE")?.and_then(|source| source.parse().ok()),
     })
+}
+
+/// Bytes that the disks of a VM may have together, and its memory, in case that was saved beside them.
+///
+/// # Errors
+/// Not XML within bounds, no VM, or a size that is none.
+pub fn sizes(answer: &[u8]) -> Result<u64, Error> {
+    let root = xml::read(answer)?;
+    let Some(template) = root.only("TEMPLATE")? else {
+        return Err(invalid("oned knows no such VM".to_owned()));
+    };
+    let mut sum = template.value("MEMORY")?.map(megabytes).transpose()?.unwrap_or_default();
+    for disk in template.all("DISK") {
+        let size =
+            |name| Ok::<_, Error>(disk.value(name)?.map(megabytes).transpose()?.unwrap_or(0));
+        sum = sum.saturating_add(size("SIZE")?.max(size("ORIGINAL_SIZE")?));
+    }
+    Ok(sum)
 }
 
 /// `STATE` of a VM that is gone.
@@ -96,12 +118,14 @@ mod tests {
     #[test]
     fn sizes_and_formats_are_read_of_the_disk_asked_for() {
         let xml = b"<VM><TEMPLATE><DISK><DISK_ID>0</DISK_ID><SIZE>1</SIZE></DISK><DISK><DISK_ID>2</DISK_ID>\
-            <SIZE><![CDATA[512]]></SIZE><ORIGINAL_SIZE>200</ORIGINAL_SIZE><FORMAT>QCOW2</FORMAT><FS/></DISK>\
-            </TEMPLATE></VM>";
+            <SIZE><![CDATA[512]]></SIZE><ORIGINAL_SIZE>200</ORIGINAL_SIZE><FORMAT>QCOW2</FORMAT><FS/>\
+            <SOURCE>ocivisor:7</SOURCE></DISK><MEMORY>64</MEMORY></TEMPLATE></VM>";
+        assert_eq!(sizes(xml).unwrap(), (1 + 512 + 64) << 20);
         let disk = known_disk(xml, 2).unwrap();
         let mb = |n: u64| Some(n << 20);
         assert_eq!((disk.size, disk.original_size), (mb(512), mb(200)));
         assert_eq!((disk.format.as_deref(), disk.fs), (Some("qcow2"), None));
+        assert_eq!(disk.source.unwrap().to_string(), "ocivisor:7");
         assert!(known_disk(xml, 1).is_err());
         assert!(
             known_disk(

@@ -371,7 +371,8 @@ pub(crate) fn files_below(dir: &Path, root: &Path, found: &mut Vec<String>) {
         let name = entry.file_name();
         // Of a datastore: whose it is, and a directory for what is on its way, which is seen if it holds anything.
         let kept = ["ocivisord.sock", "skeleton", ".monitor", ".ocivisor.lock"];
-        if kept.iter().any(|kept| name == *kept) {
+        let locks = dir.ends_with(".ocivisor") && path.extension().is_some_and(|e| e == "lock");
+        if locks || kept.iter().any(|kept| name == *kept) {
             continue;
         }
         if name != ".ocivisor" {
