@@ -78,7 +78,9 @@ pub use compress::Compression;
 pub use config::{ImageConfig, ImageUser, Principal};
 pub use df::{DiskUsage, ImageSpace, Space};
 pub use digest::{DiffId, Digest};
-pub use diskimage::{DiskFault, DiskFormat, DiskOptions, foreign as foreign_disk};
+pub use diskimage::{
+    BackingName, DiskFault, DiskFormat, DiskOptions, Qcow2File, foreign as foreign_disk,
+};
 #[cfg(feature = "fuzzing")]
 pub use diskimage::{fuzz_disk, fuzz_qcow2};
 pub use error::{DocumentFault, Error, Limit, Refusal, Result};

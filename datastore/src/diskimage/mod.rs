@@ -54,6 +54,7 @@ pub(crate) use files::DiskFiles;
 pub(crate) use fs::XATTRS_MAX;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use fuzzing::{fuzz_disk, fuzz_qcow2};
+pub use qcow2::{BackingName, Qcow2File};
 
 /// How the bytes of a disk lie in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,12 +8,16 @@
 //! writing; refcounts are not needed to read, only bounded. What lies behind the end of the file was never
 //! written and reads as zeros, as in QEMU.
 
+mod below;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::device::{self, Device, Disk};
 use super::fault::{DiskFault, Res, View, index};
 use crate::error::escape;
+
+pub use below::{BackingName, Qcow2File};
 
 const MAGIC: u32 = 0x5146_49fb;
 /// QEMU's bound on the table.
@@ -53,7 +57,7 @@ struct Header {
     l1_offset: u64,
     l1_entries: u64,
     method: Method,
-    backing: Option<String>,
+    backing: Option<Vec<u8>>,
     data_file: bool,
 }
 
@@ -163,7 +167,7 @@ impl Header {
     }
 }
 
-fn backing(file: &dyn Device, view: &View<'_>) -> Res<Option<String>> {
+fn backing(file: &dyn Device, view: &View<'_>) -> Res<Option<Vec<u8>>> {
     let (at, len) = (view.be64(8)?, view.be32(16)?.into());
     if at == 0 {
         return Ok(None);
@@ -172,8 +176,7 @@ fn backing(file: &dyn Device, view: &View<'_>) -> Res<Option<String>> {
         let what = "bytes of the qcow2 backing file name";
         return Err(DiskFault::TooLarge { what, value: len, max: NAME_MAX });
     }
-    let name = device::bytes(file, at, index(len), "qcow2 backing file name")?;
-    Ok(Some(escape(&name)))
+    device::bytes(file, at, index(len), "qcow2 backing file name").map(Some)
 }
 
 /// An open image.
@@ -191,7 +194,7 @@ impl Qcow2 {
     pub fn open(file: Disk, beneath: Beneath) -> Res<Self> {
         let header = Header::read(&*file)?;
         if let (Some(name), None) = (&header.backing, &beneath.backing) {
-            return Err(DiskFault::Backing { name: name.clone() });
+            return Err(DiskFault::Backing { name: escape(name) });
         }
         match (header.data_file, &beneath.data) {
             (true, None) => return Err(DiskFault::DataFile),
@@ -360,6 +363,7 @@ impl Recent {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: Vec<u8>) {
     let file: Disk = Rc::new(bytes);
+    drop(Qcow2File::of(&*file));
     let beneath = Beneath { backing: None, data: None };
     if let Ok(disk) = Qcow2::open(file, beneath) {
         let mut buf = [0; 4096];

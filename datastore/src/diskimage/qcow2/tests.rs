@@ -63,6 +63,40 @@ fn below_a_hole_lies_the_backing_file_as_far_as_it_goes() {
     assert_eq!(hole, [[0xcc; 100].to_vec(), vec![0; 412]].concat());
 }
 
+#[test]
+fn what_an_image_names_is_told_and_not_used() {
+    let told = |bytes: Vec<u8>| Qcow2File::of(&bytes);
+    let mut bytes = image();
+    assert_eq!(told(bytes.clone()).unwrap(), Qcow2File { size: 64 * 512, backing: None });
+    bytes[8..16].copy_from_slice(&200u64.to_be_bytes());
+    bytes[16..20].copy_from_slice(&4u32.to_be_bytes());
+    bytes[200..204].copy_from_slice(b"ba\xffe");
+    let backing = |format: Option<&str>| {
+        Some(BackingName { name: b"ba\xffe".to_vec(), format: format.map(Into::into) })
+    };
+    assert_eq!(told(bytes.clone()).unwrap().backing, backing(None));
+    // Behind another extension, which is padded.
+    bytes[104..113].copy_from_slice(b"\x68\x03\xf8\x57\0\0\0\x01x");
+    bytes[120..133].copy_from_slice(b"\xe2\x79\x2a\xca\0\0\0\x05qcow2");
+    assert_eq!(told(bytes.clone()).unwrap().backing, backing(Some("qcow2")));
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = bytes.clone();
+        bytes[at] = byte;
+        told(bytes).unwrap_err().to_string()
+    };
+    assert_eq!(changed(127, 16), "bytes of the qcow2 backing format 16 is above 15");
+    assert!(changed(79, 4).starts_with("it keeps its data in another file"), "a data file");
+    assert_eq!(changed(35, 1), "it is encrypted (qcow2 AES); decrypt it first");
+    assert_eq!(changed(0, 0), "it is no qcow2 image; say raw: if it is a raw disk");
+    // Extensions that lead nowhere end.
+    let mut endless = image();
+    endless[8..16].copy_from_slice(&200u64.to_be_bytes());
+    for at in (104..512).step_by(8) {
+        endless[at..at + 8].copy_from_slice(b"\0\0\0\x01\0\0\0\0");
+    }
+    assert_eq!(told(endless).unwrap().backing.unwrap().format, None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
