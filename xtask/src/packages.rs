@@ -44,7 +44,7 @@ pub const FOR_QUICKSTART: [Package; 4] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 27] = [
+pub const FOR_TESTS: [Package; 28] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -64,6 +64,7 @@ pub const FOR_TESTS: [Package; 27] = [
     tool("openssl", "openssl"),
     tool("losetup", "mount"),
     tool("qemu-img", "qemu-utils"),
+    tool("qemu-storage-daemon", "qemu-system-common"),
     tool("mkfs.xfs", "xfsprogs"),
     tool("mkfs.btrfs", "btrfs-progs"),
     tool("sfdisk", "fdisk"),

@@ -13,6 +13,7 @@ use crate::failure::Failure;
 pub struct DiskOption {
     path: PathBuf,
     format: Option<DiskFormat>,
+    backing: Vec<PathBuf>,
     mount: Option<String>,
     device: Option<DeviceName>,
     make: Option<Filesystem>,
@@ -47,11 +48,16 @@ impl FromStr for DiskOption {
                     disk.format =
                         Some(DiskFormat::from_name(value).ok_or_else(|| none_of("raw, qcow2"))?);
                 }
+                "backing" => disk.backing.push(value.into()),
                 "make" => {
                     disk.make =
                         Some(Filesystem::from_name(value).ok_or_else(|| none_of("ext4, xfs"))?);
                 }
-                _ => return Err(format!("key {key:?} is none of path, target, format, make, ro")),
+                _ => {
+                    return Err(format!(
+                        "key {key:?} is none of path, target, format, backing, make, ro"
+                    ));
+                }
             }
         }
         match () {
@@ -78,6 +84,11 @@ impl DiskOption {
             number,
             path: absolute(&self.path)?.to_string_lossy().into_owned(),
             format: self.format.unwrap_or(DiskFormat::Raw).into(),
+            backing: self
+                .backing
+                .iter()
+                .map(|path| Ok(absolute(path)?.to_string_lossy().into_owned()))
+                .collect::<Result<_, Failure>>()?,
             read_only: self.read_only,
             mount: self.mount.clone(),
             device: self.device.as_ref().map(ToString::to_string),
@@ -98,9 +109,11 @@ mod tests {
         assert_eq!((spec.number, spec.path.as_str(), spec.read_only), (3, "/d/1", false));
         assert_eq!((spec.mount.as_deref(), spec.device.as_deref()), (Some("/data"), Some("vdb")));
         assert_eq!(spec.make, Some(Filesystem::Xfs.into()));
-        let disk: DiskOption = "path=/d/1,format=qcow2,target=vdb,ro".parse().unwrap();
+        let disk: DiskOption =
+            "path=/d/1,format=qcow2,backing=/b,backing=/c,target=vdb,ro".parse().unwrap();
         let spec = disk.to_spec(1, |path| Ok(path.to_owned())).unwrap();
         assert_eq!((spec.format, spec.read_only), (DiskFormat::Qcow2.into(), true));
+        assert_eq!(spec.backing, ["/b", "/c"]);
     }
 
     #[test]
@@ -109,7 +122,10 @@ mod tests {
             ("/d/1", "\"/d/1\" is neither KEY=VALUE nor ro"),
             ("path=/d/1", "no target= is given: a path of the guest, or the name of a device"),
             ("target=/data", "no path= is given"),
-            ("path=/d,target=vdb,size=1", "key \"size\" is none of path, target, format, make, ro"),
+            (
+                "path=/d,target=vdb,size=1",
+                "key \"size\" is none of path, target, format, backing, make, ro",
+            ),
             ("path=/d,target=vdb,format=vmdk", "format: \"vmdk\" is none of raw, qcow2"),
             (
                 "path=/d,target=null",

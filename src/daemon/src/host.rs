@@ -54,7 +54,7 @@ pub struct Host {
     settle: Duration,
     /// Guests that have a task watching them.
     watched: Mutex<HashSet<(VmId, ProcessRef, ProcessRef)>>,
-    watched_displays: Mutex<HashSet<(VmId, ProcessRef)>>,
+    watched_helpers: Mutex<HashSet<(VmId, ProcessRef)>>,
 }
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Host {
             clock: HostClock { boot: crate::faults::boot(boot.trim().to_owned()) },
             settle: Duration::from_millis(config.guests.settle_ms),
             watched: Mutex::default(),
-            watched_displays: Mutex::default(),
+            watched_helpers: Mutex::default(),
             layout,
             images,
             cgroups,
@@ -168,15 +168,15 @@ impl Host {
         watched.remove(&(id.clone(), facts.init, facts.shim));
     }
 
-    /// Notes that a display is being watched, by its first process; false if it was already.
-    pub fn begin_display_watch(&self, id: &VmId, keeper: ProcessRef) -> bool {
-        let mut watched = self.watched_displays.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes that a display, or who serves a disk, is being watched, by its first process; false if it was already.
+    pub fn begin_helper_watch(&self, id: &VmId, keeper: ProcessRef) -> bool {
+        let mut watched = self.watched_helpers.lock().unwrap_or_else(PoisonError::into_inner);
         watched.insert((id.clone(), keeper))
     }
 
     /// Notes that it is no longer.
-    pub fn end_display_watch(&self, id: &VmId, keeper: ProcessRef) {
-        let mut watched = self.watched_displays.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn end_helper_watch(&self, id: &VmId, keeper: ProcessRef) {
+        let mut watched = self.watched_helpers.lock().unwrap_or_else(PoisonError::into_inner);
         watched.remove(&(id.clone(), keeper));
     }
 }

@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::spec::normal_path;
+use ocivisor_core::spec::{DataDisk, normal_path};
 use ocivisor_host::fs::io_error;
 
 use crate::caller::Caller;
@@ -88,6 +88,23 @@ impl PathPolicy {
         }
         let what = format!("path {} leads through more than {MOST} links", path.display());
         Err(Error::new(ErrorKind::Invalid, what))
+    }
+
+    /// The files of a data disk, resolved. Places of backing files that are not there are left out: platforms name where
+    /// an image came from, whether or not the disk stands on it.
+    ///
+    /// # Errors
+    /// As [`Self::resolve_disk`].
+    pub fn resolve_files(&self, caller: Caller, disk: DataDisk) -> Result<DataDisk> {
+        let path = self.resolve_disk(caller, &disk.path)?;
+        let backing =
+            disk.backing.iter().filter_map(|place| match self.resolve_disk(caller, place) {
+                Ok(real) if !real.exists() => None,
+                Err(e) if e.kind == ErrorKind::NotFound => None,
+                other => Some(other),
+            });
+        let backing = backing.collect::<Result<Vec<_>>>()?;
+        Ok(DataDisk { path, backing, ..disk })
     }
 
     fn is_below(&self, real: &Path) -> bool {

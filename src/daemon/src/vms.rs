@@ -5,6 +5,8 @@
 //! others to be denied, to join, or to preempt. Nothing here is lost with a client that hangs up:
 //! every request runs in a task of its own to its recorded intent.
 
+mod losses;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! Notices the end of a guest, of its shim or of its display at once, by pidfds.
+//! Notices the end of a guest, of its shim, of its display or of who serves its disks at once, by pidfds.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use ocivisor_core::ids::VmId;
 use ocivisor_core::state::Record;
 use ocivisor_host::cgroup::Tells;
 use ocivisor_host::process::pidfd;
+use ocivisor_host::storage::DiskServer;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -17,11 +18,15 @@ use crate::vms::{Vms, blocking};
 /// A display that dies as soon as it is made is not made faster than this.
 const SHOW_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often it is tried to note that a disk is lost, a second apart.
+const LOST_PATIENCE: u32 = 600;
+
 /// Watches a guest and its display until it or its shim ends, then has the VM looked at. Watching twice is
 /// fine: the second look finds all as recorded. False: guest or shim is dead already.
 pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
     let Some(facts) = record.guest.clone() else { return true };
     display(vms, record.id());
+    disks(vms, record.id());
     let (Some(init), Some(shim)) = (pidfd(facts.init), pidfd(facts.shim)) else { return false };
     if !vms.host.begin_watch(record.id(), &facts) {
         return true;
@@ -53,16 +58,56 @@ pub fn guest(vms: &Arc<Vms>, record: &Record) -> bool {
 fn display(vms: &Arc<Vms>, id: &VmId) {
     // Without one there is none to be missed, or it could not be made: the periodic comparison tries again.
     let Some((keeper, fd)) = vms.host.guests.display_fd(id) else { return };
-    if !vms.host.begin_display_watch(id, keeper) {
+    if !vms.host.begin_helper_watch(id, keeper) {
         return;
     }
     let (vms, id) = (Arc::clone(vms), id.clone());
     tokio::spawn(async move {
         ended(fd).await;
         tokio::time::sleep(SHOW_AGAIN).await;
-        vms.host.end_display_watch(&id, keeper);
+        vms.host.end_helper_watch(&id, keeper);
         look(&vms, &id).await;
     });
+}
+
+/// Watches who serves the VM's disks. One that ends while its disk is attached has lost it for the guest, which then
+/// only sees errors; the next boot has it anew, and its owner is told until then.
+fn disks(vms: &Arc<Vms>, id: &VmId) {
+    for server in vms.host.storage.disk_servers(id) {
+        if !vms.host.begin_helper_watch(id, server.process) {
+            continue;
+        }
+        let (vms, id) = (Arc::clone(vms), id.clone());
+        tokio::spawn(async move {
+            // One that is gone already is told as well.
+            if let Some(fd) = pidfd(server.process) {
+                ended(fd).await;
+            }
+            tell_lost(&vms, &id, &server).await;
+            vms.host.end_helper_watch(&id, server.process);
+        });
+    }
+}
+
+/// Unless the disk was let go of. An operation under way is waited for: it may be what does that.
+async fn tell_lost(vms: &Arc<Vms>, id: &VmId, server: &DiskServer) {
+    for _ in 0..LOST_PATIENCE {
+        let (host, vm) = (Arc::clone(&vms.host), id.clone());
+        let attached = blocking(move || host.storage.disk_servers(&vm)).await;
+        if !attached.is_ok_and(|all| all.contains(server)) {
+            return;
+        }
+        let (number, path) = (server.number, server.path.display());
+        let loss = format!(
+            "data disk {number} ({path}): its server died, the guest has errors of it until its next boot"
+        );
+        match vms.note_loss(id, &loss).await {
+            Ok(true) => return tracing::error!(vm = %id, "vm {id}: {loss}"),
+            Ok(false) => return,
+            Err(error) => tracing::debug!(vm = %id, "vm {id}: {loss}: not yet noted: {error}"),
+        }
+        tokio::time::sleep(SHOW_AGAIN).await;
+    }
 }
 
 /// Watches a guest that was just made. If it ended in between, the VM is looked at now.

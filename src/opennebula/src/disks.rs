@@ -7,6 +7,7 @@
 //! | `DISK/TARGET`, a path | as `OCI_MOUNT`, as the LXC driver has it |
 //! | neither | mounted at `/media/one-disk.<DISK_ID>`, the LXC driver's place, if there is a filesystem that the host mounts; else a block device |
 //! | `DRIVER`, else `FORMAT` | `raw` or `qcow2` |
+//! | `SOURCE` of a qcow2 image | what the disk may stand on, with its snapshots and its own |
 //! | `READONLY`, a CD-ROM | only read |
 //! | `TYPE = "fs"` (volatile) | formatted at its first boot: `FS`, else ext4 |
 //! | `READ_BYTES_SEC` and its like | bounds on its traffic |
@@ -44,15 +45,34 @@ pub(crate) fn data_disks(
 
 fn data_disk(disk: &Disk, dir: &Path, notes: &mut Notes) -> Result<DataDisk, Error> {
     let read_only = disk.kind == DiskKind::Cdrom || disk.read_only;
+    let (path, format) = (dir.join(format!("disk.{}", disk.id)), format(disk)?);
     Ok(DataDisk {
         number: disk.id,
-        path: dir.join(format!("disk.{}", disk.id)),
-        format: format(disk)?,
+        backing: if format == DiskFormat::Qcow2 { backing(disk, &path) } else { Vec::new() },
+        path,
+        format,
         read_only,
         io: io_limits(disk, notes)?,
         view: view(disk)?,
         make: make(disk, notes).filter(|_| !read_only),
     })
+}
+
+/// Where the stock drivers (`tm/qcow2`, `tm/shared`, `tm/local`) put what a qcow2 disk stands on: the image that it was
+/// cloned from, and snapshots, `<file>.snap/<number>` of either.
+fn backing(disk: &Disk, path: &Path) -> Vec<PathBuf> {
+    let snapshots = |of: &Path| {
+        let mut name = of.as_os_str().to_owned();
+        name.push(".snap");
+        PathBuf::from(name)
+    };
+    let mut places = vec![snapshots(path)];
+    // oned writes `//` here and there; a source that is no path is no file either.
+    if let Some(source) = disk.source.as_deref().and_then(|text| normal_path(Path::new(text))) {
+        places.push(snapshots(&source));
+        places.push(source);
+    }
+    places
 }
 
 fn format(disk: &Disk) -> Result<DiskFormat, Error> {

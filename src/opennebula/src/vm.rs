@@ -93,6 +93,8 @@ pub struct Disk {
     pub read_only: bool,
     /// `SIZE`: MB.
     pub size: Option<String>,
+    /// `SOURCE` of its image, which oned writes; a user's own counts for nothing.
+    pub source: Option<String>,
     /// `DRIVER`, else `FORMAT`: how its content is kept.
     pub format: Option<String>,
     /// `FS`: what a volatile disk is formatted with.
@@ -290,6 +292,7 @@ fn disk(element: &Element) -> Result<Disk, Error> {
         target: keys.remove("TARGET"),
         oci_mount: keys.remove("OCI_MOUNT"),
         size: keys.remove("SIZE"),
+        source: keys.remove("SOURCE").filter(|_| keys.contains_key("IMAGE_ID")),
         throttle: keys.into_iter().filter(|(key, _)| key.contains("_SEC")).collect(),
     })
 }

@@ -213,6 +213,10 @@ fn disks() -> impl Strategy<Value = Vec<DataDisk>> {
         number,
         path: format!("/d/{number}").into(),
         format,
+        backing: match format {
+            DiskFormat::Raw => Vec::new(),
+            DiskFormat::Qcow2 => vec![format!("/d/{number}.snap").into()],
+        },
         read_only,
         io: IoLimits { write_ops, ..IoLimits::default() },
         view,

@@ -441,6 +441,7 @@ fn tools(facts: &Facts) -> Vec<Check> {
         need("e2fsck", "e2fsprogs"),
         may("criu", "suspend and live migration"),
         may("qemu-img", "qcow2 images"),
+        may("qemu-storage-daemon", "qcow2 data disks"),
         may("ovs-vsctl", "Open vSwitch bridges"),
     ]
 }

@@ -149,8 +149,16 @@ pub const VALUE_FILES: [&str; 13] = [
 ];
 
 /// Tools that the checks ask for.
-pub const TOOLS: [&str; 7] =
-    ["mkfs.ext4", "e2fsck", "resize2fs", "criu", "qemu-img", "ovs-vsctl", "nft"];
+pub const TOOLS: [&str; 8] = [
+    "mkfs.ext4",
+    "e2fsck",
+    "resize2fs",
+    "criu",
+    "qemu-img",
+    "qemu-storage-daemon",
+    "ovs-vsctl",
+    "nft",
+];
 
 /// Programs of ours that the daemon starts.
 pub const PROGRAMS: [&str; 5] =

@@ -12,6 +12,8 @@ use super::{IoLimits, normal_path};
 
 /// Most disks of a VM beside its root disk.
 const MOST: usize = 64;
+/// Most places of backing files of a disk.
+const MOST_BACKING: usize = 16;
 
 /// A disk beside the root disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct DataDisk {
     pub path: PathBuf,
     /// How its content is kept in the file.
     pub format: DiskFormat,
+    /// Files, and directories of files, that a qcow2 file may stand on. What else it names is refused.
+    pub backing: Vec<PathBuf>,
     /// Whether the guest may only read it. A disk that is only read may be that of several VMs.
     pub read_only: bool,
     /// How fast it may be read and written.
@@ -183,6 +187,7 @@ pub(super) fn check(disks: &[DataDisk], root: &Path) -> Result<(), String> {
                 disk.path
             ));
         }
+        check_backing(disk).map_err(|why| format!("data disk {number}: {why}"))?;
         disk.io.check().map_err(|why| format!("data disk {number}: {why}"))?;
         if disk.make.is_some() && disk.read_only {
             return Err(format!(
@@ -203,6 +208,20 @@ pub(super) fn check(disks: &[DataDisk], root: &Path) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check_backing(disk: &DataDisk) -> Result<(), String> {
+    let all = &disk.backing;
+    if all.len() > MOST_BACKING {
+        return Err(format!("{} places of backing files, at most {MOST_BACKING}", all.len()));
+    }
+    if !all.is_empty() && disk.format != DiskFormat::Qcow2 {
+        return Err("backing files are named for a disk that is not qcow2".to_owned());
+    }
+    match all.iter().find(|path| !is_normal(path)) {
+        Some(path) => Err(format!("backing file {path:?} is not absolute and normal")),
+        None => Ok(()),
+    }
 }
 
 /// As text: paths that name the same compare as equal.
@@ -232,6 +251,7 @@ mod tests {
             number,
             path: path.into(),
             format: DiskFormat::Raw,
+            backing: Vec::new(),
             read_only: false,
             io,
             view,
@@ -303,6 +323,15 @@ mod tests {
         refused(&[only_read], "only read");
         let io = IoLimits { read_ops: Some(0), ..IoLimits::default() };
         refused(&[DataDisk { io, ..disk(1, "/d/1", at("/a")) }], "traffic");
+        let beneath = |format, paths: &[&str]| DataDisk {
+            format,
+            backing: paths.iter().map(PathBuf::from).collect(),
+            ..disk(1, "/d/1", at("/a"))
+        };
+        refused(&[beneath(DiskFormat::Raw, &["/b"])], "not qcow2");
+        refused(&[beneath(DiskFormat::Qcow2, &["/b", "b"])], "not absolute and normal");
+        refused(&[beneath(DiskFormat::Qcow2, &["/b"; 17])], "at most 16");
+        assert_eq!(check(&[beneath(DiskFormat::Qcow2, &["/b"; 16])], Path::new("/d/0")), Ok(()));
         let many: Vec<DataDisk> =
             (0..65).map(|n| disk(n, &format!("/e/{n}"), at(&format!("/m/{n}")))).collect();
         refused(&many, "at most 64");

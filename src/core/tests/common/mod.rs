@@ -78,6 +78,7 @@ fn data_disk(vm: &str, number: u32) -> DataDisk {
         number,
         path: format!("/disks/{vm}-{number}").into(),
         format: DiskFormat::Raw,
+        backing: Vec::new(),
         read_only: number == 2,
         io: IoLimits { read_ops: Some(10), ..IoLimits::default() },
         view: View::Mount(format!("/data/{number}").into()),

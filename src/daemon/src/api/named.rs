@@ -27,8 +27,8 @@ impl Daemon {
     pub(super) async fn resolve_spec(&self, caller: &Extensions, spec: &mut VmSpec) -> Result<()> {
         spec.root.path = self.resolve(caller, spec.root.path.clone()).await?;
         for disk in &mut spec.disks {
-            let (caller, paths, path) = (Caller::of(caller), self.paths.clone(), disk.path.clone());
-            disk.path = blocking(move || paths.resolve_disk(caller, &path)).await??;
+            let (caller, paths, wish) = (Caller::of(caller), self.paths.clone(), disk.clone());
+            *disk = blocking(move || paths.resolve_files(caller, wish)).await??;
         }
         self.resolve_context(caller, &mut spec.context).await
     }

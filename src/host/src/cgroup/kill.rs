@@ -49,6 +49,17 @@ pub(super) fn kill_all(group: &Path) -> Result<()> {
     }
 }
 
+/// Asks all in the group to end, and waits until they have or the time is over.
+pub(super) fn ask_all(group: &Path, deadline: Instant) -> Result<()> {
+    let fds: Vec<OwnedFd> = processes(group)?.into_iter().filter_map(open).collect();
+    for fd in &fds {
+        // It ended meanwhile, or is not ours to ask: killing tells.
+        let _ = pidfd_send_signal(fd, Signal::TERM);
+    }
+    fds.iter().for_each(|fd| wait_ended(fd, deadline));
+    Ok(())
+}
+
 /// Thaws the group and all below; absent is fine.
 pub(super) fn thaw_all(group: &Path) -> Result<()> {
     subtree(group)?.iter().for_each(|group| thaw(group));

@@ -263,7 +263,25 @@ fn is_lost(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| lost.contains(&errno))
 }
 
-/// Numbers of all devices that are bound.
+/// What a device with a file of no directory had when it was bound, and has as long as it is: a number that no disk
+/// of this boot has twice (`diskseq`, since Linux 5.15). What it is bound to is not asked: that asks the file's
+/// filesystem, here a server that may be dead, or hang and have us hang with it.
+pub(super) fn sequence(number: u32) -> io::Result<Option<u64>> {
+    let dir = Path::new("/sys/block").join(format!("loop{number}"));
+    if !dir.join("loop").exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(dir.join("diskseq"))?;
+    text.trim().parse().map(Some).map_err(io::Error::other)
+}
+
+/// Whether a device is bound to a file of no directory, which is what is served and never what a path leads to.
+fn is_served(number: u32) -> bool {
+    fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"))
+        .is_ok_and(|path| path.trim_end() == "/")
+}
+
+/// Numbers of all devices that are bound to what a path leads to.
 fn bound() -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block")? {
@@ -272,7 +290,7 @@ fn bound() -> io::Result<Vec<u32>> {
         let number = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok());
         let Some(number) = number else { continue };
         // Only bound devices have this; it spares opening the others.
-        if entry.path().join("loop").exists() {
+        if entry.path().join("loop").exists() && !is_served(number) {
             found.push(number);
         }
     }
@@ -301,6 +319,10 @@ impl Bound {
 
 /// The device, if it is bound.
 pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
+    if is_served(number) {
+        let read_only = fs::read_to_string(format!("/sys/block/loop{number}/ro"))?.trim() == "1";
+        return Ok(Some(Bound { read_only, most: 0, over: 0, name: [0; 64] }));
+    }
     let status = open(number).and_then(|device| sys::loop_status(&device));
     match status {
         Ok(info) => Ok(Some(Bound {
@@ -316,7 +338,7 @@ pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
     }
 }
 
-/// All devices that are bound, with their numbers.
+/// All devices that are bound to what a path leads to, with their numbers.
 #[cfg(test)]
 pub(super) fn all() -> io::Result<Vec<(u32, Bound)>> {
     let with_number = |number| Ok(look(number)?.map(|bound| (number, bound)));

@@ -58,7 +58,7 @@ use rustix::fs::{
 
 pub use self::disk::{MIN_DISK_SIZE, NewDisk};
 pub(crate) use self::disks::given;
-pub use self::disks::{Checks, ForGuest, TenantFilesystems};
+pub use self::disks::{Checks, DiskServer, ForGuest, TenantFilesystems};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
 pub use self::traffic::{DiskMeter, DiskTraffic, LoopTraffic};
@@ -93,7 +93,7 @@ pub struct HostStorage {
     labels: Labels,
     tenants: TenantFilesystems,
     turns: disks::Turns,
-    /// Whose memory and processors a check of a VM's disks uses.
+    /// Whose memory and processors a check of a VM's disks uses, and where servers of disks live.
     cgroups: Option<HostCgroups>,
     /// Chosen by a test; else the kernel's best.
     way: Option<Way>,
@@ -143,7 +143,8 @@ impl HostStorage {
         Self { tenants, ..self }
     }
 
-    /// The same with these bounds on checks, each of them in the control group of the guest whose disk it is.
+    /// The same with these bounds on checks, each of them in the control group of the guest whose disk it is, and with
+    /// disks that are served.
     #[must_use]
     pub fn with_checks(self, checks: Checks, cgroups: HostCgroups) -> Self {
         Self { turns: disks::Turns::new(checks), cgroups: Some(cgroups), ..self }
@@ -314,6 +315,9 @@ impl Storage for HostStorage {
             if ours.any(|p| mount.point.starts_with(p)) {
                 found.insert(id);
             }
+        }
+        if let Some(cgroups) = &self.cgroups {
+            found.extend(cgroups.observe_disk_servers()?);
         }
         found.extend(self.vms_with_run_dir().into_iter().filter(|id| {
             let places = self.places(id);

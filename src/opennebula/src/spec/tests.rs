@@ -178,6 +178,20 @@ fn disks_beside_the_root_disk_are_given() {
     let (shared, _) =
         data("<TYPE>FILE</TYPE><READONLY>YES</READONLY><DRIVER>qcow2</DRIVER>").unwrap();
     assert_eq!((shared.read_only, shared.format), (true, DiskFormat::Qcow2));
+    let own = shared.path.with_extension(format!("{}.snap", shared.number));
+    assert_eq!(shared.backing, std::slice::from_ref(&own));
+    // Of an image alone is the source oned's word.
+    let source = "<DRIVER>qcow2</DRIVER><SOURCE>/var/lib/one//datastores/1/abc</SOURCE>";
+    assert_eq!(data(source).unwrap().0.backing, std::slice::from_ref(&own));
+    let (of_image, _) = data(&format!("{source}<IMAGE_ID>3</IMAGE_ID>")).unwrap();
+    let image = |end: &str| PathBuf::from(format!("/var/lib/one/datastores/1/abc{end}"));
+    assert_eq!(of_image.backing, [own.clone(), image(".snap"), image("")]);
+    for odd in ["one/one-3", "../x", ""] {
+        let disk = format!("<DRIVER>qcow2</DRIVER><SOURCE>{odd}</SOURCE><IMAGE_ID>3</IMAGE_ID>");
+        assert_eq!(data(&disk).unwrap().0.backing, std::slice::from_ref(&own), "{odd}");
+    }
+    let (raw, _) = data("<SOURCE>/a</SOURCE><IMAGE_ID>3</IMAGE_ID>").unwrap();
+    assert_eq!(raw.backing, Vec::<PathBuf>::new());
     assert_eq!(shared.view, either("disk7"));
     let (limited, _) = data("<TYPE>RBD</TYPE><READ_IOPS_SEC>10</READ_IOPS_SEC>").unwrap();
     assert_eq!(limited.io.read_ops, Some(10));

@@ -20,6 +20,9 @@ pub struct DataDiskV1 {
     /// How the content is kept in a file; else `raw`.
     #[serde(default)]
     pub format: DiskFormatV1,
+    /// Absolute paths of files, and of directories of files, that a qcow2 file may stand on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<String>,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
@@ -111,6 +114,7 @@ impl Fields<'_> {
             number: disk.number,
             path: PathBuf::from(&disk.path),
             format: disk.format.into(),
+            backing: disk.backing.iter().map(PathBuf::from).collect(),
             read_only: disk.read_only,
             io: disk.io.into(),
             view,
@@ -125,6 +129,7 @@ impl From<&DataDisk> for DataDiskV1 {
             number: disk.number,
             path: disk.path.to_string_lossy().into_owned(),
             format: disk.format.into(),
+            backing: disk.backing.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
             read_only: disk.read_only,
             mount: disk.view.mount().map(|at| at.to_string_lossy().into_owned()),
             device: disk.view.device().map(ToString::to_string),

@@ -71,6 +71,7 @@ fn data_disks() -> Vec<DataDisk> {
         number,
         path: format!("/var/lib/one/datastores/0/42/disk.{number}").into(),
         format: DiskFormat::Raw,
+        backing: Vec::new(),
         read_only: false,
         io: IoLimits::default(),
         view,
@@ -83,7 +84,14 @@ fn data_disks() -> Vec<DataDisk> {
             make: Some(Filesystem::Ext4),
             ..disk(1, View::Mount("/srv/data".into()))
         },
-        DataDisk { format: DiskFormat::Qcow2, ..disk(2, View::Device(vdb)) },
+        DataDisk {
+            format: DiskFormat::Qcow2,
+            backing: vec![
+                "/var/lib/one/datastores/0/42/disk.2.snap".into(),
+                "/var/lib/one/datastores/1/f00".into(),
+            ],
+            ..disk(2, View::Device(vdb))
+        },
         DataDisk { read_only: true, ..disk(4, View::Either("/media/cd".into(), hda)) },
     ]
 }

@@ -28,6 +28,7 @@ mod content;
 mod filesystem;
 mod hold;
 mod make;
+mod qcow2;
 mod record;
 mod tools;
 
@@ -45,6 +46,8 @@ use rustix::fs::{major, minor, syncfs};
 
 use self::claim::Claim;
 use self::content::Content;
+pub use self::qcow2::DiskServer;
+use self::qcow2::Served;
 use self::record::{Attached, Attachments, Shown};
 pub use self::tools::Checks;
 use self::tools::Tools;
@@ -122,6 +125,7 @@ pub(crate) fn given(run: &VmRun) -> Vec<ForGuest> {
 struct Ready<'a> {
     wish: &'a DataDisk,
     claim: Claim,
+    served: Option<Served>,
     /// Bound until a mount or a second device holds it.
     looped: Option<LoopDevice>,
     shown: Shown,
@@ -152,7 +156,7 @@ impl HostStorage {
         let groups = self.cgroups.as_ref().map(|groups| groups.guest_procs(id));
         let memory = spec.resources.memory;
         let tools = Tools::new(&self.turns, groups.unwrap_or_default(), memory, give_up)?;
-        self.build_disks(&vm, &places, wishes, ids, &tools).map_err(|error| {
+        self.build_disks(id, &vm, &places, wishes, ids, &tools).map_err(|error| {
             match self.detach_disks(id) {
                 Ok(()) => error,
                 Err(left) => error.hint(format!("and clearing up failed: {left}")),
@@ -162,6 +166,7 @@ impl HostStorage {
 
     fn build_disks(
         &self,
+        id: &VmId,
         vm: &VmPlaces,
         places: &Places,
         wishes: &[DataDisk],
@@ -169,8 +174,8 @@ impl HostStorage {
         tools: &Tools<'_>,
     ) -> Result<Vec<GivenDisk>> {
         let label = self.labels.files(ids)?;
-        let ready = wishes.iter().map(|wish| self.prepare(wish, tools));
-        let ready = ready.collect::<Result<Vec<_>>>()?;
+        let prepare = |wish| self.prepare(id, wish, ids, tools);
+        let ready = wishes.iter().map(prepare).collect::<Result<Vec<_>>>()?;
         let disks = ready.iter().map(Ready::record).collect::<Result<Vec<_>>>()?;
         let mut attachments = Attachments { id_base: ids.base, disks };
         ensure_dir(&vm.dir, false)?;
@@ -206,14 +211,20 @@ impl HostStorage {
     }
 
     /// Opens and claims a disk, sees what is in it and decides how the guest gets it.
-    fn prepare<'a>(&self, wish: &'a DataDisk, tools: &Tools<'_>) -> Result<Ready<'a>> {
-        if wish.format == DiskFormat::Qcow2 {
-            let what = format!("data disk {}: qcow2 is not attached yet", wish.number);
-            let hint =
-                format!("convert it: qemu-img convert -O raw {0} {0}.raw", wish.path.display());
-            return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
-        }
+    fn prepare<'a>(
+        &self,
+        id: &VmId,
+        wish: &'a DataDisk,
+        ids: IdRange,
+        tools: &Tools<'_>,
+    ) -> Result<Ready<'a>> {
         let claim = claim::open(wish)?;
+        let served = match wish.format {
+            DiskFormat::Raw => None,
+            DiskFormat::Qcow2 => Some(self.serve(id, wish, &claim, ids)?),
+        };
+        // Of a qcow2 file, what is in it.
+        let file = served.as_ref().map_or(&claim.file, |served| &served.export);
         let looped = match claim.device {
             Some(_) => None,
             None => {
@@ -221,12 +232,12 @@ impl HostStorage {
                 // Tenants' filesystems and partition tables may count in 512 bytes.
                 let how =
                     Binding { sector: 512, read_only: wish.read_only, name, most: 0, stays: false };
-                Some(loopdev::bind(&claim.file, &wish.path, how)?)
+                Some(loopdev::bind(file, &wish.path, how)?)
             }
         };
-        let content = content_of(wish, &claim, looped.as_ref(), tools)?;
+        let content = content_of(wish, (file, claim.device), looped.as_ref(), tools)?;
         let (shown, note) = show(wish, self.unmountable(content))?;
-        let mut ready = Ready { wish, claim, looped, shown, content, note };
+        let mut ready = Ready { wish, claim, served, looped, shown, content, note };
         if matches!(ready.shown, Shown::Mount(_)) && self.tenants != TenantFilesystems::Never {
             filesystem::is_plain(&ready)?;
         }
@@ -264,9 +275,15 @@ impl HostStorage {
         let vm = self.places(id);
         let places = Places::of(&vm.dir);
         if !places.exist() {
-            return Ok(());
+            return self.end_servers(id);
         }
+        let _bounded = self.bounded(id);
         let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
+        // What such a one had not written is lost, and is not there to be waited for.
+        let lost: Vec<&Attached> = attached.iter().filter(|disk| disk.is_lost()).collect();
+        lost.iter().for_each(|disk| {
+            tracing::error!(vm = %id, disk = %disk.path.display(), "its server died; what was not written is lost");
+        });
         let mut synced = Ok(());
         for mount in mounts::below(&places.mounts)? {
             // An error of writing back is seen here; unmounting would swallow it.
@@ -274,10 +291,14 @@ impl HostStorage {
                 syncfs(dir)
                     .map_err(|e| io_error("write back disk mounted at", &mount.point, &e.into()))
             });
-            synced = synced.and(done);
+            let is_lost = |disk: &&Attached| mount.point.ends_with(disk.number.to_string());
+            if !lost.iter().any(is_lost) {
+                synced = synced.and(done);
+            }
         }
         for disk in &attached {
-            synced = synced.and(disk.let_go());
+            let done = disk.let_go();
+            synced = synced.and(if disk.is_lost() { Ok(()) } else { done });
         }
         // On a slow disk all of that takes long; what comes now does not.
         let deadline = Instant::now() + PATIENCE;
@@ -290,6 +311,7 @@ impl HostStorage {
             gone = gone.and(detach(disk, &places, deadline));
         }
         gone?;
+        self.end_servers(id)?;
         drop_file(&places.record)?;
         for dir in [&places.mounts, &places.nodes] {
             mounts::remove_mount_points(dir).map_err(|e| io_error("remove", dir, &e))?;
@@ -317,6 +339,7 @@ fn are_whole(places: &Places, found: &Attachments, wishes: &[DataDisk]) -> bool 
         && found.disks.iter().zip(wishes).all(|(disk, wish)| {
             disk.is_of(wish)
                 && disk.is_bound()
+                && !disk.is_lost()
                 && match &disk.shown {
                     Shown::Mount(_) => once(&places.mounts.join(disk.number.to_string())),
                     Shown::Device(name) => {
@@ -342,17 +365,17 @@ fn detach(disk: &Attached, places: &Places, deadline: Instant) -> Result<()> {
 /// What a disk holds, after a filesystem was made in it if that is wished for and it was empty.
 fn content_of(
     wish: &DataDisk,
-    claim: &Claim,
+    (file, device): (&fs::File, Option<u64>),
     looped: Option<&LoopDevice>,
     tools: &Tools<'_>,
 ) -> Result<Content> {
-    let disk = looped.map_or(&claim.file, LoopDevice::file);
+    let disk = looped.map_or(file, LoopDevice::file);
     let read = || Content::of(disk).map_err(|e| wish.failed("read", &e));
     let content = read()?;
     let Some(kind) = wish.make else { return Ok(content) };
     let made = match content {
         Content::HalfMade => make::make(kind, disk, tools),
-        Content::Empty => match make::is_empty(&claim.file, claim.device.is_some(), tools) {
+        Content::Empty => match make::is_empty(file, device.is_some(), tools) {
             Ok(true) => make::make(kind, disk, tools),
             Ok(false) => return Ok(Content::Unknown),
             Err(e) => Err(e),
@@ -386,10 +409,13 @@ fn show(wish: &DataDisk, why: Option<(ErrorKind, String)>) -> Result<(Shown, Opt
 impl Ready<'_> {
     fn record(&self) -> Result<Attached> {
         let device = self.number().map_err(|e| self.wish.failed("look at", &e))?;
+        let server = self.served.as_ref().zip(self.looped.as_ref());
+        let server = server.map(|(served, device)| served.record(device));
         Ok(Attached {
             number: self.wish.number,
             path: self.wish.path.clone(),
             file: self.claim.id,
+            server: server.transpose().map_err(|e| self.wish.failed("look at", &e))?,
             read_only: self.wish.read_only,
             loop_number: self.looped.as_ref().map(|device| device.number),
             holder: None,

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ports::{BlockDevice, GivenDisk};
-use ocivisor_core::spec::{DataDisk, View};
+use ocivisor_core::spec::{DataDisk, DiskFormat, View};
+use ocivisor_core::state::ProcessRef;
 use serde::{Deserialize, Serialize};
 
 use super::super::loopdev::{self, FileId};
 use super::claim::resolved;
 use super::hold;
 use crate::fs::{io_error, read_bounded, replace};
+use crate::process;
 
 /// All of a VM.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +29,9 @@ pub(super) struct Attached {
     pub(super) path: PathBuf,
     pub(super) file: FileId,
     pub(super) read_only: bool,
+    /// Who serves it; a raw disk has nobody.
+    #[serde(default)]
+    pub(super) server: Option<Server>,
     /// Ours; a block device has none.
     pub(super) loop_number: Option<u32>,
     /// Of the loop device that holds it, if one does or is about to.
@@ -37,6 +42,26 @@ pub(super) struct Attached {
     /// What was asked for: mount point, device.
     pub(super) wish: (Option<PathBuf>, Option<String>),
     pub(super) note: Option<String>,
+}
+
+/// Who serves a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Server {
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    /// Of the loop device that is bound to what it serves, see [`loopdev::sequence`].
+    pub(super) sequence: u64,
+}
+
+impl Server {
+    /// Whether this loop device has what it serves.
+    fn is_behind(self, number: u32) -> bool {
+        loopdev::sequence(number).is_ok_and(|found| found == Some(self.sequence))
+    }
+
+    pub(super) fn process(self) -> ProcessRef {
+        ProcessRef { pid: self.pid, start_ticks: self.start_ticks }
+    }
 }
 
 /// How the guest has a disk.
@@ -69,21 +94,32 @@ impl Attached {
         self.number == wish.number
             && self.path == wish.path
             && self.read_only == wish.read_only
+            && self.server.is_some() == (wish.format == DiskFormat::Qcow2)
             && self.wish == asked(&wish.view)
             && fs::metadata(&self.path).is_ok_and(|meta| FileId::of(&meta) == self.file)
     }
 
     /// Whether its loop device has it; a block device has nothing of that kind.
     pub(super) fn is_bound(&self) -> bool {
-        self.loop_number.is_none_or(|number| {
-            loopdev::backing(number)
-                .is_ok_and(|backing| backing == loopdev::Backing::File(self.file))
-        })
+        let Some(number) = self.loop_number else { return true };
+        match self.server {
+            Some(server) => server.is_behind(number),
+            None => loopdev::backing(number)
+                .is_ok_and(|backing| backing == loopdev::Backing::File(self.file)),
+        }
+    }
+
+    /// Whether it was served by a process that is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.server.is_some_and(|server| !process::is_alive(server.process()))
     }
 
     /// Whether a loop device has it, or is just letting go of it.
     pub(super) fn may_be_bound(&self) -> bool {
-        let may = |number| loopdev::backing(number).is_ok_and(|backing| backing.may_be(self.file));
+        let may = |number| match self.server {
+            Some(server) => server.is_behind(number),
+            None => loopdev::backing(number).is_ok_and(|backing| backing.may_be(self.file)),
+        };
         self.loop_number.is_some_and(may)
     }
 

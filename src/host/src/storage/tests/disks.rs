@@ -1,5 +1,7 @@
 //! Data disks on real devices and filesystems.
 
+mod qcow2;
+
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 
@@ -68,7 +70,8 @@ pub(super) const MKFS: [&str; 3] = ["mkfs.ext4", "-q", "-F"];
 pub(super) fn disk(number: u32, path: &Path, view: View) -> DataDisk {
     let io = IoLimits::default();
     let format = DiskFormat::Raw;
-    DataDisk { number, path: path.to_owned(), format, read_only: false, io, view, make: None }
+    let (path, backing) = (path.to_owned(), Vec::new());
+    DataDisk { number, path, format, backing, read_only: false, io, view, make: None }
 }
 
 pub(super) fn only_read(disk: DataDisk) -> DataDisk {
