@@ -3,7 +3,7 @@
 //! | what | from where | for all guests |
 //! |---|---|---|
 //! | processor, memory, pids, pressure | files of the guest's groups, kept open | a read each |
-//! | root disk | /proc/diskstats, by the number of the loop device | one file |
+//! | disks | /proc/diskstats, by the numbers of their devices | one file |
 //! | NICs | netlink, the host's ends by their index | one dump |
 //!
 //! What a guest reads of its image's layers is not among its disk's traffic: they are shared files of
@@ -20,7 +20,7 @@ use ocivisor_core::state::ProcessRef;
 
 use crate::cgroup::{Counters, GroupStats, HostCgroups};
 use crate::network::{HostNetwork, LinkCounters};
-use crate::storage::{DiskMeter, DiskTraffic, HostStorage, LoopTraffic};
+use crate::storage::{DeviceTraffic, DiskMeter, DiskTraffic, HostStorage};
 
 /// A guest to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub struct GuestStats {
     pub id: VmId,
     /// Processor, memory, processes, since it booted.
     pub group: GroupStats,
-    /// Its root disk, since it was attached; `None` if that is a directory, whose traffic nobody counts
-    /// apart.
+    /// Its disks together, since they were attached; `None` if none has a device (a directory's traffic nobody
+    /// counts apart).
     pub disk: Option<DiskTraffic>,
     /// Its NICs, since they were made, in the order of [`Subject::links`]; `None` for one that is not there.
     pub links: Vec<Option<LinkCounters>>,
@@ -72,7 +72,7 @@ pub struct Sampler {
 struct Kept {
     init: ProcessRef,
     counters: Counters,
-    meter: Option<DiskMeter>,
+    meters: Vec<DiskMeter>,
     indexes: Vec<Option<u32>>,
 }
 
@@ -115,7 +115,7 @@ impl Sampler {
         sources: Sources<'_>,
         guests: &[Subject],
     ) -> Result<Vec<GuestStats>> {
-        let disks = LoopTraffic::observe()?;
+        let disks = DeviceTraffic::observe()?;
         let links = match guests.iter().any(|guest| !guest.links.is_empty()) {
             true => sources.network.observe_counters()?,
             false => BTreeMap::new(),
@@ -142,7 +142,7 @@ impl Sampler {
             all.push(GuestStats {
                 id: guest.id.clone(),
                 group,
-                disk: known.meter.map(|meter| disks.of(meter)),
+                disk: disks.of_all(&known.meters),
                 links: known.indexes.iter().map(link).collect(),
             });
             if files + known.counters.files() <= self.most_files {
@@ -168,7 +168,7 @@ fn look_up(sources: Sources<'_>, guest: &Subject) -> Result<Kept> {
     Ok(Kept {
         init: guest.init,
         counters: sources.cgroups.counters(&guest.id)?,
-        meter: sources.storage.disk_meter(&guest.id),
+        meters: sources.storage.disk_meters(&guest.id),
         indexes: sources.network.observe_indexes(names)?,
     })
 }

@@ -28,8 +28,8 @@ pub struct VmStats {
     pub memory: MemoryStats,
     /// Processes and threads.
     pub pids: PidStats,
-    /// Its root disk, since the VM was started; `null` if that is a directory. Reading an image's layers is not
-    /// among it.
+    /// Its disks together, since the VM was started; `null` if none is a block device (a root that is a directory). Reading
+    /// an image's layers is not among it.
     pub disk: Option<DiskStats>,
     /// Its NICs, since the VM was started.
     pub nics: Vec<NicStats>,

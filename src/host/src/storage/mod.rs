@@ -61,7 +61,7 @@ pub(crate) use self::disks::given;
 pub use self::disks::{Checks, DiskServer, ForGuest, TenantFilesystems};
 pub use self::layer::Layers;
 pub use self::manifest::{DiskBackend, DiskConfig, DiskImage, DiskManifest};
-pub use self::traffic::{DiskMeter, DiskTraffic, LoopTraffic};
+pub use self::traffic::{DeviceTraffic, DiskMeter, DiskTraffic};
 pub use self::upper::Upper;
 
 use self::claim::Attachment;

@@ -1,6 +1,6 @@
-//! Traffic of root disks: what their loop devices count.
+//! Traffic of disks: what their block devices count.
 //!
-//! A loop device is the guest's alone while it is attached, so its counters are exact, whatever the layout
+//! A device (a loop device, or a block device of the host as data disk) is the guest's alone while it is attached, so its counters are exact, whatever the layout
 //! of control groups; those of the groups count what arrives at the disks below as well, and v1 does
 //! not know whose pages are written back. The kernel goes on counting when a device's number is used
 //! again, so what it had counted before is written down when a disk is attached.
@@ -30,18 +30,35 @@ pub struct DiskTraffic {
     pub write_ops: u64,
 }
 
+impl DiskTraffic {
+    fn with(self, other: Self) -> Self {
+        Self {
+            read_bytes: self.read_bytes.saturating_add(other.read_bytes),
+            read_ops: self.read_ops.saturating_add(other.read_ops),
+            write_bytes: self.write_bytes.saturating_add(other.write_bytes),
+            write_ops: self.write_ops.saturating_add(other.write_ops),
+        }
+    }
+}
+
+/// Major and minor number of a block device.
+type Device = (u32, u32);
+
+/// Of loop devices (Documentation/admin-guide/devices.txt).
+const LOOP: u32 = 7;
+
 /// The device of a disk, and what it had counted for others before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskMeter {
-    pub(super) number: u32,
+    pub(super) device: Device,
     pub(super) before: DiskTraffic,
 }
 
-/// What all loop devices have counted.
+/// What all block devices have counted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LoopTraffic(BTreeMap<u32, DiskTraffic>);
+pub struct DeviceTraffic(BTreeMap<Device, DiskTraffic>);
 
-impl LoopTraffic {
+impl DeviceTraffic {
     /// Reads /proc/diskstats.
     ///
     /// # Errors
@@ -55,17 +72,21 @@ impl LoopTraffic {
     fn parse(text: &str) -> Self {
         let line = |line: &str| {
             // proc_diskstats(5): major, minor, name; then the columns of the file `stat` in sysfs.
-            let mut words = line.split_ascii_whitespace().skip(2);
-            let number = words.next()?.strip_prefix("loop")?.parse().ok()?;
-            Some((number, columns(words)?))
+            let mut words = line.split_ascii_whitespace();
+            let (major, minor) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(((major, minor), columns(words.skip(1))?))
         };
         Self(text.lines().filter_map(line).collect())
     }
 
-    /// What went through a disk since it was attached.
+    /// What went through disks since each was attached; `None` of none.
     #[must_use]
-    pub fn of(&self, meter: DiskMeter) -> DiskTraffic {
-        let now = self.0.get(&meter.number).copied().unwrap_or_default();
+    pub fn of_all(&self, meters: &[DiskMeter]) -> Option<DiskTraffic> {
+        meters.iter().map(|meter| self.of(*meter)).reduce(DiskTraffic::with)
+    }
+
+    fn of(&self, meter: DiskMeter) -> DiskTraffic {
+        let now = self.0.get(&meter.device).copied().unwrap_or_default();
         let before = meter.before;
         DiskTraffic {
             read_bytes: now.read_bytes.saturating_sub(before.read_bytes),
@@ -88,16 +109,24 @@ fn columns<'a>(words: impl Iterator<Item = &'a str>) -> Option<DiskTraffic> {
 
 /// What a loop device has counted so far; nothing if the kernel does not tell.
 pub(super) fn of_loop(number: u32) -> DiskTraffic {
-    let text = fs::read_to_string(format!("/sys/block/loop{number}/stat")).unwrap_or_default();
+    of_device((LOOP, number))
+}
+
+/// What a block device has counted so far; nothing if the kernel does not tell.
+pub(super) fn of_device((major, minor): Device) -> DiskTraffic {
+    let path = format!("/sys/dev/block/{major}:{minor}/stat");
+    let text = fs::read_to_string(path).unwrap_or_default();
     columns(text.split_ascii_whitespace()).unwrap_or_default()
 }
 
 impl HostStorage {
-    /// Where the traffic of a VM's root disk is counted; `None` if it has none attached, or a directory.
+    /// Where the traffic of a VM's disks is counted: of those that are attached and have a device.
     #[must_use]
-    pub fn disk_meter(&self, id: &VmId) -> Option<DiskMeter> {
-        let attachment = Attachment::load(&self.places(id))?;
-        Some(DiskMeter { number: attachment.loop_number?, before: attachment.counted })
+    pub fn disk_meters(&self, id: &VmId) -> Vec<DiskMeter> {
+        let root = Attachment::load(&self.places(id)).and_then(|root| {
+            Some(DiskMeter { device: (LOOP, root.loop_number?), before: root.counted })
+        });
+        root.into_iter().chain(self.data_disk_meters(id)).collect()
     }
 }
 
@@ -106,14 +135,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disks_traffic_is_what_its_device_counted_since() {
-        let all = LoopTraffic::parse(
+    fn traffic_of_disks_is_what_their_devices_counted_since() {
+        let all = DeviceTraffic::parse(
             " 254       0 vda 1 2 3 4 5 6 7 8 9 10 11 0 0 0 0 0 0\n   \
              7       3 loop3 10 1 80 9 20 2 160 9 0 1 2 0 0 0 0 3 4\n   7       4 loop4 x\n",
         );
         let before =
             DiskTraffic { read_bytes: 512 * 30, read_ops: 4, write_bytes: 0, write_ops: 0 };
-        let traffic = all.of(DiskMeter { number: 3, before });
+        let root = DiskMeter { device: (7, 3), before };
+        let traffic = all.of(root);
         let want = DiskTraffic {
             read_bytes: 512 * 50,
             read_ops: 6,
@@ -121,12 +151,21 @@ mod tests {
             write_ops: 20,
         };
         assert_eq!(traffic, want);
-        let unknown = DiskMeter { number: 9, before: DiskTraffic::default() };
+        let unknown = DiskMeter { device: (7, 9), before: DiskTraffic::default() };
         assert_eq!(all.of(unknown), DiskTraffic::default());
+        let data = DiskMeter { device: (254, 0), before: DiskTraffic::default() };
+        let both = DiskTraffic {
+            read_bytes: 512 * (50 + 3),
+            read_ops: 6 + 1,
+            write_bytes: 512 * (160 + 7),
+            write_ops: 20 + 5,
+        };
+        assert_eq!(all.of_all(&[root, data, unknown]), Some(both));
+        assert_eq!(all.of_all(&[]), None);
     }
 
     #[test]
     fn this_kernel_tells() {
-        LoopTraffic::observe().unwrap();
+        DeviceTraffic::observe().unwrap();
     }
 }

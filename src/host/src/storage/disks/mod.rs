@@ -53,6 +53,7 @@ pub use self::tools::Checks;
 use self::tools::Tools;
 pub(super) use self::tools::Turns;
 use super::loopdev::{self, Binding, LoopDevice};
+use super::traffic::{self, DiskMeter};
 use super::{HostStorage, PATIENCE, VmPlaces, mounts, open_dir, overlay};
 use crate::fs::{drop_file, ensure_dir, io_error};
 use crate::layout::VmRun;
@@ -119,6 +120,15 @@ pub(crate) fn given(run: &VmRun) -> Vec<ForGuest> {
     let mut all: Vec<ForGuest> = attached.into_iter().map(for_guest).collect();
     all.sort_by_key(|disk| disk.at.components().count());
     all
+}
+
+impl HostStorage {
+    /// Where the traffic of a VM's data disks is counted.
+    pub(super) fn data_disk_meters(&self, id: &VmId) -> Vec<DiskMeter> {
+        let places = Places::of(&self.places(id).dir);
+        let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
+        attached.iter().map(Attached::meter).collect()
+    }
 }
 
 /// A disk that was opened, and what becomes of it.
@@ -423,6 +433,7 @@ impl Ready<'_> {
             shown: self.shown.clone(),
             wish: record::asked(&self.wish.view),
             note: self.note.clone(),
+            counted: traffic::of_device((major(device), minor(device))),
         })
     }
 

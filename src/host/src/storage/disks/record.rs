@@ -10,6 +10,7 @@ use ocivisor_core::state::ProcessRef;
 use serde::{Deserialize, Serialize};
 
 use super::super::loopdev::{self, FileId};
+use super::super::traffic::{DiskMeter, DiskTraffic};
 use super::claim::resolved;
 use super::hold;
 use crate::fs::{io_error, read_bounded, replace};
@@ -42,6 +43,9 @@ pub(super) struct Attached {
     /// What was asked for: mount point, device.
     pub(super) wish: (Option<PathBuf>, Option<String>),
     pub(super) note: Option<String>,
+    /// What its device had counted before.
+    #[serde(default)]
+    pub(super) counted: DiskTraffic,
 }
 
 /// Who serves a disk.
@@ -142,6 +146,10 @@ impl Attached {
         let flushed = fs::File::open(&path).and_then(|file| file.sync_all());
         let cleared = loopdev::clear(number);
         flushed.and(cleared).map_err(|e| io_error("write back", &path, &e))
+    }
+
+    pub(super) fn meter(&self) -> DiskMeter {
+        DiskMeter { device: self.device, before: self.counted }
     }
 
     pub(super) fn block_device(&self) -> BlockDevice {
