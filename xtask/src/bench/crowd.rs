@@ -149,7 +149,7 @@ fn debian_cache(places: &Places) -> PathBuf {
 }
 
 /// A root filesystem with Debian's static busybox.
-fn busybox(places: &Places) -> Result<PathBuf> {
+pub(super) fn busybox(places: &Places) -> Result<PathBuf> {
     let root = places.cache.join("busybox");
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "run"] {
         std::fs::create_dir_all(root.join(dir)).with_context(|| format!("make {dir}"))?;

@@ -6,6 +6,7 @@
 //! says by the wall clock when it began. What each contender does and leaves out is in
 //! `docs/performance.md`.
 
+mod agent;
 mod commit;
 mod container;
 mod crowd;
@@ -42,7 +43,8 @@ pub struct Options {
     /// Only these figures (deploy, deploy-answer, delete, driver-script, memory, list, info,
     /// stats, stats-cpu), or only these contenders beside ours (floor, runc, crun, docker). `image`, with or without
     /// contenders (skopeo, podman, umoci, docker, tar, buildah) or one part (import, commit),
-    /// measures images instead of guests; `crowd` measures 230 guests at once, 30 of them with systemd;
+    /// measures images instead of guests; `crowd` measures 230 guests at once, 30 of them with systemd; `agent` a pass of
+    /// the monitoring agent over 1,000 VMs;
     /// `opennebula`, with or without one way (docker, tarball), measures the way of an image from a registry to a VM
     #[arg(value_name = "NAME")]
     names: Vec<String>,
@@ -106,9 +108,10 @@ pub fn run(options: &Options) -> Result<()> {
     if options.names.first().is_some_and(|name| name == "opennebula") {
         return opennebula::run(options);
     }
-    if options.names == ["crowd"] {
+    if options.names == ["crowd"] || options.names == ["agent"] {
         let what = if options.debug_build { What::Tried } else { What::Optimised };
-        return crowd::run(build(what)?, options.json.as_deref());
+        let run = if options.names == ["crowd"] { crowd::run } else { agent::run };
+        return run(build(what)?, options.json.as_deref());
     }
     let names = Names::new(&options.names)?;
     let contenders: &[Package] = if options.install { &FOR_BENCH } else { &[] };
