@@ -68,7 +68,7 @@ pub async fn find_out(
         (MessageKind::MonitorHost, usage),
         (MessageKind::StateVm, states),
         (MessageKind::MonitorVm, Ok(used)),
-        (MessageKind::ExecVm, Spool::open(&orders.state_dir).and_then(|mut s| Ok(s.tell()?.0))),
+        (MessageKind::ExecVm, Spool::new(&orders.state_dir).tell().map(|told| told.0)),
     ] {
         match found {
             Ok(text) => {
@@ -108,7 +108,8 @@ pub(crate) async fn system(
     configuration: &Configuration,
     looks: &Looks,
 ) -> Result<String> {
-    let places = Places { hypervisor: &orders.hypervisor, version_file: &orders.version_file };
+    let Orders { hypervisor, pci, version_file, .. } = orders;
+    let places = Places { hypervisor, pci, version_file };
     let mut text = host::system(places)?;
     text.append(&host::space(looks, &configuration.datastores).await);
     Ok(text.into_text())

@@ -50,6 +50,8 @@ use ocivisor_opennebula::monitor::Configuration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::host::PciFilter;
+
 /// Most bytes of orders.
 const MOST: u64 = 1 << 20;
 
@@ -66,6 +68,9 @@ pub struct Orders {
     pub state_dir: PathBuf,
     /// What the host calls its hypervisor.
     pub hypervisor: String,
+    /// Which PCI devices of the host are told.
+    #[serde(default)]
+    pub pci: PciFilter,
     /// File of the version of the scripts here.
     pub version_file: PathBuf,
     /// How long a start waits for a daemon that is away, in seconds.

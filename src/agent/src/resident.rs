@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::monitor::{Configuration, MessageKind, States, Told};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Interval, MissedTickBehavior, interval, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, interval, interval_at, timeout};
 
 use crate::looks::Looks;
 use crate::place::Place;
 use crate::seat::Seat;
-use crate::sender::Sender;
+use crate::sender::{self, Sender};
 use crate::spool::Spool;
 use crate::vms::Vms;
 use crate::{Orders, first, host};
@@ -20,6 +20,11 @@ use crate::{Orders, first, host};
 const SEAT: Duration = Duration::from_secs(5);
 /// Between two looks at states: of many guests that begin or end at once not each is worth one.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a look at states may take. With what sending may take it is less than the 30 seconds for which OpenNebula does
+/// not believe states of a VM that it has just started.
+const LOOK: Duration = Duration::from_secs(15);
+const _: () = assert!(LOOK.as_secs() + sender::PATIENCE.as_secs() < 30);
 
 /// Runs the agent whose orders are that file. Once it is the agent, or cannot be because something could not be found out, it
 /// says so, with the document.
@@ -48,6 +53,7 @@ pub async fn run(file: OwnedFd, say: impl FnOnce(std::result::Result<&str, &str>
         port: configuration.port,
         key: configuration.key.clone(),
         last: 0,
+        patience: sender::PATIENCE,
     };
     say(Ok(&found.document()));
     let agent = Agent { orders: &orders, configuration: &configuration, sender };
@@ -153,7 +159,10 @@ impl Agent<'_> {
                 next = vms.next_event().await.ok();
                 due = Told::All;
             }
-            let sent = match vms.states(periods.state_vm).await {
+            // What waited for the daemon and may wait for the monitor would be too old: OpenNebula has started VMs since.
+            let looked = timeout(LOOK, vms.states(periods.state_vm)).await;
+            let late = |_| Err(Error::new(ErrorKind::Timeout, "ocivisord does not answer"));
+            let sent = match looked.unwrap_or_else(late) {
                 Ok(seen) => {
                     let text = states.tell(&seen, began.elapsed(), due);
                     sender.send(MessageKind::StateVm, &Ok(text)).await
@@ -185,16 +194,12 @@ impl Agent<'_> {
     async fn commands(&self) {
         let (mut sender, mut ticks) =
             (self.sender.clone(), every(self.configuration.periods.exec_vm));
-        let mut spool = Spool::open(&self.orders.state_dir);
+        let mut spool = Spool::new(&self.orders.state_dir);
         loop {
             ticks.tick().await;
-            let Ok(open) = &mut spool else {
-                spool = Spool::open(&self.orders.state_dir);
-                continue;
-            };
-            let Ok((text, ends)) = open.tell() else { continue };
+            let Ok((text, ends)) = spool.tell() else { continue };
             if sender.send(MessageKind::ExecVm, &Ok(text)).await.is_ok() {
-                open.told(ends);
+                spool.told(ends);
             }
         }
     }

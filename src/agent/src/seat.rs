@@ -172,6 +172,7 @@ mod tests {
             socket: "/s".into(),
             state_dir: "/d".into(),
             hypervisor: "ocivisor".into(),
+            pci: crate::host::PciFilter::default(),
             version_file: "/v".into(),
             daemon_timeout: 1,
         }

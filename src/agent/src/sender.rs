@@ -1,5 +1,6 @@
 //! Messages on their way: datagrams, and TCP for those that matter or are long.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use tokio::time::timeout;
 
 use crate::now;
 
-/// How long the monitor may take to accept a connection and to read from it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the monitor may take: until its address is known, the connection accepted, and all read from it. What is late is
+/// out of date: states of VMs must not be told much later than they were looked at ([`crate::resident`]).
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// To one monitor. Each task has its own.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub struct Sender {
     pub key: Option<PublicKey>,
     /// Time of the last message: the monitor drops older ones, and clocks are put back at times.
     pub last: u64,
+    /// [`PATIENCE`].
+    pub patience: Duration,
 }
 
 impl Sender {
@@ -83,32 +87,35 @@ impl Sender {
     }
 
     async fn datagram(&self, bytes: &[u8]) -> Result<()> {
-        let to = self.place().await?;
-        let from: SocketAddr = match to {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(from).await.map_err(|e| self.failed(&e))?;
-        socket.send_to(bytes, to).await.map_err(|e| self.failed(&e))?;
-        Ok(())
+        let sent = self.within(async {
+            let to = self.place().await?;
+            let from: SocketAddr = match to {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+            };
+            UdpSocket::bind(from).await?.send_to(bytes, to).await
+        });
+        sent.await.map(drop)
     }
 
     async fn connection(&self, bytes: &[u8]) -> Result<()> {
-        let to = self.place().await?;
-        let sent = async {
-            let mut stream = TcpStream::connect(to).await?;
+        let sent = self.within(async {
+            let mut stream = TcpStream::connect(self.place().await?).await?;
             stream.write_all(bytes).await?;
             stream.shutdown().await
-        };
-        let sent = timeout(PATIENCE, sent).await;
-        sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-            .map_err(|e| self.failed(&e))
+        });
+        sent.await
     }
 
-    async fn place(&self) -> Result<SocketAddr> {
-        let mut found =
-            lookup_host((self.address.as_str(), self.port)).await.map_err(|e| self.failed(&e))?;
-        found.next().ok_or_else(|| self.failed(&"the name has no address"))
+    /// Also if a resolver does not answer.
+    async fn place(&self) -> io::Result<SocketAddr> {
+        let mut found = lookup_host((self.address.as_str(), self.port)).await?;
+        found.next().ok_or_else(|| io::Error::other("the name has no address"))
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = io::Result<T>>) -> Result<T> {
+        let done = timeout(self.patience, work).await;
+        done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|e| self.failed(&e))
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) -> Error {

@@ -100,16 +100,17 @@ impl Entry {
         ProcessRef { pid: self.helper.0, start_ticks: self.helper.1 }
     }
 
+    /// All keys, always: OpenNebula keeps what it was told of the VM's last command of those that are not there.
     fn tell(&self, vm: u32, text: &mut Template) {
-        let (status, code) = (self.status.name(), self.code.map(|code| code.to_string()));
-        let mut pairs: Vec<(&str, &dyn std::fmt::Display)> = vec![("ID", &vm), ("STATUS", &status)];
-        if let Some(code) = &code {
-            pairs.push(("RETURN_CODE", code));
-        }
-        if self.status != Status::Executing {
-            pairs.extend([("STDOUT", &self.stdout as _), ("STDERR", &self.stderr as _)]);
-        }
-        pairs.push(("PID", &self.helper.0));
+        let code = self.code.map_or_else(String::new, |code| code.to_string());
+        let pairs: [(&str, &dyn std::fmt::Display); 6] = [
+            ("ID", &vm),
+            ("STATUS", &self.status.name()),
+            ("RETURN_CODE", &code),
+            ("STDOUT", &self.stdout),
+            ("STDERR", &self.stderr),
+            ("PID", &self.helper.0),
+        ];
         text.vector("VM", &pairs);
     }
 }
@@ -117,9 +118,13 @@ impl Entry {
 /// All of them.
 #[derive(Debug)]
 pub struct Spool {
-    place: Place,
+    state_dir: PathBuf,
     /// Ends that the monitor took.
     taken: BTreeMap<u32, u64>,
+}
+
+fn open(state_dir: &Path) -> Result<Place> {
+    Place::open(state_dir)?.below("exec")
 }
 
 /// What a helper is to have run. It is in the lock's file until the helper has read it.
@@ -153,16 +158,17 @@ impl Slot {
     /// # Errors
     /// The host's.
     pub fn take(state_dir: &Path, vm: OneId) -> Result<Option<Self>> {
-        let place = Place::open(state_dir)?.below("exec")?;
+        let place = open(state_dir)?;
         let (vm, lock) = (vm.number(), place.lock(&format!("{vm}.lock"))?);
         Ok(lock.map(|lock| Self { place, vm, lock }))
     }
 
-    /// Hands it on, with what is to be run: the open file, lock and all.
+    /// Hands it on, with what is to be run: the open file, lock and all. Of the command before nothing is told any more.
     ///
     /// # Errors
     /// The host's.
     pub fn hand_on(mut self, command: &Command) -> Result<OwnedFd> {
+        self.place.remove(&format!("{}.json", self.vm))?;
         let text = serde_json::to_vec(command).map_err(std::io::Error::from);
         let written = text.and_then(|text| {
             self.lock.set_len(0)?;
@@ -188,7 +194,7 @@ impl Slot {
         let command: Command = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
         // It may hold what nobody should find later.
         lock.set_len(0).map_err(|e| bad(&e))?;
-        let place = Place::open(&command.state_dir)?.below("exec")?;
+        let place = open(&command.state_dir)?;
         Ok((Self { place, vm: command.vm, lock }, command))
     }
 
@@ -205,12 +211,10 @@ impl Slot {
 }
 
 impl Spool {
-    /// Opens it below the agents' directory.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn open(state_dir: &Path) -> Result<Self> {
-        Ok(Self { place: Place::open(state_dir)?.below("exec")?, taken: BTreeMap::new() })
+    /// Those below the agents' directory. It is opened at each look: helpers make a new one if somebody cleans up.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), taken: BTreeMap::new() }
     }
 
     /// The last command of a VM; `None` if there is none that OpenNebula does not know all about.
@@ -218,7 +222,7 @@ impl Spool {
     /// # Errors
     /// The host's; a file that is no entry.
     pub fn get(&self, vm: OneId) -> Result<Option<Entry>> {
-        self.read(vm.number())
+        read(&open(&self.state_dir)?, vm.number())
     }
 
     /// What to tell of all, and which ends are among it. Forgets what was told long enough.
@@ -227,15 +231,16 @@ impl Spool {
     /// The host's.
     pub fn tell(&mut self) -> Result<(String, BTreeMap<u32, u64>)> {
         let (mut text, mut ends) = (Template::default(), BTreeMap::new());
-        for name in self.place.names()? {
+        let place = open(&self.state_dir)?;
+        for name in place.names()? {
             let vm = name.strip_suffix(".json").and_then(|name| name.parse().ok());
             let Some(vm) = vm else { continue };
             // A file that cannot be read was not written by us, or by a later version: it is left.
-            let Ok(Some(entry)) = self.read(vm) else { continue };
-            let entry = self.settled(vm, entry)?;
+            let Ok(Some(entry)) = read(&place, vm) else { continue };
+            let entry = settled(&place, vm, entry)?;
             if let Some(ended) = entry.ended {
                 if self.taken.get(&vm) == Some(&ended) && now().saturating_sub(ended) > TOLD {
-                    self.forget(vm, &entry)?;
+                    self.forget(&place, vm, &entry)?;
                     continue;
                 }
                 ends.insert(vm, ended);
@@ -250,43 +255,43 @@ impl Spool {
         self.taken = ends;
     }
 
-    fn read(&self, vm: u32) -> Result<Option<Entry>> {
-        let name = format!("{vm}.json");
-        let Some(bytes) = self.place.read(&name, MOST)? else { return Ok(None) };
-        let path = self.place.path(&name);
-        let read = serde_json::from_slice(&bytes).map(Some);
-        read.map_err(|e| Error::new(ErrorKind::Integrity, format!("{}: {e}", path.display())))
-    }
-
-    /// A command that nobody holds any more ended in a way that nobody saw.
-    fn settled(&self, vm: u32, entry: Entry) -> Result<Entry> {
-        if entry.status != Status::Executing {
-            return Ok(entry);
-        }
-        let Some(_lock) = self.place.lock(&format!("{vm}.lock"))? else { return Ok(entry) };
-        // It may have ended between the two looks.
-        let Some(entry) = self.read(vm)?.filter(|again| again.status == Status::Executing) else {
-            return Ok(entry);
-        };
-        let why = "ocivisor: what held this command on the host ended before it\n";
-        let why = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, why);
-        let entry = entry.end(Status::Error, None, String::new(), why);
-        let text = serde_json::to_vec(&entry).unwrap_or_default();
-        self.place.replace(&format!("{vm}.json"), &text)?;
-        Ok(entry)
-    }
-
-    fn forget(&mut self, vm: u32, entry: &Entry) -> Result<()> {
+    fn forget(&mut self, place: &Place, vm: u32, entry: &Entry) -> Result<()> {
         let lock = format!("{vm}.lock");
-        if let Some(_lock) = self.place.lock(&lock)?
-            && self.read(vm)?.as_ref() == Some(entry)
+        if let Some(_lock) = place.lock(&lock)?
+            && read(place, vm)?.as_ref() == Some(entry)
         {
-            self.place.remove(&format!("{vm}.json"))?;
-            self.place.remove(&lock)?;
+            place.remove(&format!("{vm}.json"))?;
+            place.remove(&lock)?;
             self.taken.remove(&vm);
         }
         Ok(())
     }
+}
+
+fn read(place: &Place, vm: u32) -> Result<Option<Entry>> {
+    let name = format!("{vm}.json");
+    let Some(bytes) = place.read(&name, MOST)? else { return Ok(None) };
+    let path = place.path(&name);
+    let read = serde_json::from_slice(&bytes).map(Some);
+    read.map_err(|e| Error::new(ErrorKind::Integrity, format!("{}: {e}", path.display())))
+}
+
+/// A command that nobody holds any more ended in a way that nobody saw.
+fn settled(place: &Place, vm: u32, entry: Entry) -> Result<Entry> {
+    if entry.status != Status::Executing {
+        return Ok(entry);
+    }
+    let Some(_lock) = place.lock(&format!("{vm}.lock"))? else { return Ok(entry) };
+    // It may have ended between the two looks.
+    let Some(entry) = read(place, vm)?.filter(|again| again.status == Status::Executing) else {
+        return Ok(entry);
+    };
+    let why = "ocivisor: what held this command on the host ended before it\n";
+    let why = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, why);
+    let entry = entry.end(Status::Error, None, String::new(), why);
+    let text = serde_json::to_vec(&entry).unwrap_or_default();
+    place.replace(&format!("{vm}.json"), &text)?;
+    Ok(entry)
 }
 
 #[cfg(test)]
@@ -301,14 +306,16 @@ mod tests {
     fn a_command_is_told_from_its_begin_until_its_end_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("x");
-        let mut spool = Spool::open(&dir).unwrap();
+        let mut spool = Spool::new(&dir);
         assert_eq!(spool.tell().unwrap().0, "");
         let slot = Slot::take(&dir, vm()).unwrap().unwrap();
         assert!(Slot::take(&dir, vm()).unwrap().is_none(), "one at a time");
         let entry = Entry::begin().unwrap();
         let pid = entry.helper.0;
         slot.write(&entry).unwrap();
-        let begun = format!("VM=[ID=\"42\",STATUS=\"EXECUTING\",PID=\"{pid}\"]\n");
+        let begun = format!(
+            "VM=[ID=\"42\",STATUS=\"EXECUTING\",RETURN_CODE=\"\",STDOUT=\"\",STDERR=\"\",PID=\"{pid}\"]\n"
+        );
         assert_eq!(spool.tell().unwrap(), (begun, BTreeMap::new()));
 
         let mut entry = entry.end(Status::Done, Some(3), "b3V0".into(), "ZXJy".into());
@@ -325,7 +332,50 @@ mod tests {
         assert_eq!(text, done, "old, but nobody took it");
         spool.told(ends);
         assert_eq!(spool.tell().unwrap().0, "");
-        assert!(spool.place.names().unwrap().is_empty());
+        assert!(open(&dir).unwrap().names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_new_command_is_told_nothing_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("x");
+        let slot = Slot::take(&dir, vm()).unwrap().unwrap();
+        slot.write(&Entry::begin().unwrap().end(
+            Status::Done,
+            Some(3),
+            "b3V0".into(),
+            String::new(),
+        ))
+        .unwrap();
+        let command = Command {
+            vm: 42,
+            command: "true".into(),
+            stdin: String::new(),
+            socket: "/s".into(),
+            state_dir: dir.clone(),
+            daemon_timeout: 1,
+        };
+        let file = slot.hand_on(&command).unwrap();
+        let mut spool = Spool::new(&dir);
+        assert_eq!(spool.tell().unwrap().0, "", "it has not begun yet");
+        let (slot, read) = Slot::inherit(file).unwrap();
+        assert_eq!(read, command);
+        let failed = Entry::begin().unwrap().end(Status::Error, None, String::new(), "ZXJy".into());
+        slot.write(&failed).unwrap();
+        let want = "STATUS=\"ERROR\",RETURN_CODE=\"\",STDOUT=\"\",STDERR=\"ZXJy\",PID=";
+        assert!(spool.tell().unwrap().0.contains(want));
+    }
+
+    #[test]
+    fn a_directory_that_was_cleaned_up_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("x");
+        let mut spool = Spool::new(&dir);
+        assert_eq!(spool.tell().unwrap().0, "");
+        std::fs::remove_dir_all(dir.join("exec")).unwrap();
+        let slot = Slot::take(&dir, vm()).unwrap().unwrap();
+        slot.write(&Entry::begin().unwrap()).unwrap();
+        assert!(spool.tell().unwrap().0.contains("STATUS=\"EXECUTING\""));
     }
 
     #[test]
@@ -335,7 +385,7 @@ mod tests {
         let slot = Slot::take(&dir, vm()).unwrap().unwrap();
         slot.write(&Entry::begin().unwrap()).unwrap();
         drop(slot);
-        let mut spool = Spool::open(&dir).unwrap();
+        let mut spool = Spool::new(&dir);
         assert!(spool.tell().unwrap().0.contains("STATUS=\"ERROR\""));
         assert_eq!(spool.get(vm()).unwrap().unwrap().status, Status::Error);
     }
@@ -344,9 +394,10 @@ mod tests {
     fn a_file_that_is_no_entry_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("x");
-        let mut spool = Spool::open(&dir).unwrap();
-        spool.place.replace("1.json", b"{").unwrap();
-        spool.place.replace("x.json", b"{}").unwrap();
+        let mut spool = Spool::new(&dir);
+        let place = open(&dir).unwrap();
+        place.replace("1.json", b"{").unwrap();
+        place.replace("x.json", b"{}").unwrap();
         assert_eq!(spool.tell().unwrap().0, "");
         assert!(spool.get("1".parse().unwrap()).is_err());
     }

@@ -2,11 +2,10 @@
 //!
 //! Keys and units are those of OpenNebula's own probes. Each source has a reader of its text, which takes any text, and
 //! leaves out what it does not find.
-//!
-//! Deliberately absent: PCI devices. What is told the scheduler hands out, and guests could not be given it.
 
 mod net;
 mod numa;
+mod pci;
 mod processors;
 mod stores;
 
@@ -17,6 +16,7 @@ use ocivisor_opennebula::monitor::Template;
 use rustix::system::uname;
 
 use crate::read_text;
+pub use pci::PciFilter;
 pub use processors::Times;
 pub use stores::space;
 
@@ -30,6 +30,8 @@ const MAX_VERSION: u64 = 64;
 pub struct Places<'a> {
     /// What the hypervisor is called.
     pub hypervisor: &'a str,
+    /// Which PCI devices are told.
+    pub pci: &'a PciFilter,
     /// File of the version of the scripts here.
     pub version_file: &'a Path,
 }
@@ -59,6 +61,7 @@ pub fn system(places: Places<'_>) -> Result<Template> {
         text.quoted("VERSION", version.trim());
     }
     numa::add(&mut text, Path::new(numa::ROOT));
+    pci::add(&mut text, places.pci, Path::new(pci::ROOT), &pci::NAMES);
     Ok(text)
 }
 
@@ -135,7 +138,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let version = dir.path().join("VERSION");
         std::fs::write(&version, "7.4.0\n").unwrap();
-        let places = Places { hypervisor: "oci visor", version_file: &version };
+        let places =
+            Places { hypervisor: "oci visor", pci: &PciFilter::default(), version_file: &version };
         let text = system(places).unwrap().into_text();
         for key in [
             "HYPERVISOR=ocivisor\n",

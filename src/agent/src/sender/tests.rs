@@ -11,7 +11,8 @@ async fn listener(address: &str) -> (UdpSocket, TcpListener, Sender) {
     let udp = UdpSocket::bind((address, 0)).await.unwrap();
     let port = udp.local_addr().unwrap().port();
     let tcp = TcpListener::bind((address, port)).await.unwrap();
-    (udp, tcp, Sender { host: 7, address: address.into(), port, key: None, last: 0 })
+    let address = address.to_owned();
+    (udp, tcp, Sender { host: 7, address, port, key: None, last: 0, patience: PATIENCE })
 }
 
 fn text(message: &str) -> String {
@@ -92,4 +93,26 @@ async fn a_clock_that_is_put_back_does_not_make_messages_old() {
     sender.last = u64::from(u32::MAX);
     sender.send(MessageKind::BeaconHost, &Ok("x".into())).await.unwrap();
     assert!(datagram(&udp).await.starts_with("BEACON_HOST SUCCESS 7 4294967295 "));
+}
+
+#[test]
+fn a_resolver_that_does_not_answer_is_not_waited_for_for_ever() {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    // Names are looked up on threads for what blocks: the only one is taken.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.spawn_blocking(move || gate.recv());
+    runtime.block_on(async {
+        let (_udp, _tcp, mut sender) = listener("127.0.0.1").await;
+        sender.address = "localhost".into();
+        sender.patience = Duration::from_millis(20);
+        for kind in [MessageKind::StateVm, MessageKind::BeaconHost] {
+            let error = sender.send(kind, &Ok("x".into())).await.unwrap_err().to_string();
+            assert!(error.contains("timed out"), "{error}");
+        }
+    });
+    drop(open);
 }

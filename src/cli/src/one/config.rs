@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ocivisor_agent::host::PciFilter;
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_frontend::{ImagesConfig, RegistriesConfig, Transfer};
 use serde::Deserialize;
@@ -45,11 +46,17 @@ pub struct Monitoring {
     pub hypervisor: String,
     /// Where the agent, and commands in guests, keep what they must remember.
     pub state_dir: PathBuf,
+    /// Which PCI devices of the host are told.
+    pub pci: PciFilter,
 }
 
 impl Default for Monitoring {
     fn default() -> Self {
-        Self { hypervisor: "ocivisor".to_owned(), state_dir: "/var/tmp/one_db/ocivisor".into() }
+        Self {
+            hypervisor: "ocivisor".to_owned(),
+            state_dir: "/var/tmp/one_db/ocivisor".into(),
+            pci: PciFilter::default(),
+        }
     }
 }
 

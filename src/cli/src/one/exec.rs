@@ -31,8 +31,10 @@ use crate::session::{Heard, Terminal, connect, run};
 
 /// Most bytes that are kept of each output. All of it becomes part of the VM's template: in base64 both are 60 KiB.
 const MOST: usize = 22 * 1024;
-/// How long a helper may take to end when it is told to.
+/// How long a helper may take to end when it is told to; then it is killed.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long all of that may take: one that hangs in the kernel cannot be killed, and OpenNebula waits.
+const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Exit codes that a session gives when it cannot run the program.
 const NOT_RUN: std::ops::RangeInclusive<u8> = 125..=127;
@@ -64,8 +66,11 @@ pub fn begin(
 
 /// Ends the command of a VM, if there is one; returns once it is written down.
 pub fn cancel(vm: OneId, config: &Config) -> Result<(), Error> {
-    let state_dir = &config.monitoring.state_dir;
-    let spool = Spool::open(state_dir)?;
+    end(vm, &config.monitoring.state_dir, GRACE, PATIENCE)
+}
+
+fn end(vm: OneId, state_dir: &Path, grace: Duration, patience: Duration) -> Result<(), Error> {
+    let spool = Spool::new(state_dir);
     let ended = async {
         let began = Instant::now();
         let mut told = None;
@@ -80,7 +85,13 @@ pub fn cancel(vm: OneId, config: &Config) -> Result<(), Error> {
                 return Ok(());
             }
             let helper = entry.helper();
-            if began.elapsed() > GRACE {
+            if began.elapsed() > patience {
+                let what = format!("process {} holds the command and does not end", helper.pid);
+                return Err(
+                    Error::new(ErrorKind::Timeout, what).hint("see what it waits for on the host")
+                );
+            }
+            if began.elapsed() > grace {
                 tell(helper, Signal::KILL);
             } else if told != Some(helper) {
                 tell(helper, Signal::TERM);
@@ -159,4 +170,28 @@ async fn guest(client: &Client, vm: OneId) -> Option<u32> {
     let info = client.vm_get(Text(vm.vm_id())).await.ok()?;
     let guest = info.record.guest.filter(|_| info.record.op.is_none())?;
     Some(guest.init.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_does_not_end_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (vm, dir) = ("7".parse().unwrap(), dir.path().join("x"));
+        // Somebody holds the slot whom no signal reaches.
+        let slot = Slot::take(&dir, vm).unwrap().unwrap();
+        let mut entry = Entry::begin().unwrap();
+        entry.helper.1 += 1;
+        slot.write(&entry).unwrap();
+        let patience = Duration::from_millis(50);
+        let error = end(vm, &dir, patience, patience).unwrap_err();
+        let pid = std::process::id();
+        assert_eq!(error.message, format!("process {pid} holds the command and does not end"));
+        drop(slot);
+        end(vm, &dir, patience, patience).unwrap();
+        let entry = Spool::new(&dir).get(vm).unwrap().unwrap();
+        assert_eq!(entry.status, Status::Cancelled);
+    }
 }

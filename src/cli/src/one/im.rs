@@ -49,6 +49,7 @@ fn start(
         return Err(invalid(what).hint("it takes <IM_MAD> <host id> <host name>"));
     };
     let (config, dir) = (Config::load()?, absolute(dir)?);
+    config.monitoring.pci.check()?;
     let utf8 = |_| invalid("the monitor's configuration is not UTF-8");
     let orders = Orders {
         configuration: String::from_utf8(stdin).map_err(utf8)?,
@@ -56,6 +57,7 @@ fn start(
         socket: config.socket(socket),
         state_dir: config.monitoring.state_dir,
         hypervisor: config.monitoring.hypervisor,
+        pci: config.monitoring.pci,
         version_file: dir.join("../../VERSION"),
         daemon_timeout: config.daemon_timeout,
     };

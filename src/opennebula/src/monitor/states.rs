@@ -26,8 +26,11 @@ use crate::OneId;
 /// How long a change is repeated, each period: the 30 seconds in which OpenNebula does not listen may begin a while after
 /// the change, when what it runs after a boot takes its time.
 const REPEAT: Duration = Duration::from_secs(60);
-/// How long a guest is not yet called running, at most; at least two periods.
-const HOLD: Duration = Duration::from_secs(10);
+/// How long a guest is not yet called running, at most: until OpenNebula has done what it does after the answer of `deploy`, the
+/// most of the 30 seconds that it does not listen anyway.
+const HOLD: Duration = Duration::from_secs(25);
+/// The same, in periods.
+const HOLD_PERIODS: u32 = 5;
 
 /// What OpenNebula is told of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,7 @@ impl Seen {
         // A clock that was put back makes an old state of a young one, which is told at once.
         let age = now.checked_sub(vm.changed.0.0).map_or(Duration::MAX, Duration::from_millis);
         let word = match vm.state {
-            StateNameV1::Running if age < HOLD.min(period * 2) => VmWord::Unknown,
+            StateNameV1::Running if age < HOLD.min(period * HOLD_PERIODS) => VmWord::Unknown,
             // A guest that stands still for a moment holds all that it held: OpenNebula has no word for that.
             StateNameV1::Running | StateNameV1::Paused => VmWord::Running,
             StateNameV1::Suspended => VmWord::Suspended,
@@ -183,6 +186,7 @@ mod tests {
                 "also while it reboots or shuts down"
             );
             assert_eq!(word(Running, op, 9), VmWord::Unknown, "deploy's answer goes first");
+            assert_eq!(word(Running, op, 25), VmWord::Running);
             assert_eq!(word(Paused, op, 3600), VmWord::Running);
             assert_eq!(word(Suspended, op, 3600), VmWord::Suspended);
             assert_eq!(word(Failed, op, 3600), VmWord::Failure);
