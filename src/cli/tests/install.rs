@@ -235,17 +235,41 @@ fn a_host_lets_the_platforms_user_ask_the_daemon() {
     let gid = line.split(':').nth(2).unwrap();
     let config = root.path().join("etc/ocivisor/ocivisor.toml");
     assert!(fs::read_to_string(&config).unwrap().contains(&format!("operate_gid = {gid}\n")));
+    let rule = root.path().join("etc/udev/rules.d/60-ocivisor.rules");
+    assert!(fs::read_to_string(&rule).unwrap().contains("KERNEL!=\"loop5[0-9]"));
+    assert_eq!(fs::metadata(&rule).unwrap().mode() & 0o7777, 0o644);
     let first = snapshot(root.path());
     assert_eq!(done(&install(&root, &["--host"])), said);
     assert_eq!(snapshot(root.path()), first);
 
     done(&install(&root, &["--host", "--uninstall"]));
-    assert!(!config.exists());
+    assert!(!config.exists() && !rule.exists());
     let group = fs::read_to_string(root.path().join("etc/group")).unwrap();
     assert!(
         group.lines().any(|line| line.starts_with("ocivisor:") && line.ends_with(':')),
         "{group}"
     );
+}
+
+#[test]
+fn an_admins_rule_for_udev_stays_and_a_packages_will_do() {
+    let root = machine();
+    let [own, packaged] = ["etc/udev/rules.d", "usr/lib/udev/rules.d"]
+        .map(|dir| root.path().join(dir).join("60-ocivisor.rules"));
+    for path in [&own, &packaged] {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+    }
+    fs::write(&own, "# nothing\n").unwrap();
+    let said = done(&install(&root, &["--host"]));
+    assert!(said.contains("missing  udev leaves disks of guests alone"), "{said}");
+    assert_eq!(fs::read_to_string(&own).unwrap(), "# nothing\n");
+    done(&install(&root, &["--host", "--uninstall"]));
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon/udev/60-ocivisor.rules"), &packaged)
+        .unwrap();
+    fs::remove_file(&own).unwrap();
+    let said = done(&install(&root, &["--host"]));
+    assert!(!said.contains("missing"), "{said}");
+    assert!(!own.exists());
 }
 
 #[test]

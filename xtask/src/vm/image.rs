@@ -14,7 +14,8 @@ const SUITE: &str = "bookworm";
 /// What hosts have, and what tests use besides.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,procps,iproute2,\
     iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl,xorriso,\
-    openssh-client,lxcfs,apparmor,qemu-utils,qemu-system-common";
+    openssh-client,lxcfs,apparmor,qemu-utils,qemu-system-common,ruby,genisoimage,lvm2,\
+    btrfs-progs";
 /// What hosts with SELinux have besides.
 const SELINUX: &str = ",selinux-basics,selinux-policy-default,policycoreutils";
 /// A policy module.

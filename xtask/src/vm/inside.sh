@@ -19,6 +19,8 @@ bad=0
 if [ -e /sys/kernel/security/apparmor/profiles ]; then
     apparmor_parser -r src/daemon/apparmor/ocivisor-guest || bad=1
 fi
+cp src/daemon/udev/60-ocivisor.rules /etc/udev/rules.d/ || bad=1
+udevadm control --reload || bad=1
 echo "kernel $(uname -r), $(systemctl --version | head -n 1), $(stat -f -c %T /sys/fs/cgroup)"
 /task/programs/ocivisor doctor || bad=1
 seconds() { cut -d . -f 1 /proc/uptime; }

@@ -22,7 +22,8 @@ use crate::cmd::{program, root, run, write};
 /// The script that runs the tests.
 const INSIDE: &str = include_str!("inside.sh");
 /// Parts of the repository that tests read.
-const READ_BY_TESTS: [&str; 3] = ["src/daemon/apparmor", "driver-scripts", "tests/fixtures"];
+const READ_BY_TESTS: [&str; 4] =
+    ["src/daemon/apparmor", "src/daemon/udev", "driver-scripts", "tests/fixtures"];
 
 /// Makes the disk; returns its path.
 ///

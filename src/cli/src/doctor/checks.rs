@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, LXCFS, LxcfsFacts, ModuleFacts, PROGRAMS, Probed, SocketFacts};
 use super::modules::Support;
-use super::records;
+use super::{onlookers, records};
 
 /// Oldest kernel that guests run on: Debian 12's.
 pub const MIN_KERNEL: (u32, u32) = (6, 1);
@@ -88,6 +88,7 @@ pub fn decide(facts: &Facts) -> Vec<Check> {
     checks.extend(tools(facts));
     checks.push(lxcfs(facts));
     checks.push(module(facts));
+    checks.extend(onlookers::checks(facts.onlookers));
     checks.extend(limits(facts));
     checks.extend(bridge_filter(facts));
     checks.extend(facts.records.as_ref().map(records::check));

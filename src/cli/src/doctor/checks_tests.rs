@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::super::facts::{CgroupFacts, PROGRAMS, Space, TOOLS};
+use super::super::onlookers::Onlookers;
 use super::*;
 
 /// A production host: Debian 13 with everything.
@@ -46,6 +47,7 @@ fn good() -> Facts {
         systemd: true,
         lxcfs: LxcfsFacts::Answers,
         module: ModuleFacts::AppArmor(Some(true)),
+        onlookers: Onlookers { udev: Some(true), lvm: Some(true) },
         socket: ("/run/ocivisor/ocivisord.sock".into(), SocketFacts::Accepts),
     }
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::modules::{Kernel, Support};
+use super::onlookers::Onlookers;
 use super::probes;
 use super::records::Records;
 
@@ -124,6 +125,8 @@ pub struct Facts {
     pub lxcfs: LxcfsFacts,
     /// What can label guests.
     pub module: ModuleFacts,
+    /// Who may look into disks of guests.
+    pub onlookers: Onlookers,
     /// The daemon's socket.
     pub socket: (PathBuf, SocketFacts),
 }
@@ -193,6 +196,7 @@ impl Facts {
             systemd: Path::new("/run/systemd/system").is_dir(),
             lxcfs: probes::lxcfs(Path::new(LXCFS)),
             module: probes::module(Path::new("/sys")),
+            onlookers: Onlookers::look(Path::new("/")),
             socket: (socket.to_owned(), probes::socket(socket)),
             release,
         }

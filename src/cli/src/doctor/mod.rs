@@ -11,6 +11,7 @@
 pub mod checks;
 pub mod facts;
 mod modules;
+mod onlookers;
 mod probes;
 mod records;
 

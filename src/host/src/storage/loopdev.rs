@@ -6,7 +6,7 @@
 //! long as the device, across restarts of the daemon.
 //!
 //! Ours have [numbers](OURS) of their own. What is in them is of tenants: the rule for udev that is installed with us
-//! (`src/cli/src/one/install/60-ocivisor.rules`) names those numbers, so that nobody on the host looks for volume groups,
+//! (`src/daemon/udev/60-ocivisor.rules`) names those numbers, so that nobody on the host looks for volume groups,
 //! arrays and filesystems in them and brings those up; an admin's filter of LVM does as well. A host without the rule
 //! has each device locked instead, by flock, which udev takes for the word of whoever makes something of a disk (systemd,
 //! "Locking Block Device Access"). It waits for the end of that for three minutes, and `udevadm settle` with it (seen with

@@ -1,4 +1,4 @@
-//! What a host needs beside the package: oneadmin may ask the daemon.
+//! What a host needs beside the package: oneadmin may ask the daemon, and udev leaves disks of guests alone.
 
 use super::record::Record;
 use super::root::Owner;
@@ -11,6 +11,12 @@ pub const GROUP: &str = "ocivisor";
 pub const USER: &str = "oneadmin";
 /// The daemon's configuration.
 const CONFIG: &str = "etc/ocivisor/ocivisor.toml";
+
+/// What keeps udev off disks of guests.
+const RULE: &str = "etc/udev/rules.d/60-ocivisor.rules";
+const RULE_TEXT: &str = include_str!("../../../../daemon/udev/60-ocivisor.rules");
+/// Where a package would have it.
+const PACKAGED_RULE: &str = "usr/lib/udev/rules.d/60-ocivisor.rules";
 
 /// Where the socket is unless the configuration says otherwise.
 const SOCKET: &str = crate::args::DEFAULT_SOCKET;
@@ -49,7 +55,32 @@ pub fn install(site: &Site) -> Result<Vec<Item>, Failure> {
         site.keep(&record)?;
         site.write(CONFIG, text.as_bytes(), 0o644, Owner::ROOT)?;
     }
+    // One of the admin's own stays; udev sees by itself that there is a new one.
+    let rule = site.read(RULE)?;
+    let is_free = rule.as_deref().is_none_or(|text| record.wrote(RULE, text));
+    if is_free && rule.as_deref() != Some(RULE_TEXT.as_bytes()) && !packaged_rule(site)? {
+        record.add(RULE, RULE_TEXT.as_bytes());
+        site.keep(&record)?;
+        site.write(RULE, RULE_TEXT.as_bytes(), 0o644, Owner::ROOT)?;
+    }
     check(site)
+}
+
+fn packaged_rule(site: &Site) -> Result<bool, Failure> {
+    Ok(site.read(PACKAGED_RULE)?.is_some_and(|text| text == RULE_TEXT.as_bytes()))
+}
+
+/// The rule for udev as it is here: that of /etc comes before that of a package.
+fn rule_item(site: &Site) -> Result<Item, Failure> {
+    let right = match site.read(RULE)? {
+        Some(text) => text == RULE_TEXT.as_bytes(),
+        None => packaged_rule(site)?,
+    };
+    let mut item = Item::new("udev", "udev leaves disks of guests alone", right);
+    if !right {
+        item.write = Some(format!("# {}\n{}", site.shown(RULE), RULE_TEXT.trim_end()));
+    }
+    Ok(item)
 }
 
 /// Takes the membership back; the group stays, others may be in it.
@@ -105,6 +136,7 @@ pub fn check(site: &Site) -> Result<Vec<Item>, Failure> {
     });
     let mut items =
         vec![said, Item::new("member", format!("{USER} is in group {name}{others}"), member)];
+    items.push(rule_item(site)?);
     if site.is_machine()? {
         items.push(socket_item(socket.as_deref().unwrap_or(SOCKET), gid, name));
     }
