@@ -27,6 +27,7 @@ pub mod compose;
 pub mod image;
 pub mod init;
 pub mod mounts;
+mod points;
 pub mod process;
 pub mod profile;
 pub mod rootfs;
@@ -107,11 +108,7 @@ pub fn write(layout: &Layout, spec: &VmSpec, ids: IdRange, given: &Given<'_>) ->
         }
     };
     let init = own_init(layout, kind, script, &mut process).map_err(in_vm)?;
-    let mut disks = storage::given(&run);
-    for disk in disks.iter_mut().filter(|disk| disk.device.is_none()) {
-        // From here on free of links, which the image chose.
-        disk.at = root.ensure_mount_point(&disk.at, ids).map_err(in_vm)?;
-    }
+    let disks = points::settle(&root, storage::given(&run), ids).map_err(in_vm)?;
     let inputs = Inputs {
         run: &run,
         spec,

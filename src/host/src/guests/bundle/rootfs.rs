@@ -70,6 +70,34 @@ impl GuestRoot {
         self.describe(path, &fd).map(Some)
     }
 
+    /// Where a path leads to, links followed within the root; from what is not there on, the path as it is.
+    ///
+    /// # Errors
+    /// The kernel refuses, as an I/O error.
+    pub fn lead(&self, path: &Path) -> Result<PathBuf> {
+        let mut sofar = PathBuf::from("/");
+        let mut rest = path.strip_prefix("/").unwrap_or(path).components();
+        while let Some(name) = rest.next() {
+            sofar.push(name);
+            match self.resolve(&sofar)? {
+                Some(found) => sofar = found.path,
+                None => return Ok(sofar.components().chain(rest).collect()),
+            }
+        }
+        Ok(sofar)
+    }
+
+    /// What a path is, the last name of it not followed; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// The kernel refuses, as an I/O error.
+    pub fn kind(&self, path: &Path) -> Result<Option<FileType>> {
+        let found = self.look(path, OFlags::NOFOLLOW)?;
+        let stat = found.map(fstat).transpose();
+        let stat = stat.map_err(|e| io_error("look at guest's", path, &e.into()))?;
+        Ok(stat.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+    }
+
     /// The bytes of a regular file that is not itself a link; `None` if there is none such.
     ///
     /// # Errors
