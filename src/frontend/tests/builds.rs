@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use calls::{Cloud, Wish};
 use common::*;
@@ -79,34 +80,132 @@ fn nothing_is_built_of_what_a_link_leads_to() {
 }
 
 #[test]
-fn what_is_built_upon_must_be_let_in_too() {
+fn nothing_is_built_upon_but_what_registries_have() {
     // No letter of the path may be a capital, in a reference.
     let name = format!("ocv-policy-{}", std::process::id());
     let top = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
     fs::create_dir(top.path().join("datastores")).unwrap();
     let mut cloud = Cloud::new(top.path());
     cloud.config.images.build = true;
-    cloud.config.images.policy = top.path().join("policy.json");
-    let dir = top.path().join("app");
-    fs::create_dir(&dir).unwrap();
     let base = Layout::new(&top.path().join("base"));
     base.image(&[gzipped(&RawTar::new().file("a", b"a").end())], &serde_json::json!({}));
-    put(&dir.join("Dockerfile"), format!("FROM oci:{}\n", base.dir.display()).as_bytes());
-    // The rule for what comes in as a directory lets the result in, too.
-    let policy = |rule: &str| {
-        let text = format!(
-            r#"{{"default": [{{"type": "insecureAcceptAnything"}}],
-                "transports": {{"oci": {{"{}": [{{"type": "{rule}"}}]}}}}}}"#,
-            base.dir.display()
-        );
-        put(&cloud.config.images.policy, text.as_bytes());
-    };
-    policy("reject");
-    let error = cloud.cp(1, &dir.display().to_string()).unwrap_err();
-    assert!(error.contains("rejected by policy"), "{error}");
-    policy("insecureAcceptAnything");
-    cloud.cp(1, &dir.display().to_string()).unwrap();
+    let answer = cloud.cp(1, text(&base.dir)).unwrap();
+    let source = answer.split(' ').next().unwrap().to_owned();
+    cloud.call("export", &Wish { id: 1, source, ..Wish::default() }).unwrap();
+    let archive = cloud.base.join("export-1.tar").display().to_string();
+    let unpacked = top.path().join("dir").display().to_string();
+    run("skopeo", &["copy", "-q", &format!("oci-archive:{archive}"), &format!("dir:{unpacked}")]);
+    let dir = top.path().join("app");
+    fs::create_dir(&dir).unwrap();
+    let places = [
+        format!("oci-archive:{archive}"),
+        format!("oci:{}", base.dir.display()),
+        format!("dir:{unpacked}"),
+    ];
+    let policy = cloud.config.images.policy.clone();
+    let all = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+    let ours = r#"{"default": [{"type": "reject"}], "transports":
+        {"oci": {"": [{"type": "insecureAcceptAnything"}]},
+         "oci-archive": {"": [{"type": "insecureAcceptAnything"}]}}}"#;
+    for rules in [None, Some(all), Some(ours)] {
+        if let Some(rules) = rules {
+            put(&policy, rules.as_bytes());
+        }
+        for place in &places {
+            for script in [
+                format!("FROM {place}\n"),
+                format!("FROM scratch\nCOPY --from={place} /a /a\n"),
+                format!("FROM scratch\nRUN --mount=type=bind,from={place},target=/m [\"/m/a\"]\n"),
+            ] {
+                put(&dir.join("Dockerfile"), script.as_bytes());
+                let error = cloud.cp(2, &dir.display().to_string()).unwrap_err();
+                let refused = ["rejected by policy", "no stage or image found"];
+                assert!(refused.iter().any(|why| error.contains(why)), "{script}{error}");
+            }
+        }
+    }
+    // Stages of its own are none of anybody's.
+    fs::remove_file(&policy).unwrap();
+    put(&dir.join("file"), b"content");
+    let stages = "FROM scratch AS one\nCOPY file /a\nFROM one\nCOPY --from=one /a /b\n";
+    put(&dir.join("Dockerfile"), stages.as_bytes());
+    cloud.cp(2, &dir.display().to_string()).unwrap();
+    fs::remove_file(archive).unwrap();
     cloud.assert_clean();
+}
+
+/// Set in the process that builds while its context is taken away.
+const MOVED: &str = "OCIVISOR_TEST_BUILD_MOVED";
+
+/// The process of the program that waits so long.
+fn waits(seconds: &str) -> Option<i32> {
+    fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        line.ends_with(format!("sleep\0{seconds}\0").as_bytes()).then_some(pid)
+    })
+}
+
+/// Builds of a context in whose place a link is put while they run. Without the variable there is nothing to do.
+#[test]
+fn taken_away() {
+    let Some(top) = std::env::var_os(MOVED) else { return };
+    let top = Path::new(&top);
+    let at = |name: &str| top.join(name);
+    let mut cloud = Cloud::new(top);
+    cloud.config.images.build = true;
+    let mark = format!("86{:07}.25", std::process::id());
+    for (id, wanted) in [(1, "file"), (2, "one_auth")] {
+        fs::create_dir(at("app")).unwrap();
+        put(&at("app/file"), b"content");
+        fs::copy("/bin/busybox", at("app/busybox")).unwrap();
+        let script = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\n\
+             RUN [\"/bin/busybox\", \"sh\", \"-c\", \"sleep {mark}; true\"]\nCOPY {wanted} /got/\n"
+        );
+        put(&at("app/Dockerfile"), script.as_bytes());
+        let built = std::thread::scope(|scope| {
+            let build = scope.spawn(|| cloud.cp(id, text(&at("app"))));
+            let sleeper = loop {
+                match waits(&mark) {
+                    Some(pid) => break Some(pid),
+                    None if build.is_finished() => break None,
+                    None => std::thread::park_timeout(Duration::from_millis(5)),
+                }
+            };
+            run("mv", &[text(&at("app")), text(&at(&format!("moved-{id}")))]);
+            symlink("secret", at("app")).unwrap();
+            if let Some(pid) = sleeper {
+                run("kill", &["-KILL", &pid.to_string()]);
+            }
+            (sleeper.is_some(), build.join().unwrap())
+        });
+        fs::remove_file(at("app")).unwrap();
+        match built {
+            (true, Ok(_)) if id == 1 => {}
+            (true, Err(error)) if id == 2 => assert!(error.contains("one_auth"), "{error}"),
+            other => panic!("{wanted}: {other:?}"),
+        }
+    }
+    cloud.assert_clean();
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test runs itself with another environment")]
+fn a_context_that_is_taken_away_while_it_is_built_leads_nowhere_else() {
+    let (top, _) = cloud();
+    fs::create_dir(top.path().join("secret")).unwrap();
+    put(&top.path().join("secret/one_auth"), b"oneadmin:the-password\n");
+    // crun does not run where control groups are of both versions, as on some machines of builders.
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["taken_away", "--exact"])
+        .env(MOVED, top.path().canonicalize().unwrap())
+        .env("BUILDAH_RUNTIME", "runc")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 #[test]

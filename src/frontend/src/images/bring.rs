@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -14,13 +14,9 @@ use ocivisor_datastore::{
 use ocivisor_opennebula::ds::{ImageType, Place};
 
 use super::size::mib;
-use super::{Driver, data, tell};
+use super::{Driver, build, data, tell};
 use crate::depot::{Container, Content, DataDisk, Draft, ImageLock, ImageRecord};
 use crate::fault::{clip, failed, from_store};
-use crate::tool;
-
-/// Longest Dockerfile.
-const DOCKERFILE_MAX: u64 = 1 << 20;
 
 impl Driver<'_> {
     /// `SOURCE FORMAT`.
@@ -71,8 +67,8 @@ impl Driver<'_> {
             }
             Place::Dockerfile { path, ignored, .. } => {
                 self.ignored(&ignored);
-                let (path, _) = self.resolve(&path, false)?;
-                (self.build(held, &path)?, None)
+                let context = self.context(&path)?;
+                (self.build(held, &context)?, None)
             }
             Place::Local { scheme, path } => {
                 let (path, tag) = self.resolve(&path, scheme.is_some())?;
@@ -107,7 +103,10 @@ impl Driver<'_> {
             Ok::<_, Error>(Source::DiskImage { file: path.to_owned(), options })
         };
         let source = match scheme {
-            None if path.is_dir() && has_dockerfile(path) => return self.build(held, path),
+            None if path.is_dir() && build::has_dockerfile(path) => {
+                let context = self.context(path)?;
+                return self.build(held, &context);
+            }
             None if path.is_dir() => {
                 check_layout(path)?;
                 Source::OciLayout { dir, tag }
@@ -201,7 +200,7 @@ impl Driver<'_> {
     }
 
     /// Brings it in under the image's name. The image is refused as soon as it is known to be too large.
-    fn import(&self, source: &Source) -> Result<Image> {
+    pub(super) fn import(&self, source: &Source) -> Result<Image> {
         let depot = self.depot()?;
         let room = self.room()?;
         let cancel = Cancel::new();
@@ -330,67 +329,6 @@ impl Driver<'_> {
         self.depot()?.write(held, &ImageRecord::new(held.image(), content))
     }
 
-    /// The program that builds, if the admin wants that.
-    pub(super) fn builder(&self) -> Result<PathBuf> {
-        if !self.config.images.build {
-            let text = "Dockerfiles are not built on this front-end";
-            return Err(Error::new(ErrorKind::Unsupported, text)
-                .hint("build the image elsewhere and name it by docker://, or have an admin set images.build"));
-        }
-        tool::find("buildah").map_err(|e| {
-            e.hint("install it, or build the image elsewhere and name it by docker://")
-        })
-    }
-
-    /// Builds a Dockerfile by buildah, without root.
-    ///
-    /// Its commands are the user's. They run in containers that a runtime makes (`--isolation rootless`), not in a mere
-    /// chroot: there they could signal every process of oneadmin's, whose user they are.
-    fn build(&self, held: &ImageLock, path: &Path) -> Result<Image> {
-        let buildah = self.builder()?;
-        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("/")) };
-        let named = named_dockerfile(path)?;
-        let text = instructions(&named)?;
-        let depot = self.depot()?;
-        let work = depot.work(held)?;
-        let at = |name: &str| work.path().join(name).display().to_string();
-        let (root, run, file) = (at("root"), at("run"), at("Dockerfile"));
-        std::io::Write::write_all(&mut create(Path::new(&file))?, &text)
-            .map_err(|e| failed("write", Path::new(&file), &e))?;
-        let image = work.path().join("image");
-        let dir = dir.display().to_string();
-        let own = [
-            &*buildah.display().to_string(),
-            "--root",
-            &root,
-            "--runroot",
-            &run,
-            "--storage-driver",
-            "vfs",
-        ]
-        .map(str::to_owned);
-        let most = Duration::from_secs(self.config.images.build_timeout);
-        let failed = |e: Error| match e.kind {
-            ErrorKind::Timeout => {
-                e.hint("images.build_timeout of the front-end says how long it may take")
-            }
-            _ => e,
-        };
-        let failed = |e: Error| failed(e.context(format!("build {dir}")));
-        let mut build = vec!["build".to_owned()];
-        // What it is built FROM is let in by the same rule as everything else.
-        let policy = &self.config.images.policy;
-        if policy.is_file() {
-            build.push(format!("--signature-policy={}", policy.display()));
-        }
-        let rest = ["--isolation", "rootless", "--file", &file, "--tag", "built", &dir];
-        build.extend(rest.map(str::to_owned));
-        tool::run_with_strays(&[&own[..], &build].concat(), most).map_err(failed)?;
-        let push = ["push", "built", &format!("oci:{}:built", image.display())].map(str::to_owned);
-        tool::run_with_strays(&[&own[..], &push].concat(), most).map_err(failed)?;
-        self.import(&Source::OciLayout { dir: image, tag: None })
-    }
-
     fn tell(&mut self, held: &ImageLock, image: &Image, origin: Option<&str>) {
         if self.config.images.oneimage.as_os_str().is_empty() {
             return;
@@ -425,21 +363,6 @@ pub(super) fn open(path: &Path) -> Result<File> {
     }
 }
 
-/// Named by who controls the directory; whether it is a file is seen where it is opened.
-fn dockerfile(dir: &Path) -> Option<PathBuf> {
-    let named = ["Containerfile", "Dockerfile"].map(|name| dir.join(name));
-    named.into_iter().find(|file| file.symlink_metadata().is_ok())
-}
-
-/// The Dockerfile that is meant by a path.
-pub(super) fn named_dockerfile(path: &Path) -> Result<PathBuf> {
-    let named = if path.is_dir() { dockerfile(path) } else { Some(path.to_owned()) };
-    named.ok_or_else(|| {
-        let text = format!("{} has no Dockerfile or Containerfile", path.display());
-        Error::new(ErrorKind::NotFound, text).hint("put one there, or name the file itself")
-    })
-}
-
 /// Refuses a directory that is nothing that an image is made of.
 pub(super) fn check_layout(dir: &Path) -> Result<()> {
     if dir.join("oci-layout").exists() {
@@ -447,29 +370,4 @@ pub(super) fn check_layout(dir: &Path) -> Result<()> {
     }
     let text = format!("{} is no image layout, and has no Dockerfile", dir.display());
     Err(Error::new(ErrorKind::Image, text).hint("pack a root file system into a tar and name that"))
-}
-
-/// What a Dockerfile says. buildah gets a copy: in its own place it may be a link to what only our user may read, and
-/// errors tell lines of it.
-fn instructions(path: &Path) -> Result<Vec<u8>> {
-    if path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
-        let text = format!("{} is a link, which is not followed", path.display());
-        return Err(Error::new(ErrorKind::Permission, text).hint("put the file itself there"));
-    }
-    let mut text = Vec::new();
-    let read = open(path)?.take(DOCKERFILE_MAX + 1).read_to_end(&mut text);
-    read.map_err(|e| failed("read", path, &e))?;
-    if text.len() as u64 > DOCKERFILE_MAX {
-        let text = format!("{} has more than {} KiB", path.display(), DOCKERFILE_MAX >> 10);
-        return Err(Error::new(ErrorKind::Invalid, text));
-    }
-    Ok(text)
-}
-
-fn create(path: &Path) -> Result<File> {
-    File::create_new(path).map_err(|e| failed("make", path, &e))
-}
-
-pub(super) fn has_dockerfile(dir: &Path) -> bool {
-    !dir.join("oci-layout").exists() && dockerfile(dir).is_some()
 }

@@ -31,14 +31,7 @@ pub(super) fn resolve(
     home: Option<&Path>,
     secrets: &[PathBuf],
 ) -> Result<(PathBuf, Option<String>)> {
-    let refused = || {
-        let text = format!(
-            "{:?} is not there, or in a directory that images may not come from",
-            clip(&path.to_string_lossy())
-        );
-        Error::new(ErrorKind::Permission, text)
-            .hint("put it below one of the datastore's SAFE_DIRS")
-    };
+    let refused = || refused(path);
     let (named, tag) = if tagged { cut(path) } else { (path.to_owned(), None) };
     let real = std::fs::canonicalize(named).map_err(|_| refused())?;
     if is_ours(&real, datastore, secrets) || !may_be_read(&real, datastore, home) {
@@ -47,29 +40,70 @@ pub(super) fn resolve(
     Ok((real, tag))
 }
 
+/// A directory that may be read with all in it.
+pub(super) fn resolve_whole(
+    dir: &Path,
+    datastore: &Datastore,
+    home: Option<&Path>,
+    secrets: &[PathBuf],
+) -> Result<PathBuf> {
+    let (real, _) = resolve(dir, false, datastore, home, secrets)?;
+    let holds = |path: &Path| {
+        let resolved = std::fs::canonicalize(path).ok();
+        path.starts_with(&real) || resolved.is_some_and(|path| path.starts_with(&real))
+    };
+    let restricted = || {
+        let listed = datastore.restricted_dirs.iter().map(String::as_str).chain(ALWAYS);
+        listed.map(Path::new).chain(home).any(holds)
+    };
+    if closed(datastore, secrets).iter().any(|path| holds(path))
+        || !is_safe(&real, datastore) && restricted()
+    {
+        return Err(refused(dir));
+    }
+    Ok(real)
+}
+
+/// One sentence for all, see above.
+fn refused(path: &Path) -> Error {
+    let text = format!(
+        "{:?} is not there, or in a directory that images may not come from",
+        clip(&path.to_string_lossy())
+    );
+    Error::new(ErrorKind::Permission, text).hint("put it below one of the datastore's SAFE_DIRS")
+}
+
 /// What no `SAFE_DIRS` opens: the datastores, in which other users' disks have names that follow from their numbers, and
 /// the drivers' own configuration with the files that it names.
-fn is_ours(real: &Path, datastore: &Datastore, secrets: &[PathBuf]) -> bool {
+fn closed(datastore: &Datastore, secrets: &[PathBuf]) -> Vec<PathBuf> {
     let datastores = datastore.base_path.parent();
     // Each may be a link to another place.
     let beside = datastores.and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten();
-    let beside: Vec<_> = beside.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    let listed = secrets.iter().chain(&beside).map(PathBuf::as_path);
-    listed.chain(datastores).chain([&*datastore.base_path, Path::new(OURS)]).any(|path| {
+    let beside = beside.filter_map(|entry| Some(entry.ok()?.path()));
+    let named = datastores.into_iter().chain([&*datastore.base_path, Path::new(OURS)]);
+    secrets.iter().cloned().chain(beside).chain(named.map(Path::to_owned)).collect()
+}
+
+fn is_ours(real: &Path, datastore: &Datastore, secrets: &[PathBuf]) -> bool {
+    closed(datastore, secrets).iter().any(|path| {
         let resolved = std::fs::canonicalize(path).ok();
         real.starts_with(path) || resolved.is_some_and(|path| real.starts_with(path))
     })
 }
 
-/// Whether a path without links may be read.
-fn may_be_read(real: &Path, datastore: &Datastore, home: Option<&Path>) -> bool {
-    let inside = |dir: &String| {
+/// Whether it is below one of `SAFE_DIRS`.
+fn is_safe(real: &Path, datastore: &Datastore) -> bool {
+    datastore.safe_dirs.iter().any(|dir| {
         let dir = Path::new(dir);
         dir.is_absolute()
             && real.starts_with(dir)
             && !dir.components().any(|c| c == Component::ParentDir)
-    };
-    if datastore.safe_dirs.iter().any(inside) {
+    })
+}
+
+/// Whether a path without links may be read.
+fn may_be_read(real: &Path, datastore: &Datastore, home: Option<&Path>) -> bool {
+    if is_safe(real, datastore) {
         return true;
     }
     // A directory is below itself.
@@ -189,6 +223,38 @@ mod tests {
         assert!(said("nfs/uploads/file"));
         for path in ["datastores/100/file", "datastores/101/file", "nfs/101/file", "datastores"] {
             assert!(!said(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_holds_a_closed_one_is_not_taken_whole() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let at = |name: &str| top.join(name);
+        for dir in ["datastores/100", "app/sub", "srv/one/100", "srv/app", "srv/kept", "home/u"] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        symlink("../srv/one/100", at("datastores/101")).unwrap();
+        let kept = at("srv/kept");
+        let own = |safe: &[&Path]| Datastore {
+            base_path: at("datastores/100"),
+            ..datastore(safe, &[kept.to_str().unwrap()])
+        };
+        let secrets = [at("app/sub/password")];
+        let home = at("home/u");
+        for (dir, safe, other) in [
+            ("app", false, false),
+            ("srv/app", true, true),
+            ("srv/one", false, false),
+            ("srv", false, false),
+            ("home", true, false),
+            ("home/u", true, false),
+            ("", false, false),
+        ] {
+            for (own, may) in [(own(&[&top]), safe), (own(&[]), other)] {
+                let got = resolve_whole(&at(dir), &own, Some(&home), &secrets);
+                assert_eq!(got.is_ok(), may, "{dir:?} {:?}", own.safe_dirs);
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! process or the next opening of the depot, an image without a record with `rm` or by being brought in again.
 
 mod bring;
+mod build;
 mod copies;
 pub(crate) mod data;
 mod dirs;
@@ -11,6 +12,7 @@ mod empty;
 mod export;
 mod size;
 mod tell;
+mod tree;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -103,6 +105,13 @@ impl Driver<'_> {
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let secrets = self.config.secrets();
         dirs::resolve(path, tagged, &self.call.datastore, home.as_deref(), &secrets)
+    }
+
+    /// A directory, all in which may be read.
+    fn resolve_whole(&self, dir: &Path) -> Result<PathBuf> {
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        let secrets = self.config.secrets();
+        dirs::resolve_whole(dir, &self.call.datastore, home.as_deref(), &secrets)
     }
 
     /// What the datastore may take.

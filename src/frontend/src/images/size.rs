@@ -22,7 +22,7 @@ use ocivisor_datastore::{
 use ocivisor_opennebula::ds::Place;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
 
-use super::{Driver, bring, data};
+use super::{Driver, bring, build, data};
 use crate::fault::{clip, failed, from_store};
 
 /// Bytes of a file on a web server by which it is judged: what holds the first bytes of any compressed stream.
@@ -52,9 +52,7 @@ impl Driver<'_> {
             }
             Place::Web { url } => (own, self.on_the_web(&url, own)?),
             Place::Dockerfile { path, size_mb, .. } => {
-                let (path, _) = self.resolve(&path, false)?;
-                self.builder()?;
-                bring::named_dockerfile(&path)?;
+                self.context(&path)?;
                 (size_mb.or(own), Found::Image(0))
             }
             Place::Local { scheme, path } => {
@@ -83,7 +81,7 @@ impl Driver<'_> {
     fn here(&self, scheme: Option<&str>, path: &Path) -> Result<Found> {
         if path.is_dir() {
             match scheme {
-                None if bring::has_dockerfile(path) => self.builder().map(drop)?,
+                None if build::has_dockerfile(path) => self.context(path).map(drop)?,
                 _ => bring::check_layout(path)?,
             }
             return directory(path).map(Found::Image);
