@@ -96,12 +96,16 @@ fn what_an_admin_registered_by_its_source_goes_as_it_came() {
     let source = answer.split(' ').next().unwrap();
     let theirs = top.path().join("theirs");
     put(&theirs, b"theirs");
+    let of_5 = Wish { id: 5, kind: 2, path: text(&theirs).into(), ..Wish::default() };
+    let disk = cloud.call("cp", &of_5).unwrap();
+    let disk = disk.split(' ').next().unwrap();
     let before = tree(&cloud.base);
     let lock = cloud.base.join("lock");
     let own = [
         text(&theirs),
         text(&lock),
         source,
+        disk,
         "/etc/passwd",
         "docker://a.example/b",
         "dummy",

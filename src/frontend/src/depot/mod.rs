@@ -264,7 +264,7 @@ impl Depot {
     ///
     /// # Errors
     /// It is no name of one, or cannot be removed.
-    pub fn remove_data(&self, _held: &ImageLock, name: &str) -> Result<()> {
+    fn remove_data(&self, _held: &ImageLock, name: &str) -> Result<()> {
         if !is_data_name(name) {
             let text = format!("{:?} is no name of a data disk", clip(name));
             return Err(Error::new(ErrorKind::Invalid, text));

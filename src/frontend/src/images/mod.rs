@@ -24,7 +24,7 @@ use ocivisor_opennebula::ImageSource;
 use ocivisor_opennebula::ds::{DsAction, DsCall, ImageType};
 
 use crate::config::Config;
-use crate::depot::{Depot, is_data_name};
+use crate::depot::Depot;
 use crate::fault::{failed, from_store};
 use data::Room;
 
@@ -148,14 +148,7 @@ impl Driver<'_> {
         let foreign = match source.parse() {
             _ if source.is_empty() => false,
             Ok(ImageSource::Container { image, .. }) => image != self.call.id,
-            Ok(ImageSource::File(path)) => {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let own = path.parent() == Some(&self.call.datastore.base_path);
-                if own && is_data_name(name) {
-                    depot.remove_data(&held, name)?;
-                }
-                !(own && is_data_name(name))
-            }
+            Ok(ImageSource::File(path)) => path != depot.data_path(self.call.id),
             Err(_) => true,
         };
         if foreign {
