@@ -133,6 +133,9 @@ fn files_of_web_servers_are_what_they_hold() {
     };
     // A tar that is compressed: whatever becomes of it, it is taken for an image.
     assert_eq!(cloud.call("stat", &wish(0, "")).unwrap(), "1024\n");
+    // In a datastore of files it is one.
+    let files = Cloud { kind: 2, ..cloud.clone() };
+    assert_eq!(files.call("stat", &wish(0, "")).unwrap(), "1\n");
     // As what a VM boots, a root file system; as data, its plain bytes, or those as they are.
     let answer = cloud.call("cp", &wish(0, "")).unwrap();
     assert!(answer.starts_with("ocivisor:5@sha256:"), "{answer}");

@@ -88,6 +88,68 @@ fn nothing_comes_in_that_is_more_than_was_counted() {
 }
 
 #[test]
+fn files_for_kernels_and_contexts_are_as_long_as_they_are() {
+    let (top, mut cloud) = cloud();
+    cloud.kind = 2;
+    let at = |name: &str| top.path().join(name);
+    let (gz, zip, disk, tar) = (at("initrd.gz"), at("files.zip"), at("x.vmdk"), at("context.tar"));
+    let long = |start: &[u8]| [start, &vec![0; 3 << 20][..]].concat();
+    put(&gz, &gzipped(&long(b"")).blob);
+    put(&zip, &long(b"PK\x03\x04"));
+    put(&disk, &long(b"KDMV"));
+    put(&tar, &RawTar::new().file("etc/os-release", &long(b"")).end());
+    for (path, want) in [(&gz, 1), (&zip, 4), (&disk, 4), (&tar, 4)] {
+        for (told, want) in [("", want), ("2", want.max(2)), ("9", 9)] {
+            let got = cloud.call("stat", &wish(0, path, told)).unwrap();
+            assert_eq!(got, format!("{want}\n"), "{} {told}", path.display());
+            cloud.call("cp", &wish(5, path, &want.to_string())).unwrap();
+            cloud.rm(1, "").unwrap();
+        }
+    }
+    cloud.assert_clean();
+}
+
+#[test]
+fn archives_that_are_compressed_as_a_whole_count_what_is_in_them() {
+    let (top, mut cloud) = cloud();
+    cloud.config.images.disk_mb = 1;
+    let at = |name: &str| top.path().join(name);
+    let layout = Layout::new(&at("layout"));
+    // Shrinks to a few KiB.
+    let root = RawTar::new().file("etc/os-release", &vec![0; 20 << 20]).end();
+    layout.image(&[gzipped(&root)], &json!({}));
+    let from = format!("oci:{}", layout.dir.display());
+    let docker = at("docker.tar");
+    run("skopeo", &["copy", "-q", &from, &format!("docker-archive:{}:a:1", docker.display())]);
+    run("gzip", &["-1", "-k", text(&docker)]);
+    let plain = docker.metadata().unwrap().len().div_ceil(1 << 20);
+    assert!(plain >= 20, "{plain}");
+    put(&at("rootfs.tar.gz"), &gzipped(&root).blob);
+    let scheme = format!("docker-archive:{}", at("docker.tar.gz").display());
+    // A root file system stays as it is.
+    for (path, size) in [
+        (text(&at("docker.tar.gz")), plain),
+        (&scheme, plain),
+        (text(&docker), plain),
+        (text(&at("rootfs.tar.gz")), 1),
+    ] {
+        for template in ["", "<NO_DECOMPRESS>YES</NO_DECOMPRESS>"] {
+            let cloud = Cloud { template: cloud.template.clone() + template, ..cloud.clone() };
+            let of = |size: &str| Wish {
+                id: 1,
+                path: path.into(),
+                size: size.into(),
+                ..Wish::default()
+            };
+            assert_eq!(cloud.call("stat", &of("")).unwrap(), format!("{size}\n"), "{path}");
+            cloud.call("cp", &of(&size.to_string())).unwrap();
+            cloud.rm(1, "").unwrap();
+        }
+    }
+    cloud.assert_clean();
+}
+
+#[test]
 fn what_an_admin_registered_by_its_source_goes_as_it_came() {
     let (top, cloud) = cloud();
     let layout = Layout::new(&top.path().join("layout"));

@@ -141,6 +141,7 @@ mod tests {
         Datastore {
             id: 100,
             base_path: "/var/lib/one/datastores/100".into(),
+            files: false,
             free_mb: None,
             safe_dirs: safe.iter().map(|dir| dir.display().to_string()).collect(),
             restricted_dirs: restricted.iter().map(|dir| (*dir).to_owned()).collect(),

@@ -131,7 +131,8 @@ impl Driver<'_> {
         let Some(size) = self.call.image.size_mb.filter(|mb| *mb > 0) else { return Ok(free) };
         let bytes = size.saturating_mul(1 << 20);
         let counted = match self.call.image.kind {
-            // Layers come in compressed as they are, or as zstd: of tars in xz that can be more than was counted.
+            // Files of disks and directories are packed here, and archives that a web server has compressed are not packed
+            // again: both can be more than was counted.
             ImageType::Os => bytes.saturating_mul(2),
             _ => bytes.saturating_add(data::slack(bytes)),
         };

@@ -38,6 +38,17 @@ enum Found {
     Unknown,
 }
 
+/// What a file of the front-end is, by what becomes of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Here {
+    /// Its files become layers as they are in it. If it is compressed as a whole, they were not.
+    Archive,
+    /// It becomes a layer as it is.
+    Layer,
+    /// It is unpacked.
+    Disk,
+}
+
 impl Driver<'_> {
     pub(super) fn stat(&mut self) -> Result<String> {
         let place = Place::parse(&self.call.image.path)?;
@@ -88,38 +99,37 @@ impl Driver<'_> {
         }
         let file = bring::open(path)?;
         let length = file.metadata().map_err(|e| failed("inspect", path, &e))?.len();
-        let disk = match scheme {
-            Some("disk" | "raw" | "qcow2") => true,
-            Some(_) => false,
-            None => !matches!(
-                Source::detect(path),
-                Ok(Source::OciArchive { .. }
-                    | Source::DockerArchive { .. }
-                    | Source::RootfsTar { .. })
-            ),
+        if self.call.datastore.files {
+            return Ok(Found::Disk(length));
+        }
+        let sort = match scheme {
+            Some("disk" | "raw" | "qcow2") => Here::Disk,
+            Some("rootfs") => Here::Layer,
+            Some(_) => Here::Archive,
+            None => match Source::detect(path) {
+                Ok(Source::OciArchive { .. } | Source::DockerArchive { .. }) => Here::Archive,
+                Ok(Source::RootfsTar { .. }) => Here::Layer,
+                _ => Here::Disk,
+            },
         };
-        if !disk {
+        let shown = path.display().to_string();
+        let plain = match sort {
+            Here::Layer => return Ok(Found::Image(length)),
+            Here::Archive => plain(&file, &shown)?,
+            Here::Disk if self.call.datastore.no_decompress => None,
+            Here::Disk => plain(&file, &shown)?,
+        };
+        if let Some(plain) = plain {
+            let deadline = Instant::now() + Duration::from_secs(self.config.images.stat_timeout);
+            return match count(plain, deadline).map_err(|e| failed("read", path, &e))? {
+                Found::Disk(bytes) if sort == Here::Archive => Ok(Found::Image(bytes)),
+                found => Ok(found),
+            };
+        }
+        if sort == Here::Archive {
             return Ok(Found::Image(length));
         }
-        let shown = path.display().to_string();
-        if let Some(plain) = self.plain(&file, &shown)? {
-            let deadline = Instant::now() + Duration::from_secs(self.config.images.stat_timeout);
-            return count(plain, deadline).map_err(|e| failed("read", path, &e));
-        }
         data::inspect(&file, &shown).map(|disk| Found::Disk(disk.counted(length)))
-    }
-
-    /// What is in a file that `cp` would unpack.
-    fn plain(&self, file: &File, shown: &str) -> Result<Option<Box<dyn Read>>> {
-        if self.call.datastore.no_decompress {
-            return Ok(None);
-        }
-        let again = || {
-            std::io::Seek::rewind(&mut &*file)?;
-            file.try_clone()
-        };
-        let file = again().map_err(|e| failed("open", Path::new(shown), &e))?;
-        expand(file, shown, &Limits::default()).map_err(|e| from_store(&e))
     }
 
     /// A file of a web server.
@@ -135,10 +145,14 @@ impl Driver<'_> {
             return Err(Error::new(ErrorKind::Image, text)
                 .hint("say it by SIZE (oneimage create --size), in MiB"));
         };
+        if self.call.datastore.files {
+            return Ok(Found::Disk(length));
+        }
         let head = head(&registries, &address)?;
         let io = |e| failed("read", Path::new(&clip(url)), &e);
         let mut start = Vec::new();
-        match self.plain(&head, url)? {
+        let packed = if self.call.datastore.no_decompress { None } else { plain(&head, url)? };
+        match packed {
             // Cut off as it is, its end is an error.
             Some(plain) => {
                 let _ = plain.take(512).read_to_end(&mut start);
@@ -165,6 +179,16 @@ impl Driver<'_> {
         let patience = Patience { connect: half, answer: half, ..Patience::default() };
         Registries::new(config).with_patience(patience)
     }
+}
+
+/// What is in a file that is compressed.
+fn plain(file: &File, shown: &str) -> Result<Option<Box<dyn Read>>> {
+    let again = || {
+        std::io::Seek::rewind(&mut &*file)?;
+        file.try_clone()
+    };
+    let file = again().map_err(|e| failed("open", Path::new(shown), &e))?;
+    expand(file, shown, &Limits::default()).map_err(|e| from_store(&e))
 }
 
 /// What the first plain bytes of a file tell.

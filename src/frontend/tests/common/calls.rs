@@ -18,6 +18,8 @@ pub struct Cloud {
     pub template: String,
     /// What oned takes for free; 0: it does not know yet.
     pub free_mb: u64,
+    /// 0: of images, 2: of files.
+    pub kind: u32,
 }
 
 /// An image as oned tells it.
@@ -47,6 +49,7 @@ impl Cloud {
             config,
             template: format!("<SAFE_DIRS>{}</SAFE_DIRS>", top.display()),
             free_mb: 0,
+            kind: 0,
         }
     }
 
@@ -58,12 +61,13 @@ impl Cloud {
     pub fn message(&self, wish: &Wish) -> String {
         let Wish { id, kind, path, source, format, fs, size, template } = wish;
         let (base, own, free) = (self.base.display(), &self.template, self.free_mb);
+        let of = self.kind;
         STANDARD.encode(format!(
             "<DS_DRIVER_ACTION_DATA><IMAGE><ID>{id}</ID><NAME>x</NAME><TYPE>{kind}</TYPE>\
              <PERSISTENT>0</PERSISTENT><SOURCE><![CDATA[{source}]]></SOURCE><PATH><![CDATA[{path}]]></PATH>\
              <FORMAT><![CDATA[{format}]]></FORMAT><FS><![CDATA[{fs}]]></FS><SIZE>{size}</SIZE>\
              <CLONING_ID>-1</CLONING_ID><TEMPLATE>{template}</TEMPLATE></IMAGE><DATASTORE><ID>101</ID>\
-             <BASE_PATH><![CDATA[{base}]]></BASE_PATH><FREE_MB>{free}</FREE_MB><TEMPLATE>{own}</TEMPLATE>\
+             <BASE_PATH><![CDATA[{base}]]></BASE_PATH><TYPE>{of}</TYPE><FREE_MB>{free}</FREE_MB><TEMPLATE>{own}</TEMPLATE>\
              </DATASTORE></DS_DRIVER_ACTION_DATA>"
         ))
     }

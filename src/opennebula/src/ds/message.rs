@@ -97,6 +97,9 @@ pub struct Datastore {
     pub id: u32,
     /// Its directory.
     pub base_path: PathBuf,
+    /// Whether it holds files for the boot and the context of VMs alone (`FILE_DS`): of an image that is to be, `stat` is not
+    /// told what it is used as.
+    pub files: bool,
     /// Free space in MiB, as oned knows it.
     pub free_mb: Option<u64>,
     /// `SAFE_DIRS`: below these files may be taken.
@@ -226,6 +229,7 @@ fn datastore_of(datastore: &Element) -> Result<Datastore, Error> {
     Ok(Datastore {
         id,
         base_path,
+        files: number(datastore, "TYPE")? == Some(2),
         free_mb: number(datastore, "FREE_MB")?,
         safe_dirs: dirs("SAFE_DIRS")?,
         restricted_dirs: dirs("RESTRICTED_DIRS")?,

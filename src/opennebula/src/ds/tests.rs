@@ -54,6 +54,19 @@ fn what_the_datastore_says_is_read() {
 }
 
 #[test]
+fn only_datastores_of_files_hold_files() {
+    for (kind, files) in [("", false), ("<TYPE>0</TYPE>", false), ("<TYPE>2</TYPE>", true)] {
+        let message = message("<PATH>/a</PATH>", "<TYPE>FILE_DS</TYPE>");
+        let stdin = STANDARD.encode(message.replace("<DATASTORE>", &format!("<DATASTORE>{kind}")));
+        assert_eq!(
+            plan("stat", &["7"], stdin.as_bytes()).unwrap().datastore.files,
+            files,
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn refusals_are_one_sentence() {
     let cases = [
         (
