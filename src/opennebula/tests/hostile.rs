@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::time::Duration;
 
 use ocivisor_opennebula::vmm::{self, VmmCall};
 use ocivisor_opennebula::{fuzz, xml};
@@ -19,11 +20,20 @@ fn template(rest: &str, user: &str) -> String {
 
 const DISK: &str = "<DISK><DISK_ID>0</DISK_ID><TYPE>FILE</TYPE></DISK>";
 
+/// What this thread has had of a processor: unlike a clock it does not run while others are served.
+/// `proc_pid_stat(5)`: fields 14 and 15 of `stat`, in hundredths of a second.
+fn processor() -> Duration {
+    let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap());
+    Duration::from_millis(10 * ticks.sum::<u64>())
+}
+
 /// Refused with one line, and fast: `deploy` runs under a lock of the host.
 fn refuse(document: &[u8]) {
-    let start = Instant::now();
+    let start = processor();
     let refusal = vmm::plan("deploy", &[FILE, "h", "7", "h"], document).unwrap_err();
-    let took = start.elapsed();
+    let took = processor().saturating_sub(start);
     let shown = String::from_utf8_lossy(&document[..document.len().min(100)]);
     assert!(took < Duration::from_secs(2), "{took:?}: {shown}");
     let said = refusal.answer().stderr;
