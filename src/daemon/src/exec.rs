@@ -17,7 +17,7 @@ use crate::config::{Config, RuntimeName};
 use crate::host::Host;
 
 /// The guests adapter as configured.
-pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGuests {
+pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups, boot: &str) -> HostGuests {
     let libexec = config.libexec();
     HostGuests::new(Settings {
         layout: layout.clone(),
@@ -33,6 +33,7 @@ pub fn guests(config: &Config, layout: &Layout, cgroups: &HostCgroups) -> HostGu
         },
         lxcfs: config.guests.lxcfs(),
         labels: config.guests.labels(),
+        boot: boot.to_owned(),
     })
 }
 

@@ -74,17 +74,18 @@ impl Host {
         let images = Images::open(config, &layout, &cgroups)?;
         let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
         let boot = std::fs::read_to_string(path).map_err(|e| io_error("read", path, &e))?;
+        let boot = crate::faults::boot(boot.trim().to_owned());
         Ok(Self {
             records: FileRecords::new(layout.clone()),
             failures: Failures::new(layout.clone()),
-            guests: crate::exec::guests(config, &layout, &cgroups),
+            guests: crate::exec::guests(config, &layout, &cgroups, &boot),
             storage: HostStorage::new(layout.clone(), images.layers(), config.guests.labels())
                 .with_tenant_filesystems(config.disks.tenant_filesystems.into())
                 .with_checks(config.disks.checks(), cgroups.clone()),
             network: HostNetwork::new(layout.clone()),
             sampler: crate::stats::sampler(),
             ids: Ranges::new(&config.guests),
-            clock: HostClock { boot: crate::faults::boot(boot.trim().to_owned()) },
+            clock: HostClock { boot },
             settle: Duration::from_millis(config.guests.settle_ms),
             watched: Mutex::default(),
             watched_helpers: Mutex::default(),

@@ -67,7 +67,7 @@ impl HostGuests {
 
     /// Everything of `create_guest` after the bundle.
     pub(super) fn launch(&self, id: &VmId, bundle: bundle::Facts) -> Result<GuestFacts> {
-        let host_boot = boot_id()?;
+        let host_boot = self.settings.boot.clone();
         fs::ensure_dir(&self.settings.layout.vm(id), true)?;
         fs::ensure_dir(&self.run(id).runtime(), false)?;
         self.ensure_sockets(id)?;
@@ -281,7 +281,7 @@ impl Guests for HostGuests {
         let run = self.run(id);
         let known = client::read_facts(&run).unwrap_or_default();
         let this_boot = match facts {
-            Some(facts) => facts.host_boot == boot_id()?,
+            Some(facts) => facts.host_boot == self.settings.boot,
             None => true,
         };
         let facts = facts.filter(|_| this_boot);

@@ -100,6 +100,8 @@ pub struct Settings {
     pub lxcfs: Lxcfs,
     /// What labels them.
     pub labels: Labels,
+    /// This boot of the host, as the kernel names it: guests of another one are gone.
+    pub boot: String,
 }
 
 /// Guests of this host.

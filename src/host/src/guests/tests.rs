@@ -119,6 +119,7 @@ impl Host {
             engine: Engine::Embedded,
             labels: Labels::none(),
             lxcfs: Lxcfs::new("/nonexistent".into(), Use::Off),
+            boot: "this".to_owned(),
         };
         Self { dir, guests: HostGuests::new(settings), id }
     }
