@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ocivisor_tests::{bin_dir, frontend, image, repository, tool};
 
 use crate::desk::Desk;
 use crate::drivers::Drivers;
 use crate::model::{ImageState, TransferConf};
-use crate::node::{Holdings, Node};
+use crate::node::{Holdings, Node, Stores};
 use crate::oned::Oned;
 use crate::place::{FRONTEND, Place};
 use crate::registry::Registry;
@@ -16,7 +17,7 @@ use crate::registry::Registry;
 /// Another tree of drivers than ours.
 const REMOTES: &str = "OCIVISOR_CONFORMANCE_REMOTES";
 /// The directory of its VMM scripts, if it is not ours.
-const DRIVER: &str = "OCIVISOR_CONFORMANCE_DRIVER";
+pub(crate) const DRIVER: &str = "OCIVISOR_CONFORMANCE_DRIVER";
 
 /// A template that every image boots, but for its disks.
 const TEMPLATE: &str = "CPU=0.5\nVCPU=1\nMEMORY=64\nNIC=[NETWORK=net0]\n\
@@ -31,10 +32,23 @@ const OWN: usize = 400_000;
 #[derive(Debug)]
 pub struct Cloud {
     /// Its hosts.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Arc<Node>>,
     /// oned.
     pub oned: Arc<Oned>,
     _desk: Desk,
+}
+
+/// What came of a script that was called by itself.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its status.
+    pub code: i32,
+    /// Its output.
+    pub out: String,
+    /// Its errors.
+    pub err: String,
+    /// Time that it and its children had a processor.
+    pub cpu: Duration,
 }
 
 impl Cloud {
@@ -45,32 +59,54 @@ impl Cloud {
     /// It cannot be made.
     #[must_use]
     pub fn start(program: &Path) -> Self {
+        let driver = std::env::var(DRIVER).unwrap_or_else(|_| "ocivisor".to_owned());
+        let stores = Stores { own: &[101, 102], shared: &[103] };
+        let cloud = Self::bare(program, &driver, &[], stores, &[100, 101]);
+        cloud.register();
+        cloud
+    }
+
+    /// A cloud with hosts of which oned knows nothing yet. The VMM driver is called `driver`; `more` are directories
+    /// of the drivers' tree that are there once more: from, to. `images` are datastores of the front-end's.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn bare(
+        program: &Path,
+        driver: &str,
+        more: &[(String, &str)],
+        stores: Stores,
+        images: &[u32],
+    ) -> Self {
         let mut place = Place::new(program);
         let other = std::env::var_os(REMOTES).map(PathBuf::from);
         let own = repository().join("driver-scripts/opennebula/remotes");
         let stand_ins = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+        let copy = |from: &Path, to: &Path| {
+            tool(&["cp", "-rL", &format!("{}/.", from.display()), &to.display().to_string()]);
+        };
         for from in [Some(own), other, Some(stand_ins)].into_iter().flatten() {
-            let (from, to) =
-                (format!("{}/.", from.display()), place.remotes().display().to_string());
-            tool(&["cp", "-rL", &from, &to]);
+            copy(&from, &place.remotes());
+        }
+        for (from, to) in more {
+            copy(&place.remotes().join(from), &place.remotes().join(to));
         }
         let ocivisor = bin_dir().join("ocivisor").display().to_string();
         place.environment.push(("OCIVISOR_BIN".to_owned(), ocivisor));
         let config = place.root().join("opennebula.toml").display().to_string();
         place.environment.push(("OCIVISOR_OPENNEBULA_CONFIG".to_owned(), config));
-        for store in ["100", "101"] {
-            let dir = place.root().join("var/lib/one/datastores").join(store);
+        for store in images.iter().chain(stores.shared) {
+            let dir = place.root().join(format!("var/lib/one/datastores/{store}"));
             std::fs::create_dir_all(dir).unwrap();
         }
         std::fs::create_dir(place.root().join("uploads")).unwrap();
-        configure(&place, None);
-        let nodes: Vec<Node> = ["host01", "host02"].map(|name| Node::start(&place, name)).into();
-        let driver = std::env::var(DRIVER).unwrap_or_else(|_| "ocivisor".to_owned());
-        let oned = Arc::new(Oned::new(Drivers::new(place, &driver)));
+        configure(&place, &[]);
+        place.become_user(program);
+        let nodes = ["host01", "host02"].map(|name| Arc::new(Node::start(&place, name, stores)));
+        let oned = Arc::new(Oned::new(Drivers::new(place, driver)));
         let desk = Desk::open(oned.drivers.place.root(), oned.shared_model());
-        let cloud = Self { nodes, oned, _desk: desk };
-        cloud.register();
-        cloud
+        Self { nodes: nodes.into(), oned, _desk: desk }
     }
 
     fn register(&self) {
@@ -80,7 +116,19 @@ impl Cloud {
             clone_target: "SYSTEM",
             systems: ["ssh", "shared", "local"].map(str::to_owned).into(),
         };
-        self.oned.model().transfers = [("ocivisor".to_owned(), ocivisor)].into();
+        // Drivers that know nothing of containers.
+        let other = |shared, ln_target| TransferConf {
+            shared,
+            ln_target,
+            clone_target: "SYSTEM",
+            systems: Vec::new(),
+        };
+        let all = [
+            ("ocivisor", ocivisor),
+            ("ssh", other(false, "SYSTEM")),
+            ("shared", other(true, "NONE")),
+        ];
+        self.oned.model().transfers = all.map(|(name, conf)| (name.to_owned(), conf)).into();
         let images = self.store_template("images");
         for (command, given) in [
             ("onehost create host01 -i ocivisor -v ocivisor", ""),
@@ -127,6 +175,7 @@ impl Cloud {
         let _source = frontend::layout(&layout, &self.upload("busybox.tar"), layers);
         let (from, to) = (layout.display(), self.upload(&format!("{name}.oci")));
         tool(&["tar", "-C", &from.to_string(), "-cf", &to.display().to_string(), "."]);
+        tool(&["chmod", "-R", "a+rX", &self.upload("").display().to_string()]);
     }
 
     /// More images: `web` of an archive, `db` of a registry, which have a layer in common and one of `busybox`, `data` a
@@ -135,7 +184,7 @@ impl Cloud {
     /// # Panics
     /// One does not come in.
     pub fn add_images(&self) -> Registry {
-        let registry = self.open_registry();
+        let registry = self.open_registry(&[]);
         self.archive("web", &[("common", COMMON)]);
         self.archive("db", &[("common", COMMON), ("own", OWN)]);
         registry.push(&self.upload("db.layout"), "team/db:1");
@@ -149,12 +198,12 @@ impl Cloud {
         registry
     }
 
-    /// A registry that the drivers may talk to.
+    /// A registry that the drivers may talk to, as to these web servers.
     #[must_use]
-    pub fn open_registry(&self) -> Registry {
+    pub fn open_registry(&self, more: &[&str]) -> Registry {
         let place = &self.oned.drivers.place;
         let registry = Registry::start(&place.root().join("registry"));
-        configure(place, Some(&registry.host()));
+        configure(place, &[more, &[&registry.host()]].concat());
         registry
     }
 
@@ -184,7 +233,7 @@ impl Cloud {
 
     /// A host.
     #[must_use]
-    pub fn node(&self, name: &str) -> &Node {
+    pub fn node(&self, name: &str) -> &Arc<Node> {
         self.nodes.iter().find(|node| node.name == name).expect("a host")
     }
 
@@ -212,22 +261,21 @@ impl Cloud {
         assert_eq!(seen, state, "{command}: {error:?}\nlast call: {last:?}");
     }
 
-    /// Calls a script on a host outside of any action: what a hostile document does to it. Status, output, errors.
+    /// Calls a script on a host outside of any action: what a hostile document does to it.
+    ///
+    /// # Panics
+    /// The host's shell does not say what it took.
     #[must_use]
-    pub fn script(
-        &self,
-        host: &str,
-        action: &str,
-        args: &[&str],
-        stdin: &[u8],
-    ) -> (i32, String, String) {
+    pub fn script(&self, host: &str, action: &str, args: &[&str], stdin: &[u8]) -> Ran {
         use std::io::Write;
         use std::process::{Command, Stdio};
         let place = &self.oned.drivers.place;
         let script = place.remotes_of_hosts().join("vmm").join(&self.oned.drivers.vmm).join(action);
+        let taken = self.node(host).dir().join("home/times");
+        let (script, args, to) = (script.display(), args.join(" "), taken.display());
         let mut child = Command::new(place.root().join("bin/ssh"))
             .arg(host)
-            .arg(format!("{} {}", script.display(), args.join(" ")))
+            .arg(format!("{script} {args}; code=$?; times > {to}; exit $code"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -237,7 +285,12 @@ impl Cloud {
         let _refused = child.stdin.take().unwrap().write_all(stdin);
         let output = child.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+            cpu: of_children(&std::fs::read_to_string(taken).unwrap()),
+        }
     }
 
     /// What all hosts hold, and the front-end's datastores.
@@ -246,8 +299,21 @@ impl Cloud {
         let root = self.oned.drivers.place.root();
         let mut files = Vec::new();
         crate::node::files_below(&root.join("var/lib/one/datastores"), root, &mut files);
-        (self.nodes.iter().map(Node::holdings).collect(), files, loops(root))
+        (self.nodes.iter().map(|node| node.holdings()).collect(), files, loops(root))
     }
+}
+
+/// What a shell's `times` says of its children: `0m0.012s 0m0.003s` in the second line.
+fn of_children(times: &str) -> Duration {
+    let words = times.lines().nth(1).expect("times of children").split_whitespace();
+    words
+        .map(|word| {
+            let (minutes, seconds) = word.trim_end_matches('s').split_once('m').expect("minutes");
+            let minutes: u64 = minutes.parse().expect("minutes");
+            Duration::from_secs(minutes * 60)
+                + Duration::from_secs_f64(seconds.parse().expect("seconds"))
+        })
+        .sum()
 }
 
 /// Loop devices whose file is below a directory.
@@ -260,7 +326,7 @@ fn loops(root: &Path) -> Vec<String> {
 }
 
 /// Writes the drivers' configuration on the front-end.
-fn configure(place: &Place, registry: Option<&str>) {
+fn configure(place: &Place, registries: &[&str]) {
     let bin = |name: &str| place.root().join("bin").join(name).display().to_string();
     let mut text = format!(
         "[transfer]\nssh = {:?}\nonevm = {:?}\nonedatastore = {:?}\nfrontend = [{FRONTEND:?}]\n\
@@ -271,7 +337,7 @@ fn configure(place: &Place, registry: Option<&str>) {
         bin("oneimage"),
         bin("no-policy.json"),
     );
-    if let Some(host) = registry {
+    for host in registries {
         text += &format!("[registries.hosts.{host:?}]\nplain_http = true\n");
     }
     std::fs::write(place.root().join("opennebula.toml"), text).unwrap();

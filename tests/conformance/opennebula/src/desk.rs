@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::drivers::{Call, lock};
 use crate::model::Model;
 use crate::recording::RecordedCall;
+use crate::sshd::ONEADMIN;
 use crate::state::State;
 use crate::template::Template;
 
@@ -74,6 +75,7 @@ impl Desk {
             root: root.display().to_string(),
         };
         let listener = UnixListener::bind(root.join(SOCKET)).unwrap();
+        std::os::unix::fs::chown(root.join(SOCKET), Some(ONEADMIN), Some(ONEADMIN)).unwrap();
         let answering = desk.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {

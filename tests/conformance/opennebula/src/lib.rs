@@ -26,6 +26,7 @@ pub mod recorder;
 pub mod recording;
 pub mod registry;
 pub mod replay;
+pub mod sshd;
 pub mod state;
 pub mod template;
 pub mod xml;

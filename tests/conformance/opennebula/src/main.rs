@@ -2,18 +2,18 @@
 
 #![allow(clippy::disallowed_methods, reason = "a stub of programs that start others")]
 
-use std::io::{Read, Write};
+use std::io::{Read, Write, pipe, stderr, stdin, stdout};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ocivisor_conformance::desk::{Question, ask};
 use ocivisor_conformance::place::FRONTEND;
+use ocivisor_conformance::sshd::{self, MACHINE, Order};
 
-/// Tells the recorder's scripts on which machine they are.
-const MACHINE: &str = "OCIVISOR_CONFORMANCE_MACHINE";
 /// Options of ssh with a word of their own.
 const VALUED: [&str; 8] = ["-o", "-i", "-p", "-l", "-F", "-c", "-E", "-S"];
 
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let (root, rest) = (Path::new(root), &args[2..]);
     match role.as_str() {
         "ssh" => ssh(root, rest),
+        "sudo" => sudo(root, rest),
         "record" => record(root, rest),
         program => {
             reply(root, &Question::Show { program: program.to_owned(), args: rest.to_vec() })
@@ -55,60 +56,62 @@ fn ssh(root: &Path, args: &[String]) -> ExitCode {
         eprintln!("ssh: connect to host {host} port 22: No route to host");
         return ExitCode::from(255);
     }
-    let words = |file: &str| -> Vec<String> {
-        let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    };
-    // How the machine is entered, and what its users have in their environment.
-    let mut line = words("enter");
     let mut text = command.join(" ");
     // Hosts have the program where the tests have it.
     if let Some(rest) = text.strip_prefix(INSTALLED) {
         text = format!("exec \"${{OCIVISOR_BIN:-{INSTALLED}}}\"{rest}");
     }
-    line.extend(["/bin/bash".to_owned(), "-c".to_owned(), text]);
-    let home = match dir.join("home") {
-        home if home.exists() => home,
-        _ => PathBuf::from(root).join("var/lib/one"),
-    };
-    let mut command = Command::new(&line[0]);
-    command
-        .args(&line[1..])
-        .env_clear()
-        .env("HOME", &home)
-        .env("LC_CTYPE", "C.UTF-8")
-        .env("LOGNAME", "oneadmin")
-        .env("MAIL", "/var/mail/oneadmin")
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/games")
-        .env("SHELL", "/bin/bash")
-        .env("SSH_CLIENT", "127.0.0.1 37894 22")
-        .env("SSH_CONNECTION", "127.0.0.1 37894 127.0.0.1 22")
-        .env("USER", "oneadmin")
-        .env(MACHINE, host)
-        .envs(words("environment").iter().filter_map(|line| line.split_once('=')))
-        .current_dir(&home);
-    if let Some(most) = words("cut").first().and_then(|most| most.parse().ok()) {
-        return cut_off(command, most);
+    if !sshd::is_open(root) {
+        return here(root, host, &text);
     }
+    let order = Order { host: host.to_owned(), words: vec![text], sudo: false };
+    let most = std::fs::read_to_string(dir.join("cut")).ok();
+    match most.and_then(|most| most.trim().parse().ok()) {
+        Some(most) => cut_off(root, &order, most),
+        None => {
+            told(sshd::order(root, &order, [stdin().as_fd(), stdout().as_fd(), stderr().as_fd()]))
+        }
+    }
+}
+
+/// Runs a command on a machine that has nothing of its own, by the user's shell.
+fn here(root: &Path, host: &str, text: &str) -> ExitCode {
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", text]);
+    sshd::session(&mut command, host, &root.join("var/lib/one"), &[]);
     eprintln!("ssh: {}", command.exec());
     ExitCode::from(255)
 }
 
+/// `sudo HOST WORD…`: what the platform's user may do as root on a host.
+fn sudo(root: &Path, args: &[String]) -> ExitCode {
+    let Some((host, words)) = args.split_first() else { return ExitCode::FAILURE };
+    let order = Order { host: host.clone(), words: words.to_vec(), sudo: true };
+    told(sshd::order(root, &order, [stdin().as_fd(), stdout().as_fd(), stderr().as_fd()]))
+}
+
+fn told(status: std::io::Result<u8>) -> ExitCode {
+    match status {
+        Ok(status) => ExitCode::from(status),
+        Err(e) => {
+            eprintln!("ssh: {e}");
+            ExitCode::from(255)
+        }
+    }
+}
+
 /// A connection that breaks once that many bytes went by, in either direction.
-fn cut_off(mut command: Command, most: u64) -> ExitCode {
-    let passed = Arc::new(AtomicU64::new(0));
-    let Ok(mut child) = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+fn cut_off(root: &Path, order: &Order, most: u64) -> ExitCode {
+    let (Ok((to, in_writer)), Ok((out_reader, from))) = (pipe(), pipe()) else {
         return ExitCode::from(255);
     };
-    if let Some(to) = child.stdin.take() {
-        let passed = Arc::clone(&passed);
-        std::thread::spawn(move || pass(std::io::stdin(), to, &passed, most));
-    }
-    if let Some(from) = child.stdout.take() {
-        pass(from, std::io::stdout(), &passed, most);
-    }
-    let code = child.wait().ok().and_then(|status| status.code());
-    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    let passed = Arc::new(AtomicU64::new(0));
+    let of_input = Arc::clone(&passed);
+    std::thread::spawn(move || pass(stdin(), in_writer, &of_input, most));
+    let output = std::thread::spawn(move || pass(out_reader, stdout(), &passed, most));
+    let status = sshd::order_with(root, order, to, from);
+    let _passed = output.join();
+    told(status)
 }
 
 fn pass(mut from: impl Read, mut to: impl Write, passed: &AtomicU64, most: u64) {

@@ -117,12 +117,21 @@ impl Monitor {
     /// None comes.
     #[track_caller]
     pub fn hears(&self, kind: &str, text: &str) -> Message {
-        let fits = |message: &Message| message.kind == kind && message.payload.contains(text);
+        self.hears_that(kind, text, |payload| payload.contains(text))
+    }
+
+    /// Waits for a message of that kind whose payload is so; `what` says how.
+    ///
+    /// # Panics
+    /// None comes.
+    #[track_caller]
+    pub fn hears_that(&self, kind: &str, what: &str, fits: impl Fn(&str) -> bool) -> Message {
+        let fits = |message: &Message| message.kind == kind && fits(&message.payload);
         let found = wait_for_option(PATIENCE, || {
             let heard = lock(&self.heard);
             heard.iter().flatten().find(|message| fits(message)).cloned()
         });
-        found.unwrap_or_else(|| panic!("no {kind} with {text}: {:#?}", lock(&self.heard)))
+        found.unwrap_or_else(|| panic!("no {kind} with {what}: {:#?}", lock(&self.heard)))
     }
 }
 
@@ -152,7 +161,7 @@ fn configuration(number: u32, port: u16, location: &str) -> String {
         ("MONITOR_HOST", 120, 1),
         ("MONITOR_VM", 30, 1),
         ("STATE_VM", 5, 1),
-        ("SYNC_STATE_VM", 180, 2),
+        ("SYNC_STATE_VM", 180, 1),
         ("SYSTEM_HOST", 600, 2),
     ] {
         let to = format!("<{kind}><![CDATA[{own}]]>");

@@ -4,11 +4,14 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ocivisor_tests::{PATIENCE, bin_dir, wait_for_option};
 
+use crate::drivers::lock;
 use crate::place::Place;
+use crate::sshd::{OPERATORS, give};
 
 /// A host.
 #[derive(Debug)]
@@ -18,10 +21,21 @@ pub struct Node {
     dir: PathBuf,
     root: PathBuf,
     cgroup: String,
+    /// Datastores that it has in common with all.
+    shared: &'static [u32],
     /// Holds its namespaces while it waits for its input to end.
-    holder: Child,
-    daemon: Option<Child>,
-    boots: u32,
+    holder: Mutex<Child>,
+    daemon: Mutex<Option<Child>>,
+    boots: AtomicU32,
+}
+
+/// What a host has of datastores.
+#[derive(Debug, Clone, Copy)]
+pub struct Stores {
+    /// System datastores of its own.
+    pub own: &'static [u32],
+    /// Those that all hosts and the front-end see.
+    pub shared: &'static [u32],
 }
 
 /// What a host holds that must not be left by anybody.
@@ -45,39 +59,47 @@ impl Node {
     /// # Panics
     /// It cannot be made.
     #[must_use]
-    pub fn start(place: &Place, name: &str) -> Self {
+    pub fn start(place: &Place, name: &str, stores: Stores) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let dir = place.host(name);
-        // System datastores are there before the first VM comes.
-        for sub in ["datastores/101", "datastores/102", "one", "s", "r", "home", "db"] {
+        for sub in ["one", "s", "r", "home", "db"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        // System datastores are there before the first VM comes.
+        for store in stores.own.iter().chain(stores.shared) {
+            fs::create_dir_all(dir.join(format!("datastores/{store}"))).unwrap();
         }
         let cgroup = format!("ocvc{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let settle = std::env::var("OCIVISOR_TEST_SETTLE_MS").unwrap_or_else(|_| "50".to_owned());
         let config = format!(
             "cgroup_base = \"{cgroup}\"\nlibexec_dir = \"{}\"\nlog_level = \"info\"\n\
-             [images]\npolicy = \"{}\"\n[guests]\nsettle_ms = {settle}\nlxcfs_dir = \"{}\"\n",
+             [access]\noperate_gid = {OPERATORS}\noperate_dirs = [\"{}\"]\n[images]\npolicy = \"{}\"\n[guests]\nsettle_ms = {settle}\nlxcfs_dir = \"{}\"\n",
             bin_dir().display(),
+            place.root().join("var/lib/one/datastores").display(),
             dir.join("policy.json").display(),
             dir.join("lxcfs").display()
         );
         fs::write(dir.join("c.toml"), config).unwrap();
         let drivers = format!(
-            "shutdown_timeout = 5\n[monitoring]\nstate_dir = \"{}\"\n",
+            "shutdown_timeout = 5\ndaemon_timeout = 4\n[monitoring]\nstate_dir = \"{}\"\n",
             dir.join("db/ocivisor").display()
         );
         fs::write(dir.join("opennebula.toml"), drivers).unwrap();
         let environment = format!(
-            "OCIVISOR_BIN={}\nOCIVISOR_SOCKET={}\nOCIVISOR_OPENNEBULA_CONFIG={}\n",
+            "OCIVISOR_SUDO={} {name}\nOCIVISOR_BIN={}\nOCIVISOR_SOCKET={}\nOCIVISOR_OPENNEBULA_CONFIG={}\n",
+            place.root().join("bin/sudo").display(),
             bin_dir().join("ocivisor").display(),
             dir.join("r/ocivisord.sock").display(),
             dir.join("opennebula.toml").display()
         );
         fs::write(dir.join("environment"), environment).unwrap();
+        // What is the platform's user's.
+        ["datastores", "one", "home", "db"].iter().for_each(|sub| give(&dir.join(sub)));
         let root = place.root().to_owned();
-        let holder = hold(&dir, &root);
-        let mut node =
-            Self { name: name.to_owned(), dir, root, cgroup, holder, daemon: None, boots: 0 };
+        let holder = Mutex::new(hold(&dir, &root, stores.shared));
+        let (name_of_it, daemon, boots) = (name.to_owned(), Mutex::default(), AtomicU32::new(0));
+        let shared = stores.shared;
+        let node = Self { name: name_of_it, dir, root, cgroup, shared, holder, daemon, boots };
         node.write_entrance();
         place.sync(name);
         node.start_daemon();
@@ -91,7 +113,7 @@ impl Node {
 
     /// The words that run a command on it.
     fn enter(&self) -> Vec<String> {
-        let pid = self.holder.id().to_string();
+        let pid = self.process().to_string();
         ["nsenter", "--target", &pid, "--mount", "--net", "--"].map(str::to_owned).into()
     }
 
@@ -140,16 +162,22 @@ impl Node {
     ///
     /// # Panics
     /// It does not.
-    pub fn start_daemon(&mut self) {
-        self.start_daemon_in(None);
+    pub fn start_daemon(&self) {
+        self.start_daemon_with(&[]);
     }
 
-    /// The same in a boot of the host that it takes for another one.
-    fn start_daemon_in(&mut self, boot: Option<String>) {
+    /// The same with these variables: faults, another boot.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn start_daemon_with(&self, environment: &[(&str, &str)]) {
         let path = self.dir.join("daemon.log");
         let log = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         let program = bin_dir().join("ocivisord").display().to_string();
         let mut command = self.command(&[&program]);
+        // From the first pretended boot on, all daemons believe it.
+        let boots = self.boots.load(Ordering::Relaxed);
+        let boot = (boots > 0).then(|| format!("{}-{boots}", self.cgroup));
         command
             .arg("--state-dir")
             .arg(self.dir.join("s"))
@@ -157,6 +185,7 @@ impl Node {
             .arg(self.dir.join("r"))
             .arg("--config")
             .arg(self.dir.join("c.toml"))
+            .envs(environment.iter().copied())
             .envs(boot.map(|boot| ("OCIVISOR_FAULT_BOOT", boot)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -170,20 +199,30 @@ impl Node {
             std::os::unix::net::UnixStream::connect(&socket).ok().map(|_| true)
         });
         assert_eq!(begun, Some(true), "the daemon of {} did not begin\n{}", self.name, self.log());
-        self.daemon = Some(daemon);
+        *lock(&self.daemon) = Some(daemon);
     }
 
     /// Kills the daemon as `kill -9` does.
-    pub fn kill_daemon(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
+    pub fn kill_daemon(&self) {
+        if let Some(mut daemon) = lock(&self.daemon).take() {
             let _gone = daemon.kill();
             let _gone = daemon.wait();
         }
     }
 
+    /// Waits until the daemon died by itself.
+    ///
+    /// # Panics
+    /// It lives on.
+    pub fn outlive_daemon(&self) {
+        let mut daemon = lock(&self.daemon).take().expect("a daemon");
+        let died = wait_for_option(PATIENCE, || daemon.try_wait().unwrap());
+        assert!(died.is_some(), "the daemon of {} lives on\n{}", self.name, self.log());
+    }
+
     /// Sends the daemon a signal: it stops for a while, or goes on.
     pub fn signal_daemon(&self, name: &str) {
-        let pid = self.daemon.as_ref().expect("a daemon").id();
+        let pid = lock(&self.daemon).as_ref().expect("a daemon").id();
         ocivisor_tests::tool(&["kill", &format!("-{name}"), &pid.to_string()]);
     }
 
@@ -191,17 +230,14 @@ impl Node {
     ///
     /// # Panics
     /// It cannot be made anew.
-    pub fn reboot(&mut self) {
+    pub fn reboot(&self) {
         self.kill_daemon();
         self.clear();
         fs::remove_dir_all(self.dir.join("r")).unwrap();
         fs::create_dir(self.dir.join("r")).unwrap();
-        self.holder = hold(&self.dir, &self.root);
-        self.boots += 1;
+        *lock(&self.holder) = hold(&self.dir, &self.root, self.shared);
+        self.boots.fetch_add(1, Ordering::Relaxed);
         self.write_entrance();
-        // Only the first daemon believes it: guests that are made carry the machine's own boot.
-        self.start_daemon_in(Some(format!("{}-{}", self.cgroup, self.boots)));
-        self.kill_daemon();
         self.start_daemon();
     }
 
@@ -227,7 +263,18 @@ impl Node {
     /// A process in its namespaces.
     #[must_use]
     pub fn process(&self) -> u32 {
-        self.holder.id()
+        lock(&self.holder).id()
+    }
+
+    /// Kills a guest's first process, as the kernel does that is short of memory.
+    ///
+    /// # Panics
+    /// It has none.
+    pub fn kill_guest(&self, vm: &str) {
+        let info = self.cli(&["info", vm, "-o", "json"]);
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        let pid = info["guest"]["init"]["pid"].to_string();
+        ocivisor_tests::tool(&["kill", "-9", &pid]);
     }
 
     /// Its monitoring agent.
@@ -241,7 +288,7 @@ impl Node {
     fn inhabitants(&self) -> Vec<u32> {
         let own = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         let outside = fs::read_link("/proc/self/ns/mnt").ok();
-        let here = own(self.holder.id()).filter(|here| Some(here) != outside.as_ref());
+        let here = own(self.process()).filter(|here| Some(here) != outside.as_ref());
         let all = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         pids.filter(|pid| here.is_some() && own(*pid) == here).collect()
@@ -250,7 +297,7 @@ impl Node {
     /// What it holds now.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
-        let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id()));
+        let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", self.process()));
         let points = mountinfo.unwrap_or_default();
         let points = points.lines().filter_map(|line| line.split(' ').nth(4));
         let mounts = points.filter(|point| Path::new(point).starts_with(&self.root));
@@ -278,8 +325,8 @@ impl Node {
     }
 
     /// Ends everything on it.
-    fn clear(&mut self) {
-        let holder = self.holder.id();
+    fn clear(&self) {
+        let holder = self.process();
         for pid in self.inhabitants().into_iter().filter(|pid| *pid != holder) {
             let _gone = Command::new("kill").args(["-9", &pid.to_string()]).output();
         }
@@ -288,8 +335,9 @@ impl Node {
                 let _gone = Command::new("kill").args(["-9", &pid.to_string()]).output();
             }
         }
-        drop(self.holder.stdin.take());
-        let _gone = self.holder.wait();
+        let mut holder = lock(&self.holder);
+        drop(holder.stdin.take());
+        let _gone = holder.wait();
     }
 }
 
@@ -313,12 +361,16 @@ impl Drop for Node {
 }
 
 /// A process that has the host's namespaces.
-fn hold(dir: &Path, root: &Path) -> Child {
-    let script = "mount --make-rprivate / && mount --bind \"$1/datastores\" \"$2/var/lib/one/datastores\" \
-                  && mount --bind \"$1/one\" \"$2/var/tmp/one\" && ip link set lo up && ip link add br0 type bridge && ip link add br1 type bridge && echo ready && exec cat";
+fn hold(dir: &Path, root: &Path, shared: &[u32]) -> Child {
+    let script = "set -e; dir=$1 root=$2; shift 2; mount --make-rprivate /
+        for store; do mount --bind \"$root/var/lib/one/datastores/$store\" \"$dir/datastores/$store\"; done
+        mount --rbind \"$dir/datastores\" \"$root/var/lib/one/datastores\"
+        mount --bind \"$dir/one\" \"$root/var/tmp/one\"
+        ip link set lo up; ip link add br0 type bridge; ip link add br1 type bridge; echo ready; exec cat";
     let mut holder = Command::new("unshare")
         .args(["--mount", "--net", "sh", "-c", script, "sh"])
         .args([dir, root])
+        .args(shared.iter().map(u32::to_string))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

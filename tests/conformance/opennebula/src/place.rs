@@ -17,6 +17,8 @@ pub struct Place {
     dir: TempDir,
     /// Variables that scripts get besides those of OpenNebula's own, on the front-end.
     pub environment: Vec<(String, String)>,
+    /// Whose scripts are: number of the user, and of its group; else of who runs the test.
+    pub user: Option<u32>,
 }
 
 impl Place {
@@ -27,20 +29,24 @@ impl Place {
     #[must_use]
     pub fn new(program: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("ocv").tempdir_in("/tmp").unwrap();
-        let place = Self { dir, environment: Vec::new() };
+        let place = Self { dir, environment: Vec::new(), user: None };
         for sub in
             ["var/lib/one/vms", "var/lib/one/datastores", "var/lib/one/remotes", "bin", "hosts"]
         {
             fs::create_dir_all(place.root().join(sub)).unwrap();
         }
         fs::create_dir_all(place.root().join("var/tmp/one")).unwrap();
-        for name in ["ssh", "scp", "onevm", "oneimage", "onedatastore"] {
-            let path = place.root().join("bin").join(name);
-            let (program, root) = (program.display(), place.root().display());
+        place.write_programs(program);
+        place
+    }
+
+    fn write_programs(&self, program: &Path) {
+        for name in ["ssh", "scp", "sudo", "onevm", "oneimage", "onedatastore"] {
+            let path = self.root().join("bin").join(name);
+            let (program, root) = (program.display(), self.root().display());
             let text = format!("#!/bin/sh\nexec {program} {name} {root} \"$@\"\n");
             write_script(&path, &text);
         }
-        place
     }
 
     /// The directory.
@@ -95,6 +101,25 @@ impl Place {
         }
         let from = format!("{}/.", self.remotes().display());
         ocivisor_tests::tool(&["cp", "-rL", &from, &to.display().to_string()]);
+        if self.user.is_some() {
+            crate::sshd::give(&to);
+        }
+    }
+
+    /// From here on scripts are the platform's user's, on all machines: what is its own there is given to it, and root
+    /// answers its ssh. The stand-in's program, if that user cannot reach it, is copied.
+    ///
+    /// # Panics
+    /// It cannot be done.
+    pub fn become_user(&mut self, program: &Path) {
+        self.user = Some(crate::sshd::ONEADMIN);
+        write_mode(self.root(), 0o755);
+        let copy = self.root().join("stand-in");
+        fs::hard_link(program, &copy).or_else(|_| fs::copy(program, &copy).map(drop)).unwrap();
+        write_mode(&copy, 0o755);
+        self.write_programs(&copy);
+        crate::sshd::give(&self.root().join("var"));
+        crate::sshd::open(self.root());
     }
 
     /// A text without this directory's name: paths as they would be in a real installation.
@@ -109,7 +134,11 @@ impl Place {
 /// # Panics
 /// It cannot be written.
 pub fn write_script(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
     fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_mode(path, 0o755);
+}
+
+fn write_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }

@@ -57,28 +57,7 @@ impl Replay {
     /// Plays a recording.
     pub fn play(&mut self, name: &str) {
         let recording = Recording::named(name);
-        if name.starts_with("28") {
-            register(&self.oned, true);
-        }
-        {
-            let mut model = self.oned.model();
-            if let Some(rules) = &recording.head.rules {
-                let rules = Template::read(rules).vectors("RULE").cloned().collect();
-                model.groups.insert(100, ("web".to_owned(), rules));
-            }
-            for (what, value) in &recording.head.next {
-                match what.as_str() {
-                    "vm" => model.next.vm = value.parse().expect("a number"),
-                    "image" => model.next.image = value.parse().expect("a number"),
-                    "stat" => model.next.stat = value.parse().expect("a number"),
-                    network => {
-                        let id = model.network(network).map(|network| network.id);
-                        let network = id.and_then(|id| model.networks.get_mut(&id));
-                        network.expect("a network").begin_at(value.parse().expect("an address"));
-                    }
-                }
-            }
-        }
+        prepare(&self.oned, &recording);
         for (at, step) in recording.steps.iter().enumerate() {
             let next = recording.steps[at + 1..].iter().find_map(|step| step.at);
             self.step(name, step, next);
@@ -93,7 +72,7 @@ impl Replay {
     fn step(&mut self, scenario: &str, step: &Step, next: Option<f64>) {
         self.desk.expect(&step.calls);
         if let Some(at) = step.at {
-            self.oned.model().now = BEGAN + seconds(at);
+            self.oned.model().now = self::at(at);
         }
         if let Some(host) = scheduled(step) {
             self.oned.place_next(&host, "101");
@@ -129,7 +108,7 @@ impl Replay {
             let until = next.unwrap_or(at + 5.0);
             let mut now = *at;
             while now < until {
-                self.oned.model().now = BEGAN + seconds(now);
+                self.oned.model().now = self::at(now);
                 self.oned.hear_states(host, text);
                 now += 5.0;
             }
@@ -242,21 +221,47 @@ impl Replay {
     }
 }
 
-fn seconds(at: f64) -> u64 {
+/// A moment of the recording, for the model's clock.
+pub(crate) fn at(moment: f64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an hour at most")]
-    let seconds = at as u64;
-    seconds
+    let seconds = moment as u64;
+    BEGAN + seconds
+}
+
+/// What oned had when a scenario began: numbers and addresses that come next, rules, transfer drivers.
+pub(crate) fn prepare(oned: &Oned, recording: &Recording) {
+    let head = &recording.head;
+    if head.scenario.starts_with("28") {
+        register(oned, true);
+    }
+    let mut model = oned.model();
+    if let Some(rules) = &head.rules {
+        let rules = Template::read(rules).vectors("RULE").cloned().collect();
+        model.groups.insert(100, ("web".to_owned(), rules));
+    }
+    for (what, value) in &head.next {
+        match what.as_str() {
+            "vm" => model.next.vm = value.parse().expect("a number"),
+            "image" => model.next.image = value.parse().expect("a number"),
+            "stat" => model.next.stat = value.parse().expect("a number"),
+            network => {
+                let id = model.network(network).map(|network| network.id);
+                let network = id.and_then(|id| model.networks.get_mut(&id));
+                network.expect("a network").begin_at(value.parse().expect("an address"));
+            }
+        }
+    }
 }
 
 /// Where the scheduler put the VM of a step, if it did.
-fn scheduled(step: &Step) -> Option<String> {
+pub(crate) fn scheduled(step: &Step) -> Option<String> {
     let by_scheduler = step.command.contains("instantiate") || step.command.contains("--recreate");
     let deployed = step.calls.iter().rfind(|call| call.script.ends_with("/deploy"))?;
     by_scheduler.then(|| deployed.call.clone())
 }
 
 /// The transfer drivers of the recordings.
-fn register(oned: &Oned, mixed: bool) {
+pub(crate) fn register(oned: &Oned, mixed: bool) {
     use crate::model::TransferConf;
     let systems = if mixed { vec!["oci".to_owned()] } else { Vec::new() };
     let (oci, ocis) = (

@@ -31,7 +31,7 @@ struct Small(PathBuf);
 
 impl Small {
     fn on(dir: &Path, size: &str) -> Self {
-        let options = format!("size={size},mode=755");
+        let options = format!("size={size},mode=777");
         tool(&["mount", "-t", "tmpfs", "-o", &options, "none", &dir.display().to_string()]);
         Self(dir.to_owned())
     }
@@ -50,7 +50,7 @@ fn a_host_without_room_is_told_and_a_retry_makes_the_disk_elsewhere() {
     let node = cloud.node("host01");
     let store = cloud.oned.drivers.place.root().join("var/lib/one/datastores/101");
     let store = store.display().to_string();
-    node.run(&["mount", "-t", "tmpfs", "-o", "size=24k", "none", &store]);
+    node.run(&["mount", "-t", "tmpfs", "-o", "size=24k,mode=777", "none", &store]);
     cloud.ask("onetemplate instantiate base --name full --hold");
     cloud.leads("onevm deploy 0 host01 101", 0, "PROLOGFAILURE");
     let error = why(&cloud, 0);
@@ -104,7 +104,7 @@ fn an_image_datastore_without_room_keeps_nothing_of_what_did_not_fit() {
 #[test]
 fn a_registry_that_goes_away_fails_the_image_and_nothing_is_left_of_it() {
     let cloud = cloud();
-    let mut registry = cloud.open_registry();
+    let mut registry = cloud.open_registry(&[]);
     cloud.archive("app", &[("app", 24_000_000)]);
     registry.push(&cloud.upload("app.layout"), "team/app:1");
     let path = format!("docker://{}/team/app:1", registry.host());
@@ -190,15 +190,15 @@ fn hosts_that_go_away_in_the_middle_leave_disks_whole_and_retries_finish() {
 
 #[test]
 fn a_daemon_that_is_killed_while_it_deploys_finishes_or_undoes_it() {
-    let mut cloud = cloud();
+    let cloud = cloud();
     let before = cloud.holdings();
     for vm in 0..4 {
         cloud.ask(&format!("onetemplate instantiate base --name k{vm} --hold"));
-        let mut node = cloud.nodes.remove(0);
+        let node = &cloud.nodes[0];
         let record = node.dir().join(format!("s/vms/one-{vm}/vm.json"));
-        let oned = std::sync::Arc::clone(&cloud.oned);
         std::thread::scope(|scope| {
-            let deploy = scope.spawn(|| oned.command(&format!("onevm deploy {vm} host01 101"), ""));
+            let deploy =
+                scope.spawn(|| cloud.oned.command(&format!("onevm deploy {vm} host01 101"), ""));
             let begun = || if record.exists() { Ok(()) } else { Err("no record") };
             ocivisor_tests::wait_for("the deploy", begun);
             // A bit later each time.
@@ -208,7 +208,6 @@ fn a_daemon_that_is_killed_while_it_deploys_finishes_or_undoes_it() {
             node.start_daemon();
             deploy.join().unwrap().unwrap();
         });
-        cloud.nodes.insert(0, node);
         if cloud.state(vm).0 != "RUNNING" {
             why(&cloud, vm);
             cloud.leads(&format!("onevm recover --retry {vm}"), vm, "RUNNING");
@@ -231,7 +230,7 @@ fn a_guest_that_won_against_the_delete_of_its_vm_is_ended_with_it() {
     let node = cloud.node("host01");
     // The step behind the deploy takes until it is let go: till then oned does not know that there is a guest.
     let post = cloud.oned.drivers.place.host("host01").join("one/vnm/bridge/post");
-    let (held, reached) = (node.dir().join("held"), node.dir().join("reached"));
+    let (held, reached) = (node.dir().join("home/held"), node.dir().join("home/reached"));
     let waits = format!("while [ -e {} ]; do sleep 0.05; done", held.display());
     let script = format!("#!/bin/sh\ncat > /dev/null\n: > {}\n{waits}\n", reached.display());
     std::fs::write(&post, script).unwrap();

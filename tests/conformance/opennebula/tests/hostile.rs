@@ -7,13 +7,14 @@
 )]
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ocivisor_conformance::Cloud;
+use ocivisor_conformance::cloud::Ran;
 use ocivisor_conformance::xml::Element;
 
-/// Nobody waits longer for a refusal, not even here, where others compile.
-const SOON: Duration = Duration::from_secs(2);
+/// No document takes more of a processor, not even here, where programs are not optimised; `docs/performance.md` has figures.
+const SOON: Duration = Duration::from_millis(100);
 const ARGUMENTS: [&str; 4] = ["/x//datastores/101/0/deployment.0", "host01", "0", "host01"];
 
 /// A cloud, and the deployment file of its VM 0, whose disk is in its place and which does not run.
@@ -64,15 +65,14 @@ fn documents_that_are_none_are_refused_soon_and_change_nothing() {
     // What ssh's here-document leaves of a value with its end word in it.
     cases.push(("a cut one", good.as_bytes()[..good.len() / 2].to_vec()));
     for (name, document) in cases {
-        let began = Instant::now();
-        let (code, out, err) = cloud.script("host01", "deploy", &ARGUMENTS, &document);
-        let took = began.elapsed();
+        let Ran { code, out, err, cpu } = cloud.script("host01", "deploy", &ARGUMENTS, &document);
+        eprintln!("{name}: {cpu:?}");
         assert_ne!(code, 0, "{name}: {out}{err}");
         assert_eq!(out, "", "{name}");
         let plain: Vec<&str> = err.lines().filter(|line| !line.starts_with("INFO: ")).collect();
         assert_eq!(plain.len(), 1, "{name}: one sentence: {err}");
         assert!(plain[0].ends_with('.') && plain[0].len() < 1000, "{name}: {err}");
-        assert!(took < SOON, "{name} took {took:?}");
+        assert!(cpu < SOON, "{name} took {cpu:?}");
         assert_eq!(cloud.holdings(), before, "{name}");
     }
 }
@@ -94,14 +94,17 @@ fn no_value_of_a_document_is_run() {
         let mut texts = document.texts_mut();
         let before = std::mem::replace(texts[at], payload.clone());
         let text = document.write();
-        let (code, out, err) = cloud.script("host01", "deploy", &ARGUMENTS, text.as_bytes());
+        let Ran { code, out, err, cpu } =
+            cloud.script("host01", "deploy", &ARGUMENTS, text.as_bytes());
+        eprintln!("{before:?}: {code} {cpu:?}");
+        assert!(cpu < SOON, "in place of {before:?}: {cpu:?}");
         let answers = if code == 0 { out == "one-0\n" } else { out.is_empty() };
         assert!(answers, "in place of {before:?}: {code} {out:?} {err}");
         assert!(!mark.exists(), "in place of {before:?}, somebody ran it");
         if code == 0 {
             let cancel = ["one-0", "host01", "0", "host01"];
-            let (code, _, err) = cloud.script("host01", "cancel", &cancel, b"");
-            assert_eq!(code, 0, "in place of {before:?}: {err}");
+            let ran = cloud.script("host01", "cancel", &cancel, b"");
+            assert_eq!(ran.code, 0, "in place of {before:?}: {}", ran.err);
         }
     }
     assert!(!cloud.node("host01").dir().join("home/somebody-ran-it").exists());

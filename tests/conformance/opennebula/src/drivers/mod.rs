@@ -64,7 +64,21 @@ pub struct Drivers {
     trace: Mutex<Vec<Call>>,
     lines: Mutex<Vec<Line>>,
     busy: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    interventions: Interventions,
     cancels: Mutex<BTreeMap<u32, Arc<AtomicBool>>>,
+}
+
+/// The end of a script's path, and what happens right before it is called.
+type Intervention = (String, Box<dyn FnOnce() + Send>);
+
+/// What happens right before scripts are called.
+#[derive(Default)]
+struct Interventions(Mutex<Vec<Intervention>>);
+
+impl std::fmt::Debug for Interventions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(lock(&self.0).iter().map(|(script, _)| script)).finish()
+    }
 }
 
 /// A lock whose holder may have failed a test meanwhile.
@@ -84,6 +98,7 @@ impl Drivers {
             trace: Mutex::default(),
             lines: Mutex::default(),
             busy: Mutex::default(),
+            interventions: Interventions::default(),
             cancels: Mutex::default(),
         }
     }
@@ -100,6 +115,28 @@ impl Drivers {
 
     fn note(&self, call: Call) {
         lock(&self.trace).push(call);
+    }
+
+    /// Right before the next call of a script whose path ends so, this happens.
+    pub fn before(&self, script: &str, what: impl FnOnce() + Send + 'static) {
+        lock(&self.interventions.0).push((script.to_owned(), Box::new(what)));
+    }
+
+    /// What was to happen before calls that never came: their scripts.
+    pub fn forget_interventions(&self) -> Vec<String> {
+        lock(&self.interventions.0).drain(..).map(|(script, _)| script).collect()
+    }
+
+    /// A script is about to be called.
+    fn intervene(&self, script: &str) {
+        let what = {
+            let mut waiting = lock(&self.interventions.0);
+            let at = waiting.iter().position(|(end, _)| script.ends_with(end.as_str()));
+            at.map(|at| waiting.remove(at).1)
+        };
+        if let Some(what) = what {
+            what();
+        }
     }
 
     fn line(&self, driver: &'static str, says: bool, text: String) {

@@ -1,6 +1,7 @@
 //! Scripts run as processes of their own: on the front-end, or on a host by an ssh for them alone.
 
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,9 @@ impl Drivers {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(user) = self.place.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 
@@ -42,6 +46,7 @@ impl Drivers {
         stdin: &[u8],
         token: &AtomicBool,
     ) -> Answer {
+        self.intervene(&script.display().to_string());
         let mut command = self.on_frontend(script);
         command.args(args);
         let (code, out, err) = match command.spawn() {
@@ -71,6 +76,7 @@ impl Drivers {
         stdin: &[u8],
         token: &AtomicBool,
     ) -> Answer {
+        self.intervene(script);
         let line =
             format!("ssh {host} 'if [ -x \"{script}\" ]; then {script} {words}; else exit 42; fi'");
         let mut command = self.on_frontend(Path::new("sh"));

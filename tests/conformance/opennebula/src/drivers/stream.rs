@@ -54,6 +54,7 @@ impl Drivers {
         stdin: &str,
         token: &AtomicBool,
     ) -> Step {
+        self.intervene(script);
         let mut step = stream.run(script, quoted, stdin, token);
         if let Step::Ended(42 | 126 | 127, ..) = step {
             self.place.sync(&stream.host);
