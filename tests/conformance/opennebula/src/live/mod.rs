@@ -1,0 +1,361 @@
+//! Recorded scenarios with real drivers in the place of the recorder's scripts: the same is asked, the same calls must come,
+//! oned must reach the same states, and what oned believes must be so on hosts.
+//!
+//! The drivers' directories are there under the recorded names (`oci`, `ocis`), so calls are equal to the letter. What
+//! differs by nature is mapped: names of images, which are digests here, and registries, which are of this test. Where the
+//! recorder failed on purpose, something really breaks right before that call ([`fault`]); where our drivers do not do yet
+//! what is asked, the table says at which script they refuse, and how the scenario goes on ([`table`]).
+
+mod compare;
+pub mod effects;
+pub mod fault;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ocivisor_tests::{PATIENCE, tool, wait_for_option};
+
+use crate::cloud::Cloud;
+use crate::monitor::Monitor;
+use crate::node::Stores;
+use crate::recording::{RecordedCall, Recording, Step};
+use crate::registry::Registry;
+use crate::replay::{at, prepare, register, scheduled};
+use crate::web::Web;
+use fault::Site;
+use table::{Act, Play, Turn};
+
+/// The cloud of the recordings, with real drivers.
+#[derive(Debug)]
+pub struct Live {
+    /// The cloud.
+    pub cloud: Cloud,
+    /// What differed, in words.
+    pub differences: Vec<String>,
+    /// How many calls were compared.
+    pub compared: usize,
+    registry: Arc<Mutex<Registry>>,
+    /// Text of the recordings, and what stands for it here.
+    names: Vec<(String, String)>,
+    /// What the recorder named VMs that are named otherwise here.
+    called: BTreeMap<u32, Vec<String>>,
+    /// Recorded names of images, and ours.
+    sources: BTreeMap<String, String>,
+    /// Whether VMs had stays that they had not when recorded: numbers of files differ.
+    renumbered: bool,
+    /// VMs whose disks have a mark of the test.
+    marked: Vec<u32>,
+    monitors: BTreeMap<String, Monitor>,
+    /// What a host's agent says of the guest to which something was done; none: it is not there.
+    told: Option<&'static str>,
+    _web: Web,
+}
+
+impl Live {
+    /// A cloud in which nothing is registered yet. `program` is this crate's own.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn new(program: &Path) -> Self {
+        let driver = std::env::var(crate::cloud::DRIVER).unwrap_or_else(|_| "ocivisor".to_owned());
+        let own = |kind: &str| format!("{kind}/ocivisor");
+        let more = [
+            (format!("vmm/{driver}"), "vmm/oci"),
+            (own("tm"), "tm/oci"),
+            (own("tm"), "tm/ocis"),
+            (own("datastore"), "datastore/oci"),
+        ];
+        let stores = Stores { own: &[101, 106], shared: &[103] };
+        let cloud = Cloud::bare(program, "oci", &more, stores, &[100, 101, 104, 105, 106]);
+        register(&cloud.oned, false);
+        let web = Web::open(&cloud.upload(""));
+        let registry = cloud.open_registry(&[&web.host()]);
+        let names = bring_uploads(&cloud, &registry, &web);
+        Self {
+            cloud,
+            differences: Vec::new(),
+            compared: 0,
+            registry: Arc::new(Mutex::new(registry)),
+            names,
+            called: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            renumbered: false,
+            marked: Vec::new(),
+            monitors: BTreeMap::new(),
+            told: Some("RUNNING"),
+            _web: web,
+        }
+    }
+
+    /// Plays scenarios, after those that all share.
+    pub fn play_all(&mut self, names: &[&str]) {
+        for name in ["00-infrastructure", "01-images", "02-security-group"].iter().chain(names) {
+            self.play(table::play(name));
+        }
+    }
+
+    fn play(&mut self, play: &Play) {
+        let recording = Recording::named(play.name);
+        prepare(&self.cloud.oned, &recording);
+        self.renumbered = false;
+        for (index, step) in recording.steps.iter().enumerate() {
+            let next = recording.steps[index + 1..].iter().find_map(|step| step.at);
+            let turn = play.turns.iter().find(|turn| turn.step == step.number);
+            let before = self.differences.len();
+            eprintln!("{} step {}: {}", play.name, step.number, step.command);
+            self.step(step, turn.unwrap_or(&Turn::EMPTY), next);
+            for what in &mut self.differences[before..] {
+                *what = format!("{} step {} `{}`: {what}", play.name, step.number, step.command);
+            }
+        }
+    }
+
+    fn step(&mut self, step: &Step, turn: &Turn, next: Option<f64>) {
+        if let Some(moment) = step.at {
+            self.cloud.oned.model().now = at(moment);
+        }
+        self.number(step);
+        if let Some(commands) = turn.instead {
+            self.renumbered = true;
+            return self.ask(commands);
+        }
+        if let Some(host) = scheduled(step) {
+            self.cloud.oned.place_next(&host, "101");
+        }
+        let mended = turn.fault.map(|fault| {
+            let site = self.site(step);
+            match failing(step) {
+                Some(call) if !fault.is_early() => {
+                    let there = site.clone();
+                    self.cloud.oned.drivers.before(&call.script, move || fault.strike(&there));
+                }
+                _ => fault.strike(&site),
+            }
+            (fault, site)
+        });
+        let _before = self.cloud.oned.drivers.take_calls();
+        let reply = match step.command.as_str() {
+            "" => {
+                self.act(step, turn, next);
+                Ok(String::new())
+            }
+            command if command.starts_with("onehost ") => {
+                self.tell_host(command);
+                self.cloud.oned.command(command, "")
+            }
+            command => {
+                let given = self.mapped(command, &step.given);
+                self.cloud.oned.command(command, &given)
+            }
+        };
+        let deploys = |call: &&RecordedCall| call.script.ends_with("/deploy") && call.exit == 0;
+        for call in step.calls.iter().filter(deploys) {
+            let named = call.out.split_whitespace().next().unwrap_or("-");
+            let names = [named.to_owned(), call.out.lines().collect()];
+            let names = names.into_iter().filter(|name| !name.is_empty()).collect();
+            self.called.extend(step.vms.first().map(|vm| (vm.0, names)));
+        }
+        self.compare_reply(step, turn, &reply);
+        self.compare_calls(step, turn);
+        for script in self.cloud.oned.drivers.forget_interventions() {
+            self.differences.push(format!("{script} was never called"));
+        }
+        if let Some((fault, site)) = mended {
+            fault.mend(&site);
+        }
+        self.compare_states(step, turn);
+        if !step.calls.is_empty() || !turn.acts.is_empty() {
+            self.look(turn);
+        }
+        if !turn.then.is_empty() {
+            self.ask(turn.then);
+            self.renumbered = true;
+            self.look(&Turn::EMPTY);
+        }
+    }
+
+    /// What is made in a step gets the number that it had.
+    fn number(&self, step: &Step) {
+        let printed = step.prints.as_deref().and_then(|text| text.rsplit_once("ID: "));
+        let made = printed.and_then(|(_, number)| number.trim().parse().ok());
+        let mut model = self.cloud.oned.model();
+        if let Some(number) = made
+            && step.command.starts_with("oneimage ")
+        {
+            model.next.image = number;
+        }
+    }
+
+    /// Asks what the recording does not have; it must be done.
+    fn ask(&mut self, commands: &[&str]) {
+        for command in commands {
+            let reply = self.cloud.oned.command(command, "");
+            let vm = command.split_whitespace().find_map(|word| word.parse::<u32>().ok());
+            let error = vm.and_then(|vm| self.cloud.oned.model().vms.get_mut(&vm)?.error.take());
+            if reply.is_err() || error.is_some() {
+                self.differences.push(format!("{command}: {reply:?} {error:?}"));
+            }
+        }
+    }
+
+    /// A command's file with the registries and files of this test.
+    fn mapped(&self, command: &str, given: &str) -> String {
+        let mut text = given.to_owned();
+        for (recorded, own) in &self.names {
+            text = text.replace(recorded, own);
+        }
+        if command.starts_with("onedatastore ") {
+            text += &format!("\nSAFE_DIRS=\"{}\"", self.cloud.upload("").display());
+        }
+        text
+    }
+
+    /// Where something breaks: the host of the call that failed, or that of its disk; and the VM.
+    fn site(&self, step: &Step) -> Site {
+        let call = failing(step).or(step.calls.first());
+        let words = call.into_iter().flat_map(|call| call.args.iter().chain([&call.call]));
+        let words: Vec<&String> = words.collect();
+        let named = |name: &str| words.iter().any(|word| word.starts_with(name));
+        let node = self.cloud.nodes.iter().find(|node| named(&node.name));
+        let vm = step.vms.first().map_or(0, |vm| vm.0);
+        Site {
+            node: Arc::clone(node.unwrap_or(&self.cloud.nodes[0])),
+            oned: Arc::clone(&self.cloud.oned),
+            registry: Arc::clone(&self.registry),
+            vm,
+            starting: Arc::default(),
+        }
+    }
+
+    /// What oned believes must be so.
+    fn look(&mut self, turn: &Turn) {
+        let wrong = effects::wrong(&self.cloud, &mut self.marked, turn.really);
+        self.differences.extend(wrong);
+    }
+
+    /// What is done to a guest, which its host's agent tells until the next step.
+    fn act(&mut self, step: &Step, turn: &Turn, next: Option<f64>) {
+        let Some((host, moment, _)) = step.probes.first() else { return };
+        let vm = step.vms.first().map_or(0, |vm| vm.0);
+        let node = Arc::clone(self.cloud.node(host));
+        let name = format!("one-{vm}");
+        if !self.monitors.contains_key(host) {
+            let monitor = self.cloud.monitor(host);
+            self.monitors.insert(host.clone(), monitor);
+        }
+        self.cloud.oned.model().now = at(*moment);
+        for act in turn.acts {
+            match act {
+                Act::Kill => {
+                    node.kill_guest(&name);
+                    self.told = Some("POWEROFF");
+                }
+                Act::Start => {
+                    node.cli(&["start", &name]);
+                    self.told = Some("RUNNING");
+                }
+                Act::Forget => {
+                    let running = || node.cli(&["list", "--state", "running", "-q"]);
+                    let ended = || (!running().contains(&name)).then_some(());
+                    wait_for_option(PATIENCE, ended).expect("its end is seen");
+                    node.cli(&["undefine", &name]);
+                    self.told = None;
+                }
+            }
+        }
+        let as_recorded = step.vms.iter().all(|(id, state, lcm, _)| {
+            let vm = &self.cloud.oned.model().vms[id];
+            (vm.state.number(), vm.lcm.number()) == (*state, *lcm)
+        });
+        let rounds = if turn.acts.is_empty() && as_recorded { 1 } else { 2 };
+        let monitor = &self.monitors[host];
+        let until = next.map_or(at(*moment) + 5, at);
+        // What was not changed is told once more, late.
+        let moments = [at(*moment), until.saturating_sub(1)];
+        for now in moments.into_iter().skip(usize::from(turn.acts.is_empty())) {
+            self.cloud.oned.model().now = now;
+            // The first may have been on its way before: that matters where something is to change.
+            for _ in 0..rounds {
+                let _before = monitor.take();
+                let _heard = monitor.hears_that("STATE_VM", "what was done", |payload| {
+                    payload.contains("SYNC_STATE")
+                        && match self.told {
+                            Some(word) => payload.contains(&format!("STATE=\"{word}\"")),
+                            None => !payload.contains("DEPLOY_ID"),
+                        }
+                });
+            }
+        }
+    }
+
+    /// What a real oned's monitor does when a host's state is changed.
+    fn tell_host(&mut self, command: &str) {
+        let mut words = command.split_whitespace().skip(1);
+        let (action, host) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if !self.cloud.nodes.iter().any(|node| node.name == host) {
+            return;
+        }
+        match action {
+            "offline" if self.monitors.remove(host).is_some() => self.cloud.stop_monitoring(host),
+            "enable" | "forceupdate" => {
+                self.monitors.remove(host);
+                let monitor = self.cloud.monitor(host);
+                self.monitors.insert(host.to_owned(), monitor);
+                if self.cloud.node(host).agent().is_none() {
+                    self.differences.push(format!("{host} has no agent"));
+                }
+            }
+            "sync" => self.cloud.oned.drivers.place.sync(host),
+            _ => {}
+        }
+    }
+
+    /// What is left when all is over: of VMs nothing.
+    ///
+    /// # Panics
+    /// Something was different, or something is left.
+    pub fn end(mut self) {
+        for host in std::mem::take(&mut self.monitors).into_keys() {
+            self.cloud.stop_monitoring(&host);
+        }
+        self.differences.extend(effects::left(&self.cloud));
+        assert!(self.differences.is_empty(), "{}", self.differences.join("\n"));
+        assert!(self.compared > 0);
+    }
+}
+
+/// The call that failed on purpose.
+fn failing(step: &Step) -> Option<&RecordedCall> {
+    step.calls.iter().find(|call| call.exit != 0)
+}
+
+/// Images of a registry, and files, that stand for those of the recordings.
+fn bring_uploads(cloud: &Cloud, registry: &Registry, web: &Web) -> Vec<(String, String)> {
+    let path = |name: &str| cloud.upload(name).display().to_string();
+    ocivisor_tests::image::busybox(&cloud.upload("busybox.tar"));
+    cloud.archive("alpine", &[]);
+    cloud.archive("nginx", &[("nginx", 300_000)]);
+    registry.push(&cloud.upload("alpine.layout"), "library/alpine:3.20");
+    registry.push(&cloud.upload("nginx.layout"), "library/nginx:1.27");
+    let tree = path("tree");
+    std::fs::create_dir(&tree).unwrap();
+    tool(&["tar", "-C", &tree, "-xf", &path("busybox.tar")]);
+    tool(&["mke2fs", "-q", "-t", "ext4", "-d", &tree, &path("rootfs.raw"), "16m"]);
+    std::fs::remove_dir_all(&tree).unwrap();
+    tool(&["xz", "-0", "-k", "-T1", &path("busybox.tar")]);
+    std::fs::rename(path("busybox.tar.xz"), path("rootfs.tar.xz")).unwrap();
+    std::fs::write(path("tools.iso"), vec![0; 1 << 20]).unwrap();
+    tool(&["chmod", "-R", "a+rX", &path("")]);
+    let (registry, web) = (registry.host(), web.host());
+    [
+        ("docker://alpine:", format!("docker://{registry}/library/alpine:")),
+        ("docker://registry.example.org:5000/", format!("docker://{registry}/")),
+        ("https://images.example.org/", format!("http://{web}/")),
+        ("/var/lib/one/rootfs.raw", path("rootfs.raw")),
+    ]
+    .map(|(recorded, own)| (recorded.to_owned(), own))
+    .into()
+}

@@ -1,0 +1,37 @@
+//! Recorded scenarios, played with our drivers in the place of the recorder's scripts: real daemons, hosts, guests, faults.
+
+use std::path::Path;
+
+use ocivisor_conformance::Live;
+
+#[track_caller]
+fn plays(names: &[&str]) {
+    let mut live = Live::new(Path::new(env!("CARGO_BIN_EXE_ocivisor-conformance")));
+    live.play_all(names);
+    live.end();
+}
+
+#[test]
+fn vms_are_placed_powered_moved_and_ended() {
+    plays(&["03-deploy-by-scheduler", "05-power", "06-terminate-from-states"]);
+}
+
+#[test]
+fn vms_are_changed_while_they_run() {
+    plays(&["11-nic-hotplug", "12-resize-updateconf-exec", "14-exec"]);
+}
+
+#[test]
+fn deploys_and_images_fail_for_real_reasons() {
+    plays(&["20-fail-deploy", "24-fail-images"]);
+}
+
+#[test]
+fn hosts_tell_what_becomes_of_guests() {
+    plays(&["25-hosts", "26-monitor-driven-states"]);
+}
+
+#[test]
+fn disks_are_in_datastores_that_are_shared_or_mixed() {
+    plays(&["28-datastores-shared-and-mixed"]);
+}
