@@ -165,12 +165,18 @@ impl HostStorage {
         }
         let groups = self.cgroups.as_ref().map(|groups| groups.guest_procs(id));
         let memory = spec.resources.memory;
-        let tools = Tools::new(&self.turns, groups.unwrap_or_default(), memory, give_up)?;
-        self.build_disks(id, &vm, &places, wishes, ids, &tools).map_err(|error| {
-            match self.detach_disks(id) {
-                Ok(()) => error,
-                Err(left) => error.hint(format!("and clearing up failed: {left}")),
-            }
+        let build = |give_up: &dyn Fn() -> bool| {
+            let tools = Tools::new(&self.turns, groups.unwrap_or_default(), memory, give_up)?;
+            self.build_disks(id, &vm, &places, wishes, ids, &tools)
+        };
+        let built = if wishes.iter().any(|wish| wish.format == DiskFormat::Qcow2) {
+            self.hurried(id, self.turns.limit(), give_up, build)
+        } else {
+            build(give_up)
+        };
+        built.map_err(|error| match self.detach_disks(id) {
+            Ok(()) => error,
+            Err(left) => error.hint(format!("and clearing up failed: {left}")),
         })
     }
 
@@ -231,7 +237,10 @@ impl HostStorage {
         let claim = claim::open(wish)?;
         let served = match wish.format {
             DiskFormat::Raw => None,
-            DiskFormat::Qcow2 => Some(self.serve(id, wish, &claim, ids)?),
+            DiskFormat::Qcow2 => {
+                tools.go_on()?;
+                Some(self.serve(id, wish, &claim, ids)?)
+            }
         };
         // Of a qcow2 file, what is in it.
         let file = served.as_ref().map_or(&claim.file, |served| &served.export);

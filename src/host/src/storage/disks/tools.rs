@@ -62,6 +62,11 @@ impl Turns {
         Self { checks, ..Self::default() }
     }
 
+    /// What all disks of a VM may take.
+    pub(in super::super) fn limit(&self) -> Duration {
+        self.checks.limit
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,8 +16,9 @@
 //!   the disk, bounded memory, a list of system calls. What it can spoil is the disk, which was the image's anyway.
 //! * The server dies: the kernel ends the connection, whoever uses the disk gets errors of input and output at once, and
 //!   the VM has it anew with its next boot. The daemon tells it.
-//! * The server hangs: so does who uses the disk, as with a file server. Attaching and detaching have a time, after
-//!   which it is killed.
+//! * The server hangs: so does who uses the disk, as with a file server. Attaching all disks of a VM has one time, that
+//!   of their checks, and detaching has one; when it is over servers are killed, and their disks' readers get errors
+//!   ([`patience`]). Not even that frees from a file server of the host's that is dead, which holds the killed one.
 //! * A crash of ours: the server's group is there before the server, so release finds it by the VM's id.
 //!
 //! The lock against a second writer is the open file's, which the server has as well. QEMU's own locks are taken, too:
@@ -27,6 +28,7 @@ mod chain;
 mod filter;
 mod opens;
 mod orders;
+mod patience;
 mod room;
 
 use std::fs::File;
@@ -35,7 +37,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,8 +66,6 @@ const PROGRAM: &str = "qemu-storage-daemon";
 const START: Duration = Duration::from_secs(60);
 /// What it has to write its tables when it is told to end.
 const END: Duration = Duration::from_secs(30);
-/// What is waited for one that holds up detaching, before it is killed: it may have much to write back.
-const DETACH: Duration = Duration::from_secs(900);
 /// Which id of the VM's own range it is: one that hardly a guest has a user for. The last is the display's.
 const USER: u32 = IdRange::LEN - 3;
 /// Of tables, all files of a disk together, and at least for one of them; QEMU's own default is 33 MB for each.
@@ -101,12 +101,6 @@ impl Served {
         let sequence = loopdev::sequence(device.number)?.ok_or(io::ErrorKind::NotFound)?;
         Ok(Server { pid, start_ticks, sequence })
     }
-}
-
-/// Kills servers that take too long, unless it is dropped before.
-#[derive(Debug)]
-pub(super) struct Patience {
-    _over: std::sync::mpsc::Sender<()>,
 }
 
 impl HostStorage {
@@ -152,20 +146,6 @@ impl HostStorage {
         let ended = self.cgroups.as_ref().map_or(Ok(()), |groups| groups.end_disk_servers(id, END));
         reap();
         ended
-    }
-
-    /// Kills a VM's servers when detaching its disks takes too long.
-    pub(super) fn bounded(&self, id: &VmId) -> Option<Patience> {
-        let groups = self.cgroups.clone().filter(|groups| groups.has_disk_servers(id))?;
-        let (over, wait) = channel::<()>();
-        let id = id.clone();
-        thread::spawn(move || {
-            if wait.recv_timeout(DETACH) == Err(RecvTimeoutError::Timeout) {
-                tracing::error!(vm = %id, "servers of disks hang and are killed");
-                let _ = groups.end_disk_servers(&id, Duration::ZERO);
-            }
-        });
-        Some(Patience { _over: over })
     }
 }
 

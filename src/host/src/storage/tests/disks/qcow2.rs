@@ -1,5 +1,7 @@
 //! Disks in qcow2 files, made by QEMU's own tools and served by them.
 
+mod hangs;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Seek, Write};
 use std::os::fd::AsFd;
@@ -478,11 +480,13 @@ fn a_server_that_dies_is_seen_and_made_anew() {
         .unwrap();
     let servers = served.servers(&vm);
     assert_eq!(servers.len(), 2);
+    let far = Instant::now() + LONG;
     for pid in &servers {
-        crate::process::kill(process_ref(*pid).unwrap());
+        let server = process_ref(*pid).unwrap();
+        crate::process::kill(server);
+        assert!(mounts::until(far, || Ok(!is_alive(server))).unwrap());
     }
     let node = served.ground.for_guest(&vm)[1].source.clone();
-    let far = Instant::now() + LONG;
     let errs = || {
         let read = File::open(&node).and_then(|file| file.read_at(&mut [0; 512], 4 * MIB));
         Ok(read.is_err())
