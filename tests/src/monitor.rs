@@ -148,7 +148,8 @@ impl Monitor {
     }
 
     fn call(&self, host: &Host, first: &[&str]) -> Answer {
-        let stdin = self.dir.join("stdin");
+        // Calls may be made at once.
+        let stdin = self.dir.join(format!("stdin-{:?}", std::thread::current().id()));
         std::fs::write(&stdin, self.configuration(host)).unwrap();
         let mut command = self.command(first);
         command.current_dir(self.scripts());
@@ -190,6 +191,22 @@ impl Monitor {
         let pid = u32::try_from(held["agent"][0].as_u64()?).ok()?;
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         (line == b"ocivisor\0one\0agent\0").then_some(pid)
+    }
+
+    /// How long starts wait for a daemon that does not answer, in seconds.
+    pub fn wait_for_daemon(&self, seconds: u32) {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        let own = format!("daemon_timeout = {seconds}\n");
+        std::fs::write(self.config(), text.replace("daemon_timeout = 2\n", &own)).unwrap();
+    }
+
+    /// The number of the newest ticket, and whether it is a start's or a stop's.
+    #[must_use]
+    pub fn ticket(&self) -> Option<(u64, String)> {
+        let path = self.dir.with_file_name(format!("db/ocivisor/ticket-{}", self.number));
+        let text = std::fs::read_to_string(path).ok()?;
+        let (number, order) = text.trim_end().split_once(' ')?;
+        Some((number.parse().ok()?, order.to_owned()))
     }
 
     /// All that was heard so far.

@@ -180,6 +180,46 @@ fn a_start_without_a_daemon_says_so_and_leaves_what_was() {
 }
 
 #[test]
+fn the_newest_order_counts_whichever_ends_last() {
+    let host = Host::start();
+    let monitor = Monitor::listen(&host, 7);
+    monitor.wait_for_daemon(60);
+    let daemon = host.daemon_pid().to_string();
+    let is = |newest: (u64, &str)| match monitor.ticket() {
+        Some((number, order)) if (number, order.as_str()) == newest => Ok(()),
+        other => Err(other),
+    };
+    tool(&["kill", "-STOP", &daemon]);
+    let (older, newer) = std::thread::scope(|scope| {
+        let older = scope.spawn(|| monitor.start(&host));
+        wait_for("the older start", || is((1, "start")));
+        let newer = scope.spawn(|| monitor.start(&host));
+        wait_for("the newer start", || is((2, "start")));
+        tool(&["kill", "-CONT", &daemon]);
+        (older.join().unwrap(), newer.join().unwrap())
+    });
+    // The host has an agent, whoever it is: OpenNebula must not take it for broken.
+    assert!(older.ok().starts_with("<MONITOR_MESSAGES>"));
+    assert!(newer.ok().starts_with("<MONITOR_MESSAGES>"));
+    let seat = host.dir().join("db/ocivisor/host-7");
+    let held: serde_json::Value = serde_json::from_slice(&std::fs::read(seat).unwrap()).unwrap();
+    assert_eq!(held["orders"]["ticket"], 2);
+    assert!(monitor.agent().is_some());
+
+    tool(&["kill", "-STOP", &daemon]);
+    let overtaken = std::thread::scope(|scope| {
+        let start = scope.spawn(|| monitor.start(&host));
+        wait_for("the start", || is((3, "start")));
+        monitor.stop(&host).ok();
+        tool(&["kill", "-CONT", &daemon]);
+        start.join().unwrap()
+    });
+    assert_ne!(overtaken.code, 0);
+    assert!(overtaken.err.contains("monitoring of host 7 was ended meanwhile"), "{overtaken:?}");
+    assert_eq!(monitor.agent(), None);
+}
+
+#[test]
 fn a_dead_share_keeps_neither_a_start_from_ending_nor_anything_else_from_being_told() {
     let host = host();
     let monitor = Monitor::listen(&host, 0);

@@ -22,6 +22,7 @@
 //!   left out. The start itself looks at nothing: a process of which one thread hangs cannot end, and its streams stay open.
 //! * **A start fails** (no daemon). It ends the older agent only when all else is done, so that one goes on.
 //! * **Two starts at once**, a start while an older agent runs: whoever has the seat is the agent, see [`seat`].
+//! * **A start is overtaken** by a newer one or by a stop: the newest order counts, see [`ticket`].
 //! * **The scripts are deleted and copied again** while the agent runs (each start does that): it needs none of them but
 //!   the file of their version, which may be missing for a moment.
 //!
@@ -36,6 +37,7 @@ pub mod resident;
 pub mod seat;
 mod sender;
 pub mod spool;
+pub mod ticket;
 mod vms;
 
 use std::fs::File;
@@ -58,6 +60,9 @@ const MOST: u64 = 1 << 20;
 /// What an agent is to do. It is kept in the seat's file, where the agent reads it and people may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
+    /// Which of all orders about this host's agent they are, see [`ticket`]; 0 if they are older than tickets.
+    #[serde(default)]
+    pub ticket: u64,
     /// The monitor's configuration, as it came.
     pub configuration: String,
     /// Where the front-end's ssh came from, if that is known.

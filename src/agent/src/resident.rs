@@ -10,9 +10,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval, interval_at, timeout};
 
 use crate::looks::Looks;
 use crate::place::Place;
-use crate::seat::Seat;
+use crate::seat::{Seat, Taken};
 use crate::sender::{self, Sender};
 use crate::spool::Spool;
+use crate::ticket::Order;
 use crate::vms::Vms;
 use crate::{Orders, first, host};
 
@@ -27,10 +28,11 @@ const LOOK: Duration = Duration::from_secs(15);
 const _: () = assert!(LOOK.as_secs() + sender::PATIENCE.as_secs() < 30);
 
 /// Runs the agent whose orders are that file. Once it is the agent, or cannot be because something could not be found out, it
-/// says so, with the document.
+/// says so, with the document. A newer start is no failure of this one, for which OpenNebula would take the host for broken:
+/// the host has an agent, if another one.
 ///
 /// # Errors
-/// The file holds no orders, the seat cannot be had, the kernel denies signals.
+/// The file holds no orders, the seat cannot be had, the kernel denies signals, monitoring was ended meanwhile.
 pub async fn run(file: OwnedFd, say: impl FnOnce(std::result::Result<&str, &str>)) -> Result<()> {
     let orders = Orders::inherit(file)?;
     let (configuration, address) = orders.monitor()?;
@@ -45,7 +47,17 @@ pub async fn run(file: OwnedFd, say: impl FnOnce(std::result::Result<&str, &str>
     // From the moment on at which the seat names us.
     let mut told = signal(SignalKind::terminate())
         .map_err(|e| Error::new(ErrorKind::Host, format!("catch signals: {e}")))?;
-    let mut seat = Seat::take(&place, configuration.host).await?;
+    let mut seat = match Seat::take(&place, configuration.host, orders.ticket).await? {
+        Taken::Seat(seat) => seat,
+        Taken::Overtaken(Order::Start) => {
+            say(Ok(&found.document()));
+            return Ok(());
+        }
+        Taken::Overtaken(Order::Stop) => {
+            let what = format!("monitoring of host {} was ended meanwhile", configuration.host);
+            return Err(Error::new(ErrorKind::Cancelled, what));
+        }
+    };
     seat.occupy(&orders)?;
     let sender = Sender {
         host: configuration.host,

@@ -3,6 +3,8 @@
 //! The file holds the agent's [`Orders`] and which process it is. Who takes the seat ends the agent that has it. The lock goes
 //! with the process, so nothing is left to be cleared after a crash or a boot.
 //!
+//! Orders come one after the other and may overtake each other; who has the older [`ticket`] leaves the seat alone.
+//!
 //! Hosts have numbers, and each has a seat of its own: agents of two front-ends on one machine do not disturb each other.
 
 use std::fs::File;
@@ -16,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::place::Place;
+use crate::ticket::{self, Order};
 use crate::{Orders, failed};
 
 /// How long an agent may take to end when it is told to.
@@ -41,23 +44,41 @@ pub struct Seat {
     name: String,
 }
 
+/// How taking a seat went.
+#[derive(Debug)]
+pub enum Taken {
+    /// This process has it.
+    Seat(Seat),
+    /// There is a newer order, which is this one: the seat is its.
+    Overtaken(Order),
+}
+
 fn name(host: u32) -> String {
     format!("host-{host}")
 }
 
 impl Seat {
-    /// Takes the seat of a host; an agent that has it is ended.
+    /// Takes the seat of a host; an agent that has it is ended, unless its ticket is newer than this one.
     ///
     /// # Errors
     /// The host's; [`ErrorKind::Timeout`] if somebody does not let go of it.
-    pub async fn take(place: &Place, host: u32) -> Result<Self> {
+    pub async fn take(place: &Place, host: u32, ticket: u64) -> Result<Taken> {
         let (name, began) = (name(host), Instant::now());
         let mut told: Option<(ProcessRef, Instant)> = None;
         loop {
-            if let Some(file) = place.lock(&name)? {
-                return Ok(Self { file, name });
+            let file = place.lock(&name)?;
+            // With the seat or without: whoever draws a ticket from now on ends the one who sits here then.
+            if let Some(order) = ticket::overtaken(place, host, ticket).await? {
+                return Ok(Taken::Overtaken(order));
             }
-            if let Some(agent) = holder(place, &name)? {
+            if let Some(file) = file {
+                return Ok(Taken::Seat(Self { file, name }));
+            }
+            if let Some((agent, its)) = holder(place, &name)? {
+                // It was not there yet when the tickets were looked at.
+                if its > ticket {
+                    return Ok(Taken::Overtaken(Order::Start));
+                }
                 match told {
                     Some((known, _)) if known != agent => told = None,
                     Some((_, since)) if since.elapsed() > GRACE => tell(agent, Signal::KILL),
@@ -124,20 +145,32 @@ impl Seat {
     }
 }
 
-/// Ends the agent of a host, if there is one, and waits until it is gone.
+/// Ends the agent of a host, if there is one, and waits until it is gone. One that is about to begin does not.
 ///
 /// # Errors
 /// The host's.
 pub async fn end(place: &Place, host: u32) -> Result<()> {
-    Seat::take(place, host).await.map(drop)
+    let ticket = ticket::draw(place, host, Order::Stop).await?;
+    Seat::take(place, host, ticket).await.map(drop)
 }
 
-fn holder(place: &Place, name: &str) -> Result<Option<ProcessRef>> {
+/// The ticket of who had the seat last; 0 if nobody had one.
+pub(crate) fn ticket(place: &Place, host: u32) -> Result<u64> {
+    Ok(held(place, &name(host))?.map_or(0, |held| held.orders.ticket))
+}
+
+/// The agent that has it, and its ticket.
+fn holder(place: &Place, name: &str) -> Result<Option<(ProcessRef, u64)>> {
+    Ok(held(place, name)?.and_then(|held| {
+        let (pid, start_ticks) = held.agent?;
+        Some((ProcessRef { pid, start_ticks }, held.orders.ticket))
+    }))
+}
+
+/// `None` if it is half-written, or not yet by an agent: look again later.
+fn held(place: &Place, name: &str) -> Result<Option<Held>> {
     let bytes = place.read(name, MOST)?.unwrap_or_default();
-    // Half-written, or not yet by an agent: look again later.
-    let held: Option<Held> = serde_json::from_slice(&bytes).ok();
-    let agent = held.and_then(|held| held.agent);
-    Ok(agent.map(|(pid, start_ticks)| ProcessRef { pid, start_ticks }))
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 /// Sends a signal to that very process; gone is fine.
@@ -165,8 +198,9 @@ pub fn process_ref(pid: u32) -> Option<ProcessRef> {
 mod tests {
     use super::*;
 
-    fn orders() -> Orders {
+    fn orders(ticket: u64) -> Orders {
         Orders {
+            ticket,
             configuration: "<X><HOST_ID>7</HOST_ID></X>".into(),
             front_end: Some("127.0.0.1".into()),
             socket: "/s".into(),
@@ -180,21 +214,65 @@ mod tests {
 
     #[test]
     fn orders_are_handed_on_as_a_file() {
-        assert_eq!(Orders::inherit(orders().into_file().unwrap()).unwrap(), orders());
+        assert_eq!(Orders::inherit(orders(5).into_file().unwrap()).unwrap(), orders(5));
         let other = std::fs::File::open("/dev/null").unwrap();
         assert!(Orders::inherit(other.into()).is_err());
+    }
+
+    async fn seat(place: &Place, ticket: u64) -> Seat {
+        match Seat::take(place, 7, ticket).await.unwrap() {
+            Taken::Seat(seat) => seat,
+            Taken::Overtaken(order) => panic!("overtaken by a {order:?}"),
+        }
+    }
+
+    async fn overtaken_by(place: &Place, ticket: u64) -> Order {
+        match Seat::take(place, 7, ticket).await.unwrap() {
+            Taken::Seat(_) => panic!("ticket {ticket} has the seat"),
+            Taken::Overtaken(order) => order,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_that_was_overtaken_leaves_the_seat_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::open(&dir.path().join("x")).unwrap();
+        let old = ticket::draw(&place, 7, Order::Start).await.unwrap();
+        let new = ticket::draw(&place, 7, Order::Start).await.unwrap();
+        assert_eq!(overtaken_by(&place, old).await, Order::Start, "the newer one is on its way");
+        let mut its = seat(&place, new).await;
+        // This process, were it told to end, would not be there to say so.
+        its.occupy(&orders(new)).unwrap();
+        assert_eq!(overtaken_by(&place, old).await, Order::Start, "the newer one is the agent");
+        place.remove("ticket-7").unwrap();
+        assert_eq!(overtaken_by(&place, old).await, Order::Start, "its seat says so as well");
+        assert_eq!(ticket::draw(&place, 7, Order::Start).await.unwrap(), new + 1);
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_also_a_start_that_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::open(&dir.path().join("x")).unwrap();
+        let under_way = ticket::draw(&place, 7, Order::Start).await.unwrap();
+        end(&place, 7).await.unwrap();
+        assert_eq!(overtaken_by(&place, under_way).await, Order::Stop);
+        let next = ticket::draw(&place, 7, Order::Start).await.unwrap();
+        seat(&place, next).await;
     }
 
     #[tokio::test]
     async fn a_seat_is_one_processes_and_goes_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::open(&dir.path().join("x")).unwrap();
-        let mut seat = Seat::take(&place, 7).await.unwrap();
+        let mut seat = seat(&place, 1).await;
         assert!(place.lock("host-7").unwrap().is_none());
         assert!(place.lock("host-8").unwrap().is_some(), "other hosts have other seats");
         assert_eq!(holder(&place, "host-7").unwrap(), None);
-        seat.occupy(&orders()).unwrap();
-        assert_eq!(holder(&place, "host-7").unwrap(), process_ref(std::process::id()));
+        seat.occupy(&orders(1)).unwrap();
+        assert_eq!(
+            holder(&place, "host-7").unwrap().map(|(agent, its)| (Some(agent), its)),
+            Some((process_ref(std::process::id()), 1))
+        );
         assert!(seat.keep(&place));
         drop(seat);
         assert!(place.lock("host-7").unwrap().is_some());
@@ -204,8 +282,8 @@ mod tests {
     async fn a_removed_file_is_made_again_and_a_taken_one_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::open(&dir.path().join("x")).unwrap();
-        let mut seat = Seat::take(&place, 7).await.unwrap();
-        seat.occupy(&orders()).unwrap();
+        let mut seat = seat(&place, 1).await;
+        seat.occupy(&orders(1)).unwrap();
         place.remove("host-7").unwrap();
         assert!(seat.keep(&place));
         assert!(place.lock("host-7").unwrap().is_none());

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use ocivisor_agent::place::Place;
+use ocivisor_agent::ticket::{self, Order};
 use ocivisor_agent::{Orders, seat};
 use ocivisor_core::error::{Error, ErrorKind};
 use ocivisor_opennebula::Answer;
@@ -51,7 +52,9 @@ fn start(
     let (config, dir) = (Config::load()?, absolute(dir)?);
     config.monitoring.pci.check()?;
     let utf8 = |_| invalid("the monitor's configuration is not UTF-8");
-    let orders = Orders {
+    let mut orders = Orders {
+        // Drawn once it is known for which host.
+        ticket: 0,
         configuration: String::from_utf8(stdin).map_err(utf8)?,
         front_end: front_end(std::env::var("SSH_CLIENT").ok().as_deref()),
         socket: config.socket(socket),
@@ -68,6 +71,9 @@ fn start(
             "the arguments are about host {host:?}, the XML about {told}"
         )));
     }
+    let place = Place::open(&orders.state_dir)?;
+    orders.ticket =
+        block_on(async { Ok(ticket::draw(&place, configuration.host, Order::Start).await?) })?;
     // Here nothing is looked at: what hangs must not keep this process from ending.
     let left = leave(Task::Agent, orders.into_file()?)?;
     Ok(Answer { stdout: left.said, stderr: String::new(), exit: u8::from(!left.stays) })
