@@ -220,6 +220,20 @@ fn the_newest_order_counts_whichever_ends_last() {
 }
 
 #[test]
+fn what_opennebula_took_away_while_it_did_not_run_is_forgotten() {
+    let host = host();
+    let monitor = Monitor::listen(&host, 0);
+    monitor.start(&host).ok();
+    monitor.hears("STATE_VM", RUNNING, 1);
+    host.cli(&["destroy", "one-0"]).ok();
+    monitor.hears("STATE_VM", POWEROFF, 1);
+    // As tm/delete does. With the recorded periods this takes some minutes, here some seconds.
+    std::fs::remove_dir_all(host.vm_dir(0)).unwrap();
+    wait_for("one-0 to be forgotten", || host.info("one-0").map_or(Ok(()), Err));
+    monitor.stop(&host).ok();
+}
+
+#[test]
 fn a_dead_share_keeps_neither_a_start_from_ending_nor_anything_else_from_being_told() {
     let host = host();
     let monitor = Monitor::listen(&host, 0);

@@ -80,7 +80,7 @@ fn allocated(path: &Path) -> Option<u64> {
     is.is_file().then(|| is.blocks().saturating_mul(BLOCK).div_ceil(MIB))
 }
 
-fn numbers(dir: &Path) -> BTreeSet<u32> {
+pub(crate) fn numbers(dir: &Path) -> BTreeSet<u32> {
     names(dir).filter_map(|name| name.parse().ok()).collect()
 }
 

@@ -7,7 +7,7 @@
 //!                                           ▼ start, which prints it
 //!        monitor ◄─ UDP, TCP (sender.rs) ─ agent (resident.rs) ─┬─► the host: /proc, /sys (host/)
 //!                                                               ├─► ocivisord: list, stats, events (vms.rs)
-//!                                                               ├─► disks of VMs (disks.rs)
+//!                                                               ├─► disks of VMs (disks.rs), VMs without any (leftovers.rs)
 //!                                                               └─► results of commands (spool.rs)
 //! ```
 //!
@@ -31,6 +31,7 @@
 pub mod disks;
 pub mod first;
 pub mod host;
+mod leftovers;
 pub mod looks;
 pub mod place;
 pub mod resident;

@@ -8,6 +8,7 @@ use ocivisor_opennebula::monitor::{Configuration, MessageKind, States, Told};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, interval_at, timeout};
 
+use crate::leftovers::Leftovers;
 use crate::looks::Looks;
 use crate::place::Place;
 use crate::seat::{Seat, Taken};
@@ -84,6 +85,7 @@ pub async fn run(file: OwnedFd, say: impl FnOnce(std::result::Result<&str, &str>
         () = agent.states() => {}
         () = agent.usage_of_vms() => {}
         () = agent.commands() => {}
+        () = agent.leftovers() => {}
     }
     Ok(())
 }
@@ -213,6 +215,20 @@ impl Agent<'_> {
             if sender.send(MessageKind::ExecVm, &Ok(text)).await.is_ok() {
                 spool.told(ends);
             }
+        }
+    }
+
+    /// What is still so at the third look in a row is believed.
+    async fn leftovers(&self) {
+        let period = self.configuration.periods.sync_state_vm;
+        let (socket, location) =
+            (self.orders.socket.clone(), self.configuration.datastores.clone());
+        let (mut leftovers, mut ticks) =
+            (Leftovers::new(socket, location, period * 2), every(period));
+        loop {
+            ticks.tick().await;
+            // Nobody is to be told; the next look is soon enough.
+            let _ = timeout(LOOK, leftovers.look()).await;
         }
     }
 }
