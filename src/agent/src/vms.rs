@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ocivisor_core::error::Result;
+use ocivisor_core::error::{ErrorKind, Result};
 use ocivisor_opennebula::OneId;
 use ocivisor_opennebula::monitor::{Seen, Template};
-use ocivisor_rpc::{Client, MAX_EVENTS, MAX_WAIT_MS};
+use ocivisor_rpc::{Client, ClientError, MAX_EVENTS, MAX_WAIT_MS};
 use ocivisor_schema::EventDataV1;
-use ocivisor_schema::reply::VmSummary;
+use ocivisor_schema::reply::{DamagedVm, VmSummary};
 use ocivisor_schema::stats::VmStats;
 
 use crate::looks::Looks;
@@ -48,7 +48,7 @@ impl Vms {
     /// The daemon cannot be asked.
     pub async fn states(&self, period: Duration) -> Result<Vec<Seen>> {
         let client = self.daemon().await?;
-        let (all, damaged) = (client.vm_list().await?, client.vm_damaged().await?);
+        let (all, damaged) = (client.vm_list().await?, known(client.vm_damaged().await)?);
         let now = Millis::try_from(since_1970().as_millis()).unwrap_or(Millis::MAX);
         let damaged = damaged.iter().filter_map(|vm| OneId::of_vm(&vm.id.0)).map(Seen::damaged);
         Ok(all.iter().filter_map(|vm| Seen::of(vm, now, period)).chain(damaged).collect())
@@ -121,6 +121,16 @@ impl Vms {
     }
 }
 
+/// A daemon of before the agent's package, not restarted yet, knows of no damaged records and says so: it tells of none.
+fn known(
+    damaged: std::result::Result<Vec<DamagedVm>, ClientError>,
+) -> std::result::Result<Vec<DamagedVm>, ClientError> {
+    match damaged {
+        Err(ClientError::Api(no)) if no.error.kind == ErrorKind::Unsupported => Ok(Vec::new()),
+        other => other,
+    }
+}
+
 fn add(text: &mut Template, summary: &VmSummary, guest: &VmStats) {
     text.bare("MEMORY", guest.memory.used / 1024);
     let sum = |of: fn(&ocivisor_schema::stats::NicStats) -> u64| -> u64 {
@@ -152,7 +162,16 @@ fn busy(before: (u64, Millis), now: (u64, Millis)) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use ocivisor_core::error::Error;
+
     use super::*;
+
+    #[test]
+    fn a_daemon_that_knows_no_damaged_records_has_none() {
+        let no = |kind| Err(ClientError::Api(Error::new(kind, "method not found").into()));
+        assert_eq!(known(no(ErrorKind::Unsupported)).unwrap(), []);
+        assert!(known(no(ErrorKind::Host)).is_err(), "what it could not tell is not none");
+    }
 
     #[test]
     fn busy_is_percent_of_one_processor() {
