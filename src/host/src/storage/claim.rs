@@ -62,10 +62,10 @@ impl Attachment {
         drop_file(&places.record)
     }
 
-    /// Whether the kernel still has it.
+    /// Whether the kernel still has it, or may.
     pub(super) fn holds(&self, places: &VmPlaces) -> bool {
         match self.loop_number {
-            Some(number) => loopdev::backing(number).is_ok_and(|b| b.may_be(self.disk)),
+            Some(number) => loopdev::may_have(number, self.disk),
             None => fs::metadata(&places.disk).is_ok_and(|m| FileId::of(&m) == self.disk),
         }
     }
@@ -132,7 +132,7 @@ fn claim(storage: &HostStorage, place: &Place, file: File, meta: &fs::Metadata) 
     let is_image = meta.is_file();
     let free = mounts::until(Instant::now() + PATIENCE, || {
         let locked = try_lock(&file)? != Lock::Held;
-        let loops = if is_image { loopdev::bound_to(id)? } else { Vec::new() };
+        let loops = if is_image { loopdev::bound_to(&file, id)? } else { Vec::new() };
         // With many VMs the look through all of them costs more than all the rest.
         if is_image && locked && loops.is_empty() {
             return Ok(true);

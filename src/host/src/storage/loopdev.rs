@@ -12,18 +12,20 @@
 //! "Locking Block Device Access"). It waits for the end of that for three minutes, and `udevadm settle` with it (seen with
 //! systemd 252), so the lock is the second choice.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use rustix::fs::fstatfs;
+use rustix::fs::{fstatfs, major, minor};
 use serde::{Deserialize, Serialize};
 
-use super::mounts;
+use super::mounts::{self, Mount};
 use super::place::{Lock, try_lock};
 use super::sys::{self, LoopConfig};
 use crate::fs::io_error;
@@ -193,7 +195,8 @@ fn udev_has_rule() -> bool {
     !Path::new("/run/udev/control").exists() || rule()
 }
 
-fn is_bound(number: u32) -> bool {
+/// Whether a device is bound to anything, without asking that.
+pub(super) fn is_bound(number: u32) -> bool {
     Path::new(&format!("/sys/block/loop{number}/loop")).exists()
 }
 
@@ -236,12 +239,28 @@ pub(super) enum Backing {
     Nothing,
 }
 
-/// Numbers of all devices that are bound to `file`, by whomever. The caller has just opened that file.
-pub(super) fn bound_to(file: FileId) -> io::Result<Vec<u32>> {
+/// Numbers of all devices that are bound to `file`, by whomever, or that may be. `id` is that of the file.
+///
+/// Which file a device has is asked of the file's filesystem, and that of somebody else's may be a share that never
+/// answers. So its [path](path_of) comes first, which the kernel has by itself: what is on another share is not ours, and
+/// not asked. What is local is asked wherever it seems to be, for a path says little of other mount namespaces.
+pub(super) fn bound_to(file: &File, id: FileId) -> io::Result<Vec<u32>> {
+    let candidates = bound()?;
+    if candidates.is_empty() {
+        return Ok(candidates);
+    }
+    let own = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let mounts = mounts::all().map_err(io::Error::other)?;
     let mut found = Vec::new();
-    for number in bound()? {
+    for number in candidates {
+        let path = path_of(number);
+        if path.as_ref().is_some_and(|path| is_on_other_share(path, id, &mounts)) {
+            continue;
+        }
         match backing(number) {
-            Ok(Backing::File(other)) if other == file => found.push(number),
+            Ok(Backing::File(other)) if other == id => found.push(number),
+            // A share that is away for a moment.
+            Err(e) if is_lost(&e) && path.as_ref() == Some(&own) => found.push(number),
             Err(e) if !is_lost(&e) => return Err(e),
             Ok(_) | Err(_) => {}
         }
@@ -249,8 +268,23 @@ pub(super) fn bound_to(file: FileId) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Whether a path is on a share, and on none that has this file.
+fn is_on_other_share(path: &Path, file: FileId, mounts: &[Mount]) -> bool {
+    let own = format!("{}:{}", major(file.dev), minor(file.dev));
+    let on = mounts::of_path(mounts, path);
+    !on.is_empty() && on.iter().all(|mount| mount.is_share() && mount.device != own)
+}
+
+/// Path of the file that a device is bound to, without asking anybody about that: as the kernel knows it, which is as the
+/// links in /proc/self/fd have it. `None` if it is bound to nothing, or the path is too long to be told.
+fn path_of(number: u32) -> Option<PathBuf> {
+    let mut path = fs::read(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
+    path.pop_if(|last| *last == b'\n');
+    Some(OsString::from_vec(path).into())
+}
+
 /// Whether a device's file cannot be asked who it is, as the kernel does for its answer: it is on a share that went
-/// away, and so none that could be opened a moment ago. One such device of anybody's must not stop all others.
+/// away. One such device of anybody's must not stop all others.
 fn is_lost(error: &io::Error) -> bool {
     let lost = [
         libc::ENOTCONN,
@@ -277,8 +311,7 @@ pub(super) fn sequence(number: u32) -> io::Result<Option<u64>> {
 
 /// Whether a device is bound to a file of no directory, which is what is served and never what a path leads to.
 fn is_served(number: u32) -> bool {
-    fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"))
-        .is_ok_and(|path| path.trim_end() == "/")
+    path_of(number).is_some_and(|path| path == Path::new("/"))
 }
 
 /// Numbers of all devices that are bound to what a path leads to.
@@ -338,11 +371,17 @@ pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
     }
 }
 
-/// All devices that are bound to what a path leads to, with their numbers.
+/// All devices that are bound to what a path leads to, with their numbers, but for those on shares.
 #[cfg(test)]
 pub(super) fn all() -> io::Result<Vec<(u32, Bound)>> {
+    let mounts = mounts::all().map_err(io::Error::other)?;
+    let on_share = |number: &u32| {
+        path_of(*number)
+            .is_some_and(|path| mounts::of_path(&mounts, &path).iter().any(|m| m.is_share()))
+    };
     let with_number = |number| Ok(look(number)?.map(|bound| (number, bound)));
-    bound()?.into_iter().filter_map(|number| with_number(number).transpose()).collect()
+    let local = bound()?.into_iter().filter(|number| !on_share(number));
+    local.filter_map(|number| with_number(number).transpose()).collect()
 }
 
 /// Lets go of what the device is bound to as soon as nobody has it open; bound to nothing is fine.
@@ -360,14 +399,13 @@ fn open(number: u32) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(format!("/dev/loop{number}"))
 }
 
-impl Backing {
-    /// Whether the device is, or may still be, bound to `file`.
-    pub(super) fn may_be(self, file: FileId) -> bool {
-        match self {
-            Self::File(found) => found == file,
-            Self::Clearing => true,
-            Self::Nothing => false,
-        }
+/// Whether a device is, or may still be, bound to this file. One whose file cannot be asked, as where its share is away,
+/// is bound to something.
+pub(super) fn may_have(number: u32, file: FileId) -> bool {
+    match backing(number) {
+        Ok(Backing::File(found)) => found == file,
+        Ok(Backing::Clearing) | Err(_) => true,
+        Ok(Backing::Nothing) => false,
     }
 }
 
@@ -376,7 +414,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_whose_share_went_away_is_nobodys() {
+    fn an_error_of_a_share_is_not_one_of_ours() {
         let of = |errno| is_lost(&io::Error::from_raw_os_error(errno));
         // A dead FUSE server, a file that the NFS server removed, a dead disk.
         assert!([libc::ENOTCONN, libc::ESTALE, libc::EIO].map(of).iter().all(|lost| *lost));

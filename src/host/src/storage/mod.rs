@@ -331,9 +331,9 @@ impl Storage for HostStorage {
 fn tear_down(places: &VmPlaces) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let disks = mounts::below(&places.disk)?;
-    let mut devices: Vec<(u32, FileId)> = disks.iter().filter_map(loop_below).collect();
+    let mut devices: Vec<(u32, Option<FileId>)> = disks.iter().filter_map(loop_below).collect();
     let attachment = Attachment::load(places);
-    devices.extend(attachment.as_ref().and_then(|a| Some((a.loop_number?, a.disk))));
+    devices.extend(attachment.as_ref().and_then(|a| Some((a.loop_number?, Some(a.disk)))));
     mounts::unmount_below(&places.root, deadline)?;
     mounts::unmount_below(&places.staging, deadline)?;
     // An error of writing back is seen here; unmounting would swallow it.
@@ -346,7 +346,11 @@ fn tear_down(places: &VmPlaces) -> Result<()> {
     mounts::unmount_below(&places.disk, deadline)?;
     for (number, file) in devices {
         let device = PathBuf::from(format!("/dev/loop{number}"));
-        let gone = mounts::until(deadline, || Ok(!loopdev::backing(number)?.may_be(file)));
+        let may_have = || match file {
+            Some(file) => loopdev::may_have(number, file),
+            None => loopdev::is_bound(number),
+        };
+        let gone = mounts::until(deadline, || Ok(!may_have()));
         if !gone.map_err(|e| io_error("detach", &device, &e))? {
             let path = attachment.as_ref().map_or(&places.disk, |a| &a.path);
             let what = format!("disk {} (loop{number})", path.display());
@@ -374,12 +378,13 @@ fn device(places: &VmPlaces, manifest: &DiskManifest) -> Result<Option<BlockDevi
     }
 }
 
-/// The loop device below a mount (major number 7), and what it is bound to.
-fn loop_below(mount: &mounts::Mount) -> Option<(u32, FileId)> {
+/// The loop device below a mount (major number 7), and what it is bound to, if that can be told.
+fn loop_below(mount: &mounts::Mount) -> Option<(u32, Option<FileId>)> {
     let number = mount.device.strip_prefix("7:")?.parse().ok()?;
     match loopdev::backing(number) {
-        Ok(Backing::File(file)) => Some((number, file)),
-        _ => None,
+        Ok(Backing::File(file)) => Some((number, Some(file))),
+        Ok(Backing::Clearing | Backing::Nothing) => None,
+        Err(_) => Some((number, None)),
     }
 }
 

@@ -20,6 +20,19 @@ pub(super) struct Mount {
     pub(super) device: String,
     /// Where it is mounted.
     pub(super) point: PathBuf,
+    /// What the filesystem is.
+    pub(super) kind: String,
+}
+
+impl Mount {
+    /// Whether another machine or a process answers for its files, so that whoever asks may wait for ever.
+    pub(super) fn is_share(&self) -> bool {
+        const SHARES: [&str; 12] = [
+            "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2",
+            "orangefs", "smb3",
+        ];
+        SHARES.contains(&self.kind.as_str()) || self.kind.starts_with("fuse")
+    }
 }
 
 /// All mounts that this process sees, in the order they lie on each other.
@@ -34,12 +47,24 @@ pub(super) fn below(dir: &Path) -> Result<Vec<Mount>> {
     Ok(all()?.into_iter().filter(|m| m.point.starts_with(dir)).collect())
 }
 
-/// Fields are divided by blanks: mount id, parent id, device, root within it, mount point, more.
+/// Those of them that a path is on, as the kernel writes it: several, if they lie over each other. Nothing is asked of them.
+pub(super) fn of_path<'a>(mounts: &'a [Mount], path: &Path) -> Vec<&'a Mount> {
+    let length = |m: &Mount| m.point.as_os_str().len();
+    let mut on: Vec<&Mount> = mounts.iter().filter(|m| path.starts_with(&m.point)).collect();
+    let longest = on.iter().map(|m| length(m)).max();
+    on.retain(|m| Some(length(m)) == longest);
+    on
+}
+
+/// Fields are divided by blanks: mount id, parent id, device, root within it, mount point, options, any number of tags,
+/// a hyphen, type of the filesystem, more.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let point = PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.nth(1)?)));
-    Some(Mount { device, point })
+    fields.find(|field| *field == b"-")?;
+    let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+    Some(Mount { device, point, kind })
 }
 
 /// Whether the filesystem of this device is mounted, and cannot be written: the options of the superblock come last.
@@ -184,11 +209,33 @@ mod tests {
     fn mountinfo_lines_with_escapes() {
         let line =
             br"36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime master:1 shared:2 - ext3 /dev/root rw";
-        let want = Mount { device: "98:0".into(), point: r"/mnt 2\x".into() };
+        let want = Mount { device: "98:0".into(), point: r"/mnt 2\x".into(), kind: "ext3".into() };
         assert_eq!(parse(line), Some(want));
         assert_eq!(parse(b"36 35 98:0 / / rw - ext4").unwrap().point, Path::new("/"));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 /"), None);
+    }
+
+    #[test]
+    fn a_path_is_on_the_mounts_that_lie_deepest() {
+        let mount = |device: &str, point: &str, kind: &str| Mount {
+            device: device.into(),
+            point: point.into(),
+            kind: kind.into(),
+        };
+        let all = [
+            mount("8:1", "/", "ext4"),
+            mount("0:50", "/srv", "nfs4"),
+            mount("0:51", "/srv", "fuse.glusterfs"),
+            mount("0:52", "/srv/deep", "tmpfs"),
+        ];
+        let on = |path: &str| -> Vec<&str> {
+            of_path(&all, Path::new(path)).iter().map(|m| m.device.as_str()).collect()
+        };
+        assert_eq!(on("/srv/disk"), ["0:50", "0:51"]);
+        assert_eq!((on("/srv/deep/disk"), on("/srvdisk")), (vec!["0:52"], vec!["8:1"]));
+        assert_eq!(on("relative"), Vec::<&str>::new());
+        assert_eq!(all.each_ref().map(Mount::is_share), [false, true, true, false]);
     }
 
     #[test]

@@ -41,8 +41,10 @@ pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
     let free = mounts::until(Instant::now() + PATIENCE, || {
         let lock = if wish.read_only { try_lock_shared(&file)? } else { try_lock(&file)? };
         if device.is_none() {
-            for number in loopdev::bound_to(id)? {
-                let reads = loopdev::look(number)?.is_none_or(|bound| bound.read_only);
+            for number in loopdev::bound_to(&file, id)? {
+                // One that cannot be looked at may write.
+                let reads = loopdev::look(number)
+                    .is_ok_and(|bound| bound.is_none_or(|bound| bound.read_only));
                 if !(wish.read_only && reads) {
                     user = format!("/dev/loop{number}");
                     return Ok(false);

@@ -118,11 +118,13 @@ impl Attached {
         self.server.is_some_and(|server| !process::is_alive(server.process()))
     }
 
-    /// Whether a loop device has it, or is just letting go of it.
+    /// Whether a loop device has it, is just letting go of it, or cannot tell.
     pub(super) fn may_be_bound(&self) -> bool {
         let may = |number| match self.server {
-            Some(server) => server.is_behind(number),
-            None => loopdev::backing(number).is_ok_and(|backing| backing.may_be(self.file)),
+            Some(server) => {
+                loopdev::sequence(number).map_or(true, |found| found == Some(server.sequence))
+            }
+            None => loopdev::may_have(number, self.file),
         };
         self.loop_number.is_some_and(may)
     }
