@@ -191,8 +191,14 @@ pub(super) fn bind_at(
 
 /// Whether udev keeps off our devices by itself, or is not there.
 fn udev_has_rule() -> bool {
-    let rule = || RULES.iter().any(|dir| Path::new(dir).join(RULE).exists());
-    !Path::new("/run/udev/control").exists() || rule()
+    !Path::new("/run/udev/control").exists() || has_rule(&RULES.map(Path::new))
+}
+
+/// Whether the rule is in one of these directories: the file of the first that has one counts, and one that is empty, or
+/// a link to /dev/null, is there to take its place, udev(7).
+fn has_rule(dirs: &[&Path]) -> bool {
+    let first = dirs.iter().find_map(|dir| fs::metadata(dir.join(RULE)).ok());
+    first.is_some_and(|meta| meta.is_file() && meta.len() > 0)
 }
 
 /// Whether a device is bound to anything, without asking that.
@@ -412,6 +418,27 @@ pub(super) fn may_have(number: u32, file: FileId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_that_an_admin_masked_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = ["etc", "lib"].map(|name| dir.path().join(name));
+        dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        let [etc, lib] = dirs.each_ref().map(|dir| dir.join(RULE));
+        let has = || has_rule(&dirs.each_ref().map(PathBuf::as_path));
+        assert!(!has());
+        fs::copy("/proc/version", &lib).unwrap();
+        assert!(has());
+        File::create(&etc).unwrap();
+        assert!(!has(), "an empty one in its place");
+        fs::remove_file(&etc).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &etc).unwrap();
+        assert!(!has());
+        fs::remove_file(&etc).unwrap();
+        fs::copy("/proc/version", &etc).unwrap();
+        File::create(&lib).unwrap();
+        assert!(has(), "what comes first counts");
+    }
 
     #[test]
     fn an_error_of_a_share_is_not_one_of_ours() {
