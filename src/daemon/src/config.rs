@@ -139,14 +139,17 @@ pub struct Disks {
     pub tenant_filesystems: TenantsName,
     /// How long checking all disks of a VM may take, in minutes.
     pub check_minutes: u32,
-    /// How many such checks run at once.
+    /// How many such checks run at once; 0 is as many as there are processors.
     pub checks_at_once: u32,
 }
 
 impl Disks {
     /// Bounds on checks.
     pub fn checks(&self) -> Checks {
-        let at_once = usize::try_from(self.checks_at_once).unwrap_or(usize::MAX);
+        let at_once = match self.checks_at_once {
+            0 => Checks::default().at_once,
+            some => usize::try_from(some).unwrap_or(usize::MAX),
+        };
         Checks { limit: Duration::from_mins(self.check_minutes.into()), at_once }
     }
 }
@@ -175,7 +178,7 @@ impl From<TenantsName> for TenantFilesystems {
 
 impl Default for Disks {
     fn default() -> Self {
-        Self { tenant_filesystems: TenantsName::Checked, check_minutes: 10, checks_at_once: 2 }
+        Self { tenant_filesystems: TenantsName::Checked, check_minutes: 10, checks_at_once: 0 }
     }
 }
 
@@ -337,12 +340,12 @@ impl Config {
             let what = format!("run_dir {} is longer than 40 bytes", self.run_dir.display());
             return Err(Error::new(ErrorKind::Invalid, what).hint(hint));
         }
-        for (key, value) in [
-            ("disks.check_minutes", self.disks.check_minutes),
-            ("disks.checks_at_once", self.disks.checks_at_once),
+        for (key, value, least) in [
+            ("disks.check_minutes", self.disks.check_minutes, 1),
+            ("disks.checks_at_once", self.disks.checks_at_once, 0),
         ] {
-            if !(1..=10_000).contains(&value) {
-                return bad(format!("{key} is {value}, must be 1 to 10000"));
+            if !(least..=10_000).contains(&value) {
+                return bad(format!("{key} is {value}, must be {least} to 10000"));
             }
         }
         let guests = &self.guests;

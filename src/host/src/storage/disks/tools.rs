@@ -3,14 +3,19 @@
 //!
 //! How long a check takes is up to whoever filled the disk. It holds up the VM's operation, and with that one of the few
 //! threads that a platform has for all VMs of its cloud; its memory is what the filesystem makes it. So the time is
-//! bounded for the whole VM, waiting for a turn included; memory and processors are those of the VM, which pays for its
-//! owner's files; and whoever ends the VM ends the tool.
+//! bounded for the whole VM; memory and processors are those of the VM, which pays for its owner's files; and whoever ends
+//! the VM ends the tool. Waiting for a turn is not the VM's time, or one with slow disks would have others fail; it has a
+//! bound of its own, for what comes when all turns are taken by such VMs.
 //!
 //! Tools that *make* a filesystem read nothing that is a tenant's, what they use is bounded by us, and a guest of a few
-//! megabytes shall get its disk formatted: they stay in the daemon's group.
+//! megabytes shall get its disk formatted: they stay in the daemon's group, and wait for nobody.
+//!
+//! Deliberately absent: turns by owner. Nothing tells a host whose a VM is.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,17 +31,22 @@ use crate::fs::io_error;
 /// Bounds on checks of tenants' filesystems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
-    /// What those of all disks of a VM may take, each time that it is started, waiting included.
+    /// What those of all disks of a VM may take, each time that it is started, waiting for a turn aside.
     pub limit: Duration,
     /// How many run at once on this host; at least 1.
     pub at_once: usize,
 }
 
 impl Default for Checks {
+    /// As many at once as there are processors: what else they take is their VMs'.
     fn default() -> Self {
-        Self { limit: Duration::from_mins(10), at_once: 2 }
+        let at_once = std::thread::available_parallelism().map_or(2, NonZero::get).max(2);
+        Self { limit: Duration::from_mins(10), at_once }
     }
 }
+
+/// How many times the limit a VM waits for its turns, all together.
+const WAITING: u32 = 6;
 
 /// How often those who wait look whether they are still wanted.
 const LOOK: Duration = Duration::from_millis(200);
@@ -85,7 +95,9 @@ impl Drop for Turn<'_> {
 /// Tools for the disks of one VM.
 pub(super) struct Tools<'a> {
     turns: &'a Turns,
-    deadline: Instant,
+    /// It moves on by what is waited for turns.
+    deadline: Cell<Instant>,
+    waited: Cell<Duration>,
     give_up: &'a dyn Fn() -> bool,
     /// Of the VM; none are the daemon's.
     groups: Vec<File>,
@@ -105,7 +117,8 @@ impl<'a> Tools<'a> {
             file.map_err(|e| io_error("open control group", &path, &e))
         };
         let groups = groups.into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        Ok(Self { turns, deadline: Instant::now() + turns.checks.limit, give_up, groups, memory })
+        let deadline = Cell::new(Instant::now() + turns.checks.limit);
+        Ok(Self { turns, deadline, waited: Cell::default(), give_up, groups, memory })
     }
 
     /// MiB of memory that a tool may plan with, if it asks.
@@ -118,11 +131,16 @@ impl<'a> Tools<'a> {
     /// # Errors
     /// `Cancelled`: nobody wants it. `Timeout`.
     pub(super) fn go_on(&self) -> Result<()> {
+        self.is_wanted()?;
+        if Instant::now() >= self.deadline.get() {
+            return Err(self.late());
+        }
+        Ok(())
+    }
+
+    fn is_wanted(&self) -> Result<()> {
         if (self.give_up)() {
             return Err(Error::new(ErrorKind::Cancelled, "the check was broken off"));
-        }
-        if Instant::now() >= self.deadline {
-            return Err(self.late());
         }
         Ok(())
     }
@@ -146,13 +164,12 @@ impl<'a> Tools<'a> {
         largest_file: u64,
         (input, user): (Input, u32),
     ) -> Result<Ended> {
-        let _turn = self.turn()?;
-        let groups: Vec<BorrowedFd<'_>> = match input {
-            Input::Foreign => self.groups.iter().map(AsFd::as_fd).collect(),
-            Input::Ours => Vec::new(),
+        let (_turn, groups) = match input {
+            Input::Foreign => (Some(self.turn()?), self.groups.iter().map(AsFd::as_fd).collect()),
+            Input::Ours => (None, Vec::new()),
         };
         let to = Confinement { files, largest_file, input, user, groups: &groups };
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left = self.deadline.get().saturating_duration_since(Instant::now());
         command::watch_confined(argv, &to, left, self.give_up).map_err(|e| match e.kind {
             ErrorKind::Timeout => self.late(),
             _ => e,
@@ -160,6 +177,9 @@ impl<'a> Tools<'a> {
     }
 
     fn turn(&self) -> Result<Turn<'_>> {
+        self.go_on()?;
+        let since = Instant::now();
+        let most = (self.turns.checks.limit * WAITING).saturating_sub(self.waited.get());
         let mut queue = self.turns.queue();
         let own = queue.next;
         queue.next += 1;
@@ -170,17 +190,32 @@ impl<'a> Tools<'a> {
                 queue.running += 1;
                 break Ok(Turn(self.turns));
             }
-            if let Err(error) = self.go_on() {
+            if let Err(error) = self.is_wanted() {
                 break Err(error);
             }
-            let waited = self.turns.changed.wait_timeout(queue, LOOK);
+            if since.elapsed() >= most {
+                break Err(self.crowded());
+            }
+            let waited = self.turns.changed.wait_timeout(queue, LOOK.min(most));
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
         queue.waiting.remove(&own);
         drop(queue);
         // Who is first now may not be who was told last.
         self.turns.changed.notify_all();
+        let waited = since.elapsed();
+        self.waited.set(self.waited.get() + waited);
+        self.deadline.set(self.deadline.get() + waited);
         got
+    }
+
+    fn crowded(&self) -> Error {
+        let minutes = (self.turns.checks.limit * WAITING).as_millis().div_ceil(60_000);
+        let what = format!(
+            "the disks of the vm were not checked: for {minutes} min this host was checking those of others"
+        );
+        Error::new(ErrorKind::Timeout, what)
+            .hint("try again, or let disks.checks_at_once in ocivisor.toml be more")
     }
 }
 
@@ -218,7 +253,65 @@ mod tests {
     }
 
     fn sleep(tools: &Tools<'_>) -> Result<Ended> {
-        tools.run(&["sleep", "1000"], &[], 0, as_nobody(Input::Ours))
+        tools.run(&["sleep", "1000"], &[], 0, as_nobody(Input::Foreign))
+    }
+
+    /// Has one at work until `ended`, for as long as this takes.
+    fn beside_one(turns: &Turns, then: impl FnOnce()) {
+        let ended = AtomicBool::new(false);
+        let give_up = || ended.load(Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            let one = scope.spawn(|| sleep(&tools(turns, &give_up)).unwrap_err().kind);
+            while turns.queue().running == 0 {
+                std::thread::yield_now();
+            }
+            then();
+            ended.store(true, Ordering::Relaxed);
+            assert_eq!(one.join().unwrap(), ErrorKind::Cancelled);
+        });
+    }
+
+    #[test]
+    fn our_own_fresh_disks_wait_for_nobody() {
+        let turns = turns(LONG, 1);
+        beside_one(&turns, || {
+            let tools = tools(&turns, &|| false);
+            let ended = tools.run(&["true"], &[], 0, as_nobody(Input::Ours)).unwrap();
+            assert!(ended.status.success());
+        });
+    }
+
+    #[test]
+    fn waiting_for_a_turn_is_not_the_time_of_the_vm() {
+        let limit = Duration::from_millis(500);
+        let turns = turns(limit, 1);
+        // As if somebody had the only turn for longer than all of a VM's checks may take.
+        turns.queue().running = 1;
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let tools = tools(&turns, &|| false);
+                let since = Instant::now();
+                let ended = tools.run(&["true"], &[], 0, as_nobody(Input::Foreign)).unwrap();
+                (ended.status.success(), since.elapsed() > limit, tools.go_on().is_ok())
+            });
+            let until = Instant::now() + limit * 2;
+            while turns.queue().waiting.is_empty() || Instant::now() < until {
+                std::thread::yield_now();
+            }
+            drop(Turn(&turns));
+            assert_eq!(waits.join().unwrap(), (true, true, true));
+        });
+    }
+
+    #[test]
+    fn who_never_gets_a_turn_is_told_so() {
+        let turns = turns(Duration::from_millis(50), 1);
+        turns.queue().running = 1;
+        let tools = tools(&turns, &|| false);
+        let error = sleep(&tools).unwrap_err();
+        let want = "the disks of the vm were not checked: for 1 min this host was checking those of others";
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Timeout, want));
+        assert!(turns.queue().waiting.is_empty());
     }
 
     #[test]
