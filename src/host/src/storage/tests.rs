@@ -6,7 +6,7 @@ mod create;
 mod disks;
 mod hostile;
 mod root;
-mod share;
+pub(super) mod share;
 
 use std::fs;
 use std::os::fd::AsRawFd;

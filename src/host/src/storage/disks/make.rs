@@ -7,12 +7,13 @@
 //!
 //! What holds anything is never formatted, and a first megabyte of zeroes says little: databases leave it free, md
 //! keeps its superblock at the end. A file is looked at where it is not a hole; of a block device, which may be large and
-//! knows no holes, the end and some hundred places.
+//! knows no holes, the end and some hundred places, and so of a file that takes no room on a share that knows none (NFS
+//! before 4.2): it may be as large, and all of it would come over the network.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::spec::Filesystem;
@@ -39,7 +40,7 @@ const PIECE: usize = 1 << 20;
 pub(super) fn is_empty(disk: &File, is_device: bool, tools: &Tools<'_>) -> Result<bool> {
     let failed = |e: io::Error| Error::new(ErrorKind::Host, format!("look for data: {e}"));
     let size = seek(disk, SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
-    if is_device {
+    if is_device || takes_no_room(disk).map_err(failed)? {
         let last = size.saturating_sub(PIECE as u64);
         let samples = (1..SAMPLES).map(|n| (size / SAMPLES * n / HEAD * HEAD, HEAD as usize));
         for (at, length) in samples.chain([(last, PIECE)]) {
@@ -67,6 +68,13 @@ pub(super) fn is_empty(disk: &File, is_device: bool, tools: &Tools<'_>) -> Resul
         at += PIECE as u64;
     }
     Ok(true)
+}
+
+/// Whether a file is said to have data everywhere and no room that it would be in. One sector is that of ZFS for the file
+/// itself. That alone is no proof: some servers say it of all files.
+fn takes_no_room(disk: &File) -> io::Result<bool> {
+    let room = disk.metadata()?.blocks();
+    Ok(room <= 1 && matches!(seek(disk, SeekFrom::Data(0)), Ok(0) | Err(Errno::INVAL)))
 }
 
 /// Whether so much from there on is zeroes, up to the end at most.
@@ -155,6 +163,7 @@ mod tests {
     use std::cell::Cell;
     use std::time::Duration;
 
+    use super::super::super::tests::share::Share;
     use super::super::content::Content;
     use super::super::tools::{Checks, Turns};
     use super::*;
@@ -205,6 +214,16 @@ mod tests {
                 assert_eq!(Content::of(&disk).unwrap(), made);
             }
         }
+    }
+
+    #[test]
+    fn a_file_without_any_room_is_not_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let share = Share::mount(&dir.path().join("disk"));
+        let disk = File::open(&share.path).unwrap();
+        assert_eq!(seek(&disk, SeekFrom::Data(0)), Ok(0), "it knows no holes");
+        let turns = turns();
+        assert!(is_empty(&disk, false, &tools(&turns, &|| false)).unwrap());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Loop devices on a share whose server stops answering: a FUSE filesystem that is one file (fuse(4), <linux/fuse.h>).
+//! Disks on a share that knows no holes and whose server stops answering: a FUSE filesystem that is one file (fuse(4),
+//! <linux/fuse.h>).
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -16,6 +17,7 @@ use super::*;
 
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
+const READ: u32 = 15;
 const STATFS: u32 = 17;
 const INIT: u32 = 26;
 /// Bytes of the heads of questions and answers.
@@ -25,15 +27,19 @@ const HEADS: (usize, usize) = (40, 16);
 const WELL: i32 = 0;
 const NOTHING: i32 = -1;
 
+/// Bytes of its file, all zeroes, and how many of them it gives away.
+const SIZE: u64 = 64 << 30;
+const MOST: usize = 64 << 20;
+
 /// It is unmounted, and who waits there wakes, when this is dropped.
-struct Share {
-    path: PathBuf,
+pub(in super::super) struct Share {
+    pub(in super::super) path: PathBuf,
     says: Arc<AtomicI32>,
 }
 
 impl Share {
-    /// Mounts a share that is this file, of 1 MiB.
-    fn mount(path: &Path) -> Self {
+    /// Mounts a share that is this file.
+    pub(in super::super) fn mount(path: &Path) -> Self {
         File::create(path).unwrap();
         let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let options = format!("fd={},rootmode=100000,user_id=0,group_id=0", device.as_raw_fd());
@@ -43,9 +49,10 @@ impl Share {
         let told = says.clone();
         std::thread::spawn(move || {
             let mut question = vec![0; 1 << 17];
+            let mut left = MOST;
             while let Ok(length) = device.read(&mut question) {
                 assert!(length >= HEADS.0);
-                if let Some(answer) = answer(&question, told.load(Ordering::SeqCst)) {
+                if let Some(answer) = answer(&question, told.load(Ordering::SeqCst), &mut left) {
                     // Whoever asked may be gone.
                     let _ = device.write(&answer);
                 }
@@ -65,8 +72,9 @@ impl Drop for Share {
     }
 }
 
-fn answer(question: &[u8], says: i32) -> Option<Vec<u8>> {
-    let opcode = u32::from_ne_bytes(question[4..8].try_into().unwrap());
+fn answer(question: &[u8], says: i32, left: &mut usize) -> Option<Vec<u8>> {
+    let word = |at: usize| u32::from_ne_bytes(question[at..at + 4].try_into().unwrap());
+    let opcode = word(4);
     let mut body = Vec::new();
     let mut error = 0;
     match (opcode, says) {
@@ -78,12 +86,20 @@ fn answer(question: &[u8], says: i32) -> Option<Vec<u8>> {
         (_, NOTHING) => return None,
         (GETATTR, WELL) => {
             // Two words and a half of how long that holds, not at all; number, size, blocks; three times.
-            body.extend([0_u64, 0, 1, 1 << 20, 0, 0, 0, 0].map(u64::to_ne_bytes).concat());
+            body.extend([0_u64, 0, 1, SIZE, 0, 0, 0, 0].map(u64::to_ne_bytes).concat());
             // Nanoseconds; mode, links, owner, device, size of blocks, flags.
             let rest = [0_u32, 0, 0, 0o100_600, 1, 0, 0, 0, 4096, 0];
             body.extend(rest.map(u32::to_ne_bytes).concat());
         }
         (GETATTR, errno) => error = -errno,
+        // Behind a handle and the place; nobody reads at the end.
+        (READ, _) => match left.checked_sub(word(HEADS.0 + 16) as usize) {
+            Some(rest) => {
+                body.resize(*left - rest, 0);
+                *left = rest;
+            }
+            None => error = -libc::EIO,
+        },
         (OPEN, _) => body.resize(16, 0),
         (STATFS, _) => body.resize(80, 0),
         _ => error = -libc::ENOSYS,
