@@ -25,6 +25,8 @@ const SYSTEM: u32 = 0;
 pub struct Ours {
     site: Rc<Site>,
     daemon: Daemon,
+    /// What `stat` answered, in MB: `cp` takes no more.
+    size: u64,
     /// What `cp` answered.
     source: String,
     /// Directories of VMs on the front-end, and what oned answers when it is asked.
@@ -64,7 +66,7 @@ impl Ours {
         std::fs::create_dir_all(&shown).context("make a place for what oned knows")?;
         let datastore = format!("<DATASTORE><ID>{IMAGES}</ID><TEMPLATE></TEMPLATE></DATASTORE>");
         write(&shown.join("onedatastore"), &datastore)?;
-        Ok(Self { site: Rc::clone(site), daemon, source: String::new(), vms, shown })
+        Ok(Self { site: Rc::clone(site), daemon, size: 0, source: String::new(), vms, shown })
     }
 
     /// Runs a script as oned's driver process does; gives its answer.
@@ -99,10 +101,11 @@ impl Ours {
             "<IMAGE><ID>{IMAGE}</ID><NAME>bench</NAME><TYPE>0</TYPE><DISK_TYPE>0</DISK_TYPE>\
              <PERSISTENT>0</PERSISTENT><SOURCE><![CDATA[{}]]></SOURCE>\
              <PATH><![CDATA[docker://{}]]></PATH><FORMAT><![CDATA[]]></FORMAT><FS><![CDATA[]]></FS>\
-             <SIZE>1</SIZE><CLONING_ID>-1</CLONING_ID><TARGET_SNAPSHOT>-1</TARGET_SNAPSHOT>\
+             <SIZE>{}</SIZE><CLONING_ID>-1</CLONING_ID><TARGET_SNAPSHOT>-1</TARGET_SNAPSHOT>\
              <TEMPLATE><DEV_PREFIX><![CDATA[sd]]></DEV_PREFIX></TEMPLATE></IMAGE>",
             self.source,
-            self.site.image()
+            self.site.image(),
+            self.size
         )
     }
 
@@ -148,8 +151,8 @@ impl Way for Ours {
         let image =
             format!("<IMAGE><PATH>docker://{}</PATH><SIZE></SIZE></IMAGE>", self.site.image());
         let asked = self.datastore("stat", 0, &image).and_then(|size| {
-            let size: u64 = size.parse().with_context(|| format!("stat answered {size:?}"))?;
-            if size == 0 { bail!("stat answered 0") } else { Ok(()) }
+            self.size = size.parse().with_context(|| format!("stat answered {size:?}"))?;
+            if self.size == 0 { bail!("stat answered 0") } else { Ok(()) }
         });
         Some(asked)
     }
