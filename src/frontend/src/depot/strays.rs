@@ -7,28 +7,49 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Most bytes of one `mountinfo` that are looked at.
 const MAX: u64 = 4 << 20;
+/// How long one that was killed may take to be gone, with the files that it had open.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ends every process that has mounts of that directory, in a mount namespace that is not ours. What our user may not look
-/// at is not ours to end.
+/// Ends every process that has mounts of that directory, in a mount namespace that is not ours, and waits for its end.
+/// What our user may not look at is not ours to end.
 pub(super) fn end(dir: &Path) -> io::Result<()> {
     let Some(place) = Place::of(dir, &read("/proc/self/mountinfo".as_ref())?) else {
         return Ok(());
     };
     let own = fs::read_link("/proc/self/ns/mnt")?;
+    let mut ending = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
         let Some(pid) = pid else { continue };
+        // Held before it is looked at: its number may be another's a moment later.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         // It may have ended meanwhile, or be somebody else's.
         let elsewhere = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|ns| ns != own);
         if elsewhere && read(&entry.path().join("mountinfo")).is_ok_and(|text| place.is_in(&text)) {
-            let _ = kill_process(pid, Signal::KILL);
+            match pidfd_send_signal(&process, Signal::KILL) {
+                Ok(()) => ending.push(process),
+                // Gone, or of a program that became another user.
+                Err(Errno::SRCH | Errno::PERM) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    for process in ending {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()));
+        let left = left.map_err(|_| io::ErrorKind::InvalidInput)?;
+        // A descriptor of a process is readable from its end on, pidfd_open(2). One that does not end in time
+        // is in nobody's way but of the removal, which then says so.
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left))?;
     }
     Ok(())
 }
@@ -96,7 +117,6 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -150,11 +170,7 @@ mod tests {
         }
         let (mut ours, mut other) = (stray(&at(".work-1/root")), stray(&at(".work-11/root")));
         end(&at(".work-1")).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while ours.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it runs on");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        assert!(ours.0.try_wait().unwrap().is_some(), "it runs on");
         assert_eq!(other.0.try_wait().unwrap(), None);
     }
 }
