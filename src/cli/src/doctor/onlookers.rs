@@ -3,6 +3,7 @@
 //! A guest makes of its disk what it likes, a volume group by the name of the host's own too. The loop devices behind
 //! such disks have numbers of their own, 50000 to 59999, so that both can be told to leave them alone.
 
+use std::fs;
 use std::path::Path;
 
 use super::checks::{Check, Status, bad, ok};
@@ -31,7 +32,10 @@ impl Onlookers {
     #[must_use]
     pub fn look(root: &Path) -> Self {
         let there = |path: &str| root.join(path).exists();
-        let rule = RULES.iter().any(|dir| there(&format!("{dir}/60-ocivisor.rules")));
+        // The first counts, and one that is empty, or a link to /dev/null, takes the place of the others.
+        let place = |dir: &str| fs::metadata(root.join(dir).join("60-ocivisor.rules")).ok();
+        let rule = RULES.iter().find_map(|dir| place(dir));
+        let rule = rule.is_some_and(|meta| meta.is_file() && meta.len() > 0);
         let lvm = ["sbin/lvm", "usr/sbin/lvm"].iter().any(|path| there(path));
         let config = ["etc/lvm/lvm.conf", "etc/lvm/lvmlocal.conf"]
             .map(|path| text(root.join(path)).unwrap_or_default());
@@ -92,8 +96,6 @@ pub(super) fn checks(found: Onlookers) -> Vec<Check> {
 mod tests {
     #![expect(clippy::disallowed_methods, reason = "tests fill directories")]
 
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -123,7 +125,7 @@ mod tests {
         let found = || Onlookers::look(root.path());
         assert_eq!(found(), Onlookers { udev: None, lvm: None });
         assert_eq!(checks(found()), []);
-        for dir in ["run/udev", "usr/sbin", "etc/udev/rules.d", "etc/lvm"] {
+        for dir in ["run/udev", "usr/sbin", "etc/udev/rules.d", "lib/udev/rules.d", "etc/lvm"] {
             fs::create_dir_all(root.path().join(dir)).unwrap();
         }
         let put = |path: &str, text: &str| fs::write(root.path().join(path), text).unwrap();
@@ -131,8 +133,13 @@ mod tests {
         put("usr/sbin/lvm", "");
         let states = |found| checks(found).iter().map(|c| c.status).collect::<Vec<_>>();
         assert_eq!(states(found()), [Status::Warn, Status::Warn]);
-        put("etc/udev/rules.d/60-ocivisor.rules", "");
+        put("lib/udev/rules.d/60-ocivisor.rules", "# ours");
         put("etc/lvm/lvmlocal.conf", "global_filter = [ \"r|loop|\" ]");
+        assert_eq!(states(found()), [Status::Ok, Status::Ok]);
+        // So an admin takes a package's rule away.
+        put("etc/udev/rules.d/60-ocivisor.rules", "");
+        assert_eq!(states(found()), [Status::Warn, Status::Ok]);
+        put("etc/udev/rules.d/60-ocivisor.rules", "# ours");
         assert_eq!(states(found()), [Status::Ok, Status::Ok]);
     }
 }
