@@ -48,10 +48,7 @@ pub(super) fn resolve_whole(
     secrets: &[PathBuf],
 ) -> Result<PathBuf> {
     let (real, _) = resolve(dir, false, datastore, home, secrets)?;
-    let holds = |path: &Path| {
-        let resolved = std::fs::canonicalize(path).ok();
-        path.starts_with(&real) || resolved.is_some_and(|path| path.starts_with(&real))
-    };
+    let holds = |path: &Path| ways(path).any(|path| path.starts_with(&real));
     let restricted = || {
         let listed = datastore.restricted_dirs.iter().map(String::as_str).chain(ALWAYS);
         listed.map(Path::new).chain(home).any(holds)
@@ -85,10 +82,12 @@ fn closed(datastore: &Datastore, secrets: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 fn is_ours(real: &Path, datastore: &Datastore, secrets: &[PathBuf]) -> bool {
-    closed(datastore, secrets).iter().any(|path| {
-        let resolved = std::fs::canonicalize(path).ok();
-        real.starts_with(path) || resolved.is_some_and(|path| real.starts_with(path))
-    })
+    closed(datastore, secrets).iter().any(|path| ways(path).any(|path| real.starts_with(path)))
+}
+
+/// A path as it is written, and where it leads. One that our user cannot follow leads to nothing that he could read.
+fn ways(path: &Path) -> impl Iterator<Item = PathBuf> {
+    [Some(path.to_owned()), std::fs::canonicalize(path).ok()].into_iter().flatten()
 }
 
 /// Whether it is below one of `SAFE_DIRS`.
