@@ -360,16 +360,19 @@ impl Drop for Node {
     }
 }
 
-/// A process that has the host's namespaces.
+/// A process that has the host's namespaces. What other tests mounted is not kept: their disks would be in use.
 fn hold(dir: &Path, root: &Path, shared: &[u32]) -> Child {
-    let script = "set -e; dir=$1 root=$2; shift 2; mount --make-rprivate /
+    let script = "set -e; dir=$1 root=$2 others=$3; shift 3; mount --make-rprivate /
+        while read -r _ _ _ _ point _; do
+            case $point in \"$dir\"*|\"$root\"*) ;; \"$others\"/*) umount --lazy \"$point\" 2>/dev/null || :;; esac
+        done < /proc/self/mountinfo
         for store; do mount --bind \"$root/var/lib/one/datastores/$store\" \"$dir/datastores/$store\"; done
         mount --rbind \"$dir/datastores\" \"$root/var/lib/one/datastores\"
         mount --bind \"$dir/one\" \"$root/var/tmp/one\"
         ip link set lo up; ip link add br0 type bridge; ip link add br1 type bridge; echo ready; exec cat";
     let mut holder = Command::new("unshare")
         .args(["--mount", "--net", "sh", "-c", script, "sh"])
-        .args([dir, root])
+        .args([dir, root, &std::env::temp_dir()])
         .args(shared.iter().map(u32::to_string))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
