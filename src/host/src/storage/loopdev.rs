@@ -33,6 +33,9 @@ use crate::fs::io_error;
 /// Numbers of our devices: no other program takes one before it has made fifty thousand, and a pattern can name them.
 pub(super) const OURS: std::ops::Range<u32> = 50_000..60_000;
 
+/// How long a free device is looked for.
+const SEARCH: Duration = Duration::from_secs(30);
+
 /// Where rules for udev are, udev(7).
 const RULES: [&str; 5] = [
     "/etc/udev/rules.d",
@@ -112,34 +115,55 @@ pub(super) fn attach(image: &File, path: &Path) -> Result<LoopDevice> {
 
 /// The same, bound as wished.
 pub(super) fn bind(image: &File, path: &Path, how: Binding<'_>) -> Result<LoopDevice> {
-    // Between asking for a free number and binding it, another process may take it. Each loss
-    // means that somebody won, so this ends; the bound is against a broken kernel.
-    for _ in 0..10_000 {
-        if let Some(device) = bind_at(free(path)?, image, path, how)? {
+    let mut numbers = Free::new(path);
+    while let Some(number) = numbers.next()? {
+        if let Some(device) = bind_at(number, image, path, how)? {
             return Ok(device);
         }
     }
     Err(io_error("attach loop device to", path, &io::Error::from_raw_os_error(libc::EBUSY)))
 }
 
-/// Number of a device that was free a moment ago, one of ours if the host can have those.
-pub(super) fn free(path: &Path) -> Result<u32> {
-    let control = open_control()?;
-    for number in OURS {
-        match sys::loop_add(&control, number) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && is_bound(number) => continue,
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-            // Devices have fewer numbers where each has partitions (`max_part`).
-            Err(_) => break,
-        }
-        // In a container /dev may be no devtmpfs, and have what somebody put there.
-        if Path::new(&format!("/dev/loop{number}")).exists() {
-            return Ok(number);
-        }
-        break;
+/// Numbers of devices that were free a moment ago, ours if the host can have those. Between that and binding it another
+/// process may take or lock one, so each of ours is told once. Where there are none of ours the kernel names the first that
+/// is free, which may be the same again. They end when [`SEARCH`] is over.
+#[derive(Debug)]
+pub(super) struct Free<'a> {
+    /// Named in messages.
+    path: &'a Path,
+    from: u32,
+    deadline: Instant,
+}
+
+impl<'a> Free<'a> {
+    pub(super) fn new(path: &'a Path) -> Self {
+        Self { path, from: OURS.start, deadline: Instant::now() + SEARCH }
     }
-    sys::loop_get_free(&control).map_err(|e| io_error("attach loop device to", path, &e))
+
+    pub(super) fn next(&mut self) -> Result<Option<u32>> {
+        if Instant::now() >= self.deadline {
+            return Ok(None);
+        }
+        let control = open_control()?;
+        for number in self.from..OURS.end {
+            self.from = number + 1;
+            match sys::loop_add(&control, number) {
+                Ok(()) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) && is_bound(number) => continue,
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                // Devices have fewer numbers where each has partitions (`max_part`).
+                Err(_) => break,
+            }
+            // In a container /dev may be no devtmpfs, and have what somebody put there.
+            if Path::new(&format!("/dev/loop{number}")).exists() {
+                return Ok(Some(number));
+            }
+            break;
+        }
+        self.from = OURS.end;
+        let free = sys::loop_get_free(&control);
+        free.map(Some).map_err(|e| io_error("attach loop device to", self.path, &e))
+    }
 }
 
 /// Binds the device of this number; `None` if it is not free any more.
@@ -418,6 +442,15 @@ pub(super) fn may_have(number: u32, file: FileId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_could_not_be_had_is_not_tried_again() {
+        let mut free = Free::new(Path::new("disk"));
+        let [one, other] = [(); 2].map(|()| free.next().unwrap().unwrap());
+        assert!(OURS.contains(&one) && one < other, "{one} {other}");
+        free.deadline = Instant::now();
+        assert_eq!(free.next().unwrap(), None);
+    }
 
     #[test]
     fn a_rule_that_an_admin_masked_is_none() {

@@ -19,9 +19,6 @@ use super::super::mounts;
 use super::super::place::{Lock, Place, try_lock, try_lock_shared};
 use super::{Failed, name};
 
-/// Major number of loop devices.
-const LOOP: u32 = 7;
-
 /// An open disk that nobody else writes, or nobody else uses, while the file or a loop device on it is open.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -65,11 +62,20 @@ pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
 
 /// A loop device of ours is another VM's disk, or becomes one as soon as it is free.
 fn not_ours(wish: &DataDisk, device: u64) -> Result<()> {
-    if major(device) != LOOP || !loopdev::OURS.contains(&minor(device)) {
+    let number = loop_number(device).map_err(|e| wish.failed("look at", &e))?;
+    if !number.is_some_and(|number| loopdev::OURS.contains(&number)) {
         return Ok(());
     }
     let what = format!("{} is a loop device of ocivisor's own", name(wish));
     Err(Error::new(ErrorKind::Permission, what).hint("name the file behind it"))
+}
+
+/// Number of the loop device that this one is, or is a partition of. Its minor number is another one where loop devices
+/// have partitions (`max_part`).
+fn loop_number(device: u64) -> std::io::Result<Option<u32>> {
+    let link = fs::read_link(format!("/sys/dev/block/{}:{}", major(device), minor(device)))?;
+    let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix("loop")?.parse().ok();
+    Ok(link.iter().find_map(number))
 }
 
 /// Whether somebody of the host has the device for himself alone, or writes it where it is only read. Only a look: a

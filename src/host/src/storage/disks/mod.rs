@@ -471,9 +471,8 @@ impl Ready<'_> {
             (Some(device), _) => device.file(),
             (None, _) => &self.claim.file,
         };
-        // Each turn means that another process took the number meanwhile.
-        for _ in 0..1000 {
-            let number = loopdev::free(path)?;
+        let mut numbers = loopdev::Free::new(path);
+        while let Some(number) = numbers.next()? {
             attachments.disks[index].holder = Some(number);
             // Before the effect, so that it is found again.
             attachments.save(&places.record)?;

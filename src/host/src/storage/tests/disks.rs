@@ -433,6 +433,13 @@ fn a_device_of_our_own_is_nobodys_disk() {
     let error = ground.attach(&other).unwrap_err();
     let want = format!("data disk 1 ({}) is a loop device of ocivisor's own", ours.display());
     assert_eq!((error.kind, error.message), (ErrorKind::Permission, want));
+    // Nor is a part of it.
+    run(&["addpart", text(&ours), "1", "0", "8"], LONG).unwrap();
+    let part = PathBuf::from(format!("{}p1", ours.display()));
+    let other = vm("vm-2", &[only_read(disk(1, &part, device("vdb")))]);
+    let error = ground.attach(&other).unwrap_err();
+    run(&["delpart", text(&ours), "1"], LONG).unwrap();
+    assert_eq!(error.kind, ErrorKind::Permission, "{error}");
     ground.detach(&one);
     ground.assert_clean();
 }
