@@ -28,8 +28,9 @@ pub(super) struct Claim {
     pub(super) device: Option<u64>,
 }
 
-/// Opens and claims a disk.
-pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
+/// Opens and claims a disk. Numbers say which loop devices are ours, but for those of hosts that have no such high ones:
+/// of them `is_ours` says it.
+pub(super) fn open(wish: &DataDisk, is_ours: &dyn Fn(u32) -> bool) -> Result<Claim> {
     let access = if wish.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     let (file, device) = open_either(&wish.path, access)?;
     let meta = file.metadata().map_err(|e| wish.failed("look at", &e))?;
@@ -54,16 +55,16 @@ pub(super) fn open(wish: &DataDisk) -> Result<Claim> {
         return Err(conflict(wish, &user));
     }
     if let Some(device) = device {
-        not_ours(wish, device)?;
+        not_ours(wish, device, is_ours)?;
         look_for_others(wish, device)?;
     }
     Ok(Claim { file, id, device })
 }
 
 /// A loop device of ours is another VM's disk, or becomes one as soon as it is free.
-fn not_ours(wish: &DataDisk, device: u64) -> Result<()> {
+fn not_ours(wish: &DataDisk, device: u64, is_ours: &dyn Fn(u32) -> bool) -> Result<()> {
     let number = loop_number(device).map_err(|e| wish.failed("look at", &e))?;
-    if !number.is_some_and(|number| loopdev::OURS.contains(&number)) {
+    if !number.is_some_and(|number| loopdev::OURS.contains(&number) || is_ours(number)) {
         return Ok(());
     }
     let what = format!("{} is a loop device of ocivisor's own", name(wish));

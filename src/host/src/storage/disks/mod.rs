@@ -52,6 +52,7 @@ use self::record::{Attached, Attachments, Shown};
 pub use self::tools::Checks;
 use self::tools::Tools;
 pub(super) use self::tools::Turns;
+use super::claim::Attachment;
 use super::loopdev::{self, Binding, LoopDevice};
 use super::traffic::{self, DiskMeter};
 use super::{HostStorage, PATIENCE, VmPlaces, mounts, open_dir, overlay};
@@ -234,7 +235,7 @@ impl HostStorage {
         ids: IdRange,
         tools: &Tools<'_>,
     ) -> Result<Ready<'a>> {
-        let claim = claim::open(wish)?;
+        let claim = claim::open(wish, &|number| self.uses(number))?;
         let served = match wish.format {
             DiskFormat::Raw => None,
             DiskFormat::Qcow2 => {
@@ -338,6 +339,17 @@ impl HostStorage {
         // What is left belongs to others.
         let _ = fs::remove_dir(&vm.dir);
         synced
+    }
+
+    /// Whether a VM's disk has this loop device, or is held by it.
+    fn uses(&self, number: u32) -> bool {
+        self.vms_with_run_dir().iter().any(|id| {
+            let vm = self.places(id);
+            let disks = Attachments::load(&Places::of(&vm.dir).record).map(|all| all.disks);
+            let root = Attachment::load(&vm).filter(|root| root.loop_number == Some(number));
+            disks.unwrap_or_default().iter().any(|disk| disk.uses(number))
+                || root.is_some_and(|root| root.holds(&vm))
+        })
     }
 
     /// Whether a VM has a disk attached beside its root disk, or may have.

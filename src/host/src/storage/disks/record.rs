@@ -134,6 +134,12 @@ impl Attached {
         self.holder.map_or(Ok(false), |number| hold::holds(number, self.block_device()))
     }
 
+    /// Whether this loop device has it or holds it, or may.
+    pub(super) fn uses(&self, number: u32) -> bool {
+        (self.loop_number == Some(number) && self.may_be_bound())
+            || (self.holder == Some(number) && self.is_held().unwrap_or(true))
+    }
+
     /// Whether anything of it is attached.
     pub(super) fn is_attached(&self) -> bool {
         // Whatever cannot be told may be.

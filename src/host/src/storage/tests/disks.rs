@@ -1,6 +1,7 @@
 //! Data disks on real devices and filesystems.
 
 mod qcow2;
+mod volumes;
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
@@ -365,111 +366,6 @@ fn a_cd_is_mounted_unchecked_where_the_kernel_knows_them_and_a_device_elsewhere(
     }
     ground.detach(&vm);
     ground.assert_clean();
-}
-
-/// A device as a platform has them, open nowhere.
-struct Volume(PathBuf);
-
-impl Volume {
-    fn of(path: &Path) -> Self {
-        let shown = run(&["losetup", "--find", "--show", text(path)], LONG).unwrap();
-        Self(String::from_utf8(shown).unwrap().trim().into())
-    }
-
-    fn number(&self) -> u32 {
-        rustix::fs::minor(fs::metadata(&self.0).unwrap().rdev())
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        let _ = run(&["losetup", "--detach", text(&self.0)], LONG);
-    }
-}
-
-#[test]
-fn a_block_device_is_used_as_it_is_and_stays_the_platforms() {
-    let ground = ground();
-    let path = ground.formatted("pv", 16, &[&MKFS[..], &["-b", "4096"]].concat());
-    let lv = Volume::of(&path);
-    let (link, number) = (lv.0.clone(), lv.number());
-    for view in [at("/data"), device("vdb")] {
-        let vm = vm("vm-1", &[disk(1, &link, view)]);
-        let got = ground.attach(&vm).unwrap();
-        assert_eq!((got[0].device.major, got[0].device.minor), (7, number));
-        assert_eq!(ground.attach(&vm).unwrap(), got);
-        let other = super::disks::vm("vm-2", &[only_read(disk(1, &link, device("vdb")))]);
-        assert_eq!(ground.attach(&other).unwrap_err().kind, ErrorKind::Conflict);
-        ground.detach(&vm);
-        assert!(loopdev::look(number).unwrap().is_some(), "it is the platform's");
-    }
-    // The host itself uses it: as it likes, as long as nobody writes what another one reads.
-    let dir = ground.dir.path().join("mnt");
-    fs::create_dir(&dir).unwrap();
-    let writes = vm("vm-1", &[disk(1, &link, at("/data"))]);
-    let reads = vm("vm-1", &[only_read(disk(1, &link, device("vdb")))]);
-    for (options, may_read) in [("rw", false), ("ro,noload", true)] {
-        run(&["mount", "-o", options, text(&link), text(&dir)], LONG).unwrap();
-        let error = ground.attach(&writes).unwrap_err();
-        assert!(error.message.contains("in use by the host"), "{error}");
-        assert_eq!(ground.attach(&reads).is_ok(), may_read, "{options}");
-        ground.detach(&reads);
-        unmount(&dir, UnmountFlags::empty()).unwrap();
-    }
-    drop(lv);
-    let far = Instant::now() + Duration::from_secs(10);
-    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
-}
-
-#[test]
-fn a_device_of_our_own_is_nobodys_disk() {
-    let ground = ground();
-    let path = ground.file("raw", 4);
-    let one = vm("vm-1", &[disk(1, &path, device("vdb"))]);
-    let number = ground.attach(&one).unwrap()[0].device.minor;
-    assert!(loopdev::OURS.contains(&number));
-    let ours = PathBuf::from(format!("/dev/loop{number}"));
-    let other = vm("vm-2", &[only_read(disk(1, &ours, device("vdb")))]);
-    let error = ground.attach(&other).unwrap_err();
-    let want = format!("data disk 1 ({}) is a loop device of ocivisor's own", ours.display());
-    assert_eq!((error.kind, error.message), (ErrorKind::Permission, want));
-    // Nor is a part of it.
-    run(&["addpart", text(&ours), "1", "0", "8"], LONG).unwrap();
-    let part = PathBuf::from(format!("{}p1", ours.display()));
-    let other = vm("vm-2", &[only_read(disk(1, &part, device("vdb")))]);
-    let error = ground.attach(&other).unwrap_err();
-    run(&["delpart", text(&ours), "1"], LONG).unwrap();
-    assert_eq!(error.kind, ErrorKind::Permission, "{error}");
-    ground.detach(&one);
-    ground.assert_clean();
-}
-
-#[test]
-fn a_holder_that_is_in_use_keeps_no_other_and_is_not_forgotten() {
-    let ground = ground();
-    let volumes = ["a", "b"].map(|name| Volume::of(&ground.file(name, 4)));
-    let wishes =
-        [("vdb", 0), ("vdc", 1)].map(|(name, n)| disk(n + 1, &volumes[n as usize].0, device(name)));
-    let vm = vm("vm-1", &wishes);
-    ground.attach(&vm).unwrap();
-    let holder = |volume: &Volume| {
-        let over = fs::metadata(&volume.0).unwrap().rdev();
-        loopdev::all().unwrap().into_iter().find(|(_, b)| b.over == over).map(|(number, _)| number)
-    };
-    let first = holder(&volumes[0]).unwrap();
-    // As a tool of the host that looks at it.
-    let looks = File::open(format!("/dev/loop{first}")).unwrap();
-    let error = ground.storage.drop_disks(&vm.id).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
-    assert_eq!(holder(&volumes[0]), Some(first));
-    assert_eq!(holder(&volumes[1]), None, "the other one is let go of");
-    assert!(ground.storage.observe_roots().unwrap().contains(&vm.id), "not forgotten");
-    drop(looks);
-    ground.detach(&vm);
-    assert_eq!(holder(&volumes[0]), None);
-    drop(volumes);
-    let far = Instant::now() + Duration::from_secs(10);
-    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
 }
 
 #[test]

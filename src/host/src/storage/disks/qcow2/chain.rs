@@ -44,7 +44,8 @@ pub(super) fn below(wish: &DataDisk, top: &Claim) -> Result<Vec<Link>> {
         }
         let format = format_of(wish, &path, &named)?;
         let real = find(wish, &path, &named)?;
-        let Claim { file, id, device } = claim::open(&reading(wish, &real))?;
+        // A device is refused below, whoever's it is.
+        let Claim { file, id, device } = claim::open(&reading(wish, &real), &|_| false)?;
         if device.is_some() {
             return Err(refused(wish, &path, &named, "it is a device"));
         }
