@@ -8,6 +8,7 @@
 //! rest. ext2, ext3 and ext4 are mended where that loses nothing (`e2fsck -p`), also their journal is replayed by the
 //! tool; XFS is only looked at, for its tool has no such mode.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -81,25 +82,42 @@ enum Found {
 }
 
 fn e2fsck(tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Found> {
-    // Exit codes of e2fsck(8), to be added up.
+    // Exit codes of e2fsck(8), to be added up. Of much damage it says as well that it could not go on.
     const MENDED: i32 = 1 | 2;
     const DAMAGED: i32 = 4;
+    const BROKE_OFF: i32 = 8;
     if !read_only {
         let mended = look(&["e2fsck", "-f", "-p"], tools, device, read_only)?;
         match mended.status.code() {
             Some(0) => return Ok(Found::Sound),
-            Some(DAMAGED) => return Ok(Found::Damage(mended.last_words())),
+            // It ends with the first that it does not mend.
+            Some(DAMAGED) => return Ok(Found::Damage(words(lines(&mended.out).last()))),
             // Then what is there now decides.
             Some(code) if code & !(MENDED | DAMAGED) == 0 => {}
             _ => return Err(broke_down("e2fsck", &mended)),
         }
     }
     let looked = look(&["e2fsck", "-f", "-n"], tools, device, read_only)?;
-    match looked.status.code() {
-        Some(0) => Ok(Found::Sound),
-        Some(DAMAGED) => Ok(Found::Damage(looked.last_words())),
+    match looked.status.code().map(|code| code & !BROKE_OFF) {
+        Some(0) if looked.status.success() => Ok(Found::Sound),
+        Some(DAMAGED) => {
+            let mut found = lines(&looked.out).filter(|line| !line.starts_with("Pass "));
+            Ok(Found::Damage(words(found.next())))
+        }
         _ => Err(broke_down("e2fsck", &looked)),
     }
+}
+
+/// What a tool said. Only the beginning was kept.
+fn lines(said: &[u8]) -> impl DoubleEndedIterator<Item = Cow<'_, str>> {
+    let lines = said.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.filter(|line| !line.is_empty()).map(String::from_utf8_lossy)
+}
+
+/// One of these, for a log.
+fn words(line: Option<Cow<'_, str>>) -> String {
+    let line = line.unwrap_or("nothing".into());
+    line.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 fn xfs_repair(tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Found> {
@@ -112,7 +130,9 @@ fn xfs_repair(tools: &Tools<'_>, device: u64, read_only: bool) -> Result<Found> 
         // The same code is for all of these.
         Some(1) if says(b"valuable metadata changes in a log") => Ok(Found::Unreplayed),
         Some(1) if !says(b"fatal error -- ") && !says(b"-m option") => {
-            Ok(Found::Damage(looked.last_words()))
+            let is_heading = |line: &str| line.starts_with("Phase ") || line.starts_with("- ");
+            let mut found = lines(&looked.err).filter(|line| !is_heading(line));
+            Ok(Found::Damage(words(found.next())))
         }
         _ => Err(broke_down("xfs_repair", &looked)),
     }
@@ -227,4 +247,62 @@ fn refused(disk: &Ready<'_>, filesystem: &str, e: &io::Error) -> Error {
         error = error.hint("see dmesg; have it repaired, or ask for it as a block device");
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+
+    use ocivisor_core::units::Bytes;
+
+    use super::super::super::loopdev;
+    use super::super::tools::{Checks, Turns};
+    use super::*;
+    use crate::command::run;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What a checker says of a file with a filesystem of that kind, after something was done to it.
+    fn said(mib: u64, mkfs: &[&str], harm: impl FnOnce(&Path), read_only: bool) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        file.set_len(mib << 20).unwrap();
+        run(&[mkfs, &[path.to_str().unwrap()]].concat(), LONG).unwrap();
+        harm(&path);
+        let device = loopdev::attach(&file, &path).unwrap();
+        let turns = Turns::new(Checks { limit: LONG, at_once: 1 });
+        let tools = Tools::new(&turns, Vec::new(), Bytes::mib(512), &|| false).unwrap();
+        let check = if mkfs[0] == "mkfs.xfs" { xfs_repair } else { e2fsck };
+        match check(&tools, device.device().unwrap(), read_only) {
+            Ok(Found::Damage(words)) => words,
+            other => panic!("{:?}", other.map(|_| "no damage")),
+        }
+    }
+
+    #[test]
+    fn what_a_checker_found_is_told_and_not_its_own_headings() {
+        let harm = |path: &Path| {
+            // The root directory is a device, so that the checker gives up.
+            let order = ["debugfs", "-w", "-R", "sif <2> mode 060644", path.to_str().unwrap()];
+            run(&order, LONG).unwrap();
+        };
+        let ext4 = ["mkfs.ext4", "-q", "-F", "-b", "4096"];
+        let mended = said(16, &ext4, harm, false);
+        assert!(mended.ends_with(": Root inode is not a directory."), "{mended}");
+        assert_eq!(said(16, &ext4, harm, true), "Root inode is not a directory.  Clear? no");
+        let xfs = ["mkfs.xfs", "-q", "-s", "size=4096"];
+        let said = said(
+            320,
+            &xfs,
+            |path| {
+                let file = File::options().write(true).open(path).unwrap();
+                file.write_all_at(&[0xa5; 64 << 10], 64 << 10).unwrap();
+            },
+            true,
+        );
+        assert!(said.starts_with("Metadata corruption detected at "), "{said}");
+    }
 }
