@@ -40,7 +40,7 @@ use std::time::Instant;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
-use ocivisor_core::ports::{BlockDevice, GivenDisk};
+use ocivisor_core::ports::{BlockDevice, Cgroups as _, GivenDisk};
 use ocivisor_core::spec::{DataDisk, DiskFormat, View, VmSpec};
 use rustix::fs::{major, minor, syncfs};
 
@@ -255,6 +255,7 @@ impl HostStorage {
                 Some(loopdev::bind(file, &wish.path, how)?)
             }
         };
+        self.bound_traffic(id, wish, number_of(&claim, looped.as_ref()))?;
         let content = content_of(wish, (file, claim.device), looped.as_ref(), tools)?;
         let (shown, note) = show(wish, self.unmountable(content))?;
         let mut ready = Ready { wish, claim, served, looped, shown, content, note };
@@ -268,6 +269,14 @@ impl HostStorage {
             (ready.shown, ready.note) = show(wish, Some((ErrorKind::Unsupported, why.to_owned())))?;
         }
         Ok(ready)
+    }
+
+    /// Bounds what checks read and write, which are among the guest's processes, as what the guest will.
+    fn bound_traffic(&self, id: &VmId, wish: &DataDisk, device: io::Result<u64>) -> Result<()> {
+        let Some(groups) = &self.cgroups else { return Ok(()) };
+        let device = device.map_err(|e| wish.failed("look at", &e))?;
+        let device = BlockDevice { major: major(device), minor: minor(device) };
+        groups.limit_disk(id, &format!("disks.{}", wish.number), Some(device), &wish.io)
     }
 
     /// Why a disk with this content is not mounted here: what it holds.

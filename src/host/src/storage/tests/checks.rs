@@ -65,6 +65,38 @@ fn a_check_has_the_memory_of_its_vm_and_no_more() {
     }
 }
 
+#[test]
+fn a_check_has_the_traffic_of_its_disk_and_no_more() {
+    let mut ground = ground();
+    let path = ground.formatted("data", 64, &MKFS);
+    let io = IoLimits { read_bytes: Some(16 << 20), ..IoLimits::default() };
+    let vm = vm("vm-1", &[DataDisk { io, ..disk(1, &path, at("/data")) }]);
+    let groups = Groups::of(&vm);
+    ground.storage = storage_in(ground.dir.path(), Way::probe())
+        .with_checks(Checks::default(), groups.0.clone());
+    let files = groups.0.guest_procs(&vm.id);
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    let beside =
+        |name: &str| files.iter().map(|file| file.with_file_name(name)).find(|file| file.exists());
+    let bounds = beside("blkio.throttle.read_bps_device").or(beside("io.max")).unwrap();
+    let bound = std::cell::RefCell::new(String::new());
+    let is_at_work = || {
+        let is = files.iter().any(|file| !text(file).is_empty());
+        if is {
+            bound.replace(text(&bounds));
+        }
+        is
+    };
+    let broken_off =
+        || ground.storage.ensure_disks(&vm, IDS, &is_at_work).map(|_| ground.detach(&vm));
+    // Unless it was done before it was looked for.
+    let error = std::iter::repeat_with(broken_off).take(10).find_map(Result::err).unwrap();
+    assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
+    let bound = bound.into_inner();
+    assert!(bound.starts_with("7:") && bound.contains("16777216"), "{bound:?}");
+    ground.assert_clean();
+}
+
 const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
 
 #[test]
