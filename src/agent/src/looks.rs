@@ -2,7 +2,8 @@
 //! for hours, and nothing ends it.
 //!
 //! Each look is on a thread of its own and has a limited time. Who is not back by then is left out, and not looked at again
-//! until he is. So a dead share costs one thread, and what lies elsewhere is told as ever.
+//! until he is. So a dead share costs a thread of each kind of look at it, however often there is one, and what lies elsewhere
+//! is told as ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
