@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::confine::{Confinement, confine};
 
@@ -47,6 +47,17 @@ pub fn run_confined(argv: &[&str], to: &Confinement<'_>, timeout: Duration) -> R
     run_changed(argv, |command| confine(command, to), timeout, &|| false)
 }
 
+/// What is wanted of a tool that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// That it works.
+    Work,
+    /// That it stands still, where it is.
+    Rest,
+    /// That it ends now.
+    End,
+}
+
 /// A tool that came to its end, however that was.
 #[derive(Debug)]
 pub struct Ended {
@@ -67,17 +78,17 @@ impl Ended {
     }
 }
 
-/// The same for one whose exit code says more than that it failed.
+/// The same for one whose exit code says more than that it failed, for as long as `wish` says, which is asked several
+/// times a second.
 ///
 /// # Errors
 /// As [`run_unless`]; that it failed is none.
 pub fn watch_confined(
     argv: &[&str],
     to: &Confinement<'_>,
-    timeout: Duration,
-    unwanted: &dyn Fn() -> bool,
+    wish: &dyn Fn() -> Wish,
 ) -> Result<Ended> {
-    watch_changed(argv, |command| confine(command, to), timeout, unwanted)
+    watch_changed(argv, |command| confine(command, to), Duration::MAX, wish)
 }
 
 fn run_changed(
@@ -86,7 +97,8 @@ fn run_changed(
     timeout: Duration,
     unwanted: &dyn Fn() -> bool,
 ) -> Result<Vec<u8>> {
-    let ended = watch_changed(argv, change, timeout, unwanted)?;
+    let wish = || if unwanted() { Wish::End } else { Wish::Work };
+    let ended = watch_changed(argv, change, timeout, &wish)?;
     if ended.status.success() {
         return Ok(ended.out);
     }
@@ -98,7 +110,7 @@ fn watch_changed(
     argv: &[&str],
     change: impl FnOnce(&mut Command),
     timeout: Duration,
-    unwanted: &dyn Fn() -> bool,
+    wish: &dyn Fn() -> Wish,
 ) -> Result<Ended> {
     let (tool, args) = argv.split_first().ok_or_else(|| host("empty command".into()))?;
     tracing::debug!(?argv, "running tool");
@@ -122,7 +134,7 @@ fn watch_changed(
         }
         Err(e) => return Err(host(format!("start {tool}: {e}"))),
     };
-    let outcome = collect(&mut child, timeout, unwanted);
+    let outcome = collect(&mut child, timeout, wish);
     if !matches!(outcome, Ok(Some(_))) {
         // Failing to kill means it ended; either way it must be reaped.
         let _ = child.kill();
@@ -133,7 +145,7 @@ fn watch_changed(
             let status = child.wait().map_err(|e| host(format!("wait for {tool}: {e}")))?;
             Ok(Ended { status, out, err })
         }
-        Ok(None) if unwanted() => {
+        Ok(None) if wish() == Wish::End => {
             Err(Error::new(ErrorKind::Cancelled, format!("{tool} was cancelled")))
         }
         Ok(None) => {
@@ -153,18 +165,26 @@ fn host(what: String) -> Error {
 fn collect(
     child: &mut Child,
     timeout: Duration,
-    unwanted: &dyn Fn() -> bool,
+    wish: &dyn Fn() -> Wish,
 ) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let deadline = Instant::now() + timeout;
+    let begun = Instant::now();
+    let mut rests = false;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pidfd = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let (mut out, mut err) = (Vec::new(), Vec::new());
     loop {
         let mut ended = false;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if unwanted() {
+        let left = timeout.saturating_sub(begun.elapsed());
+        let wish = wish();
+        if wish == Wish::End {
             return Ok(None);
+        }
+        if rests != (wish == Wish::Rest) {
+            rests = !rests;
+            let signal = if rests { Signal::STOP } else { Signal::CONT };
+            // That it ended meanwhile is seen below.
+            let _ = pidfd_send_signal(&pidfd, signal);
         }
         let look = left.min(LOOK);
         let wait = Timespec { tv_sec: look.as_secs() as i64, tv_nsec: look.subsec_nanos().into() };
@@ -224,6 +244,10 @@ fn drain_ready<R: Read + AsFd>(pipe: &mut Option<R>, into: &mut Vec<u8>) -> io::
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -255,13 +279,53 @@ mod tests {
 
     #[test]
     fn a_tool_that_nobody_wants_any_more_is_killed() {
-        let asked = std::cell::Cell::new(0);
+        let asked = Cell::new(0);
         let unwanted = || asked.replace(asked.get() + 1) > 1;
         let error = run_unless(&["sleep", "1000"], LONG, &unwanted).unwrap_err();
         assert_eq!(
             (error.kind, error.message.as_str()),
             (ErrorKind::Cancelled, "sleep was cancelled")
         );
+    }
+
+    #[test]
+    fn a_tool_rests_where_it_is_and_goes_on() {
+        // The state of a sleep that nobody else has.
+        let length = format!("1000.{}", std::process::id());
+        let state = || {
+            let is_it = |dir: &PathBuf| {
+                let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+                line == format!("sleep\0{length}\0").as_bytes()
+            };
+            let dirs = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+            let stat = fs::read_to_string(dirs.into_iter().find(is_it)?.join("stat")).ok()?;
+            stat.split(' ').nth(2).map(str::to_owned)
+        };
+        let (seen, end) = (Cell::new(0), Instant::now() + LONG);
+        let wish = || {
+            let state = state();
+            let is_stopped = state.as_deref() == Some("T");
+            match seen.get() {
+                0 if is_stopped => seen.set(1),
+                1 if state.is_some() && !is_stopped => seen.set(2),
+                _ => {}
+            }
+            match seen.get() {
+                _ if Instant::now() > end => Wish::End,
+                0 => Wish::Rest,
+                1 => Wish::Work,
+                _ => Wish::End,
+            }
+        };
+        let to = Confinement {
+            files: &[],
+            largest_file: 0,
+            input: crate::confine::Input::Ours,
+            user: crate::confine::user(),
+            groups: &[],
+        };
+        let error = watch_confined(&["sleep", &length], &to, &wish).unwrap_err();
+        assert_eq!((error.kind, seen.get()), (ErrorKind::Cancelled, 2));
     }
 
     #[test]

@@ -258,7 +258,7 @@ mod tests {
     use ocivisor_core::units::Bytes;
 
     use super::super::super::loopdev;
-    use super::super::tools::{Checks, Turns};
+    use super::super::turns::{Checks, Time, Turns};
     use super::*;
     use crate::command::run;
 
@@ -274,7 +274,8 @@ mod tests {
         harm(&path);
         let device = loopdev::attach(&file, &path).unwrap();
         let turns = Turns::new(Checks { limit: LONG, at_once: 1 });
-        let tools = Tools::new(&turns, Vec::new(), Bytes::mib(512), &|| false).unwrap();
+        let time = Time::new(LONG);
+        let tools = Tools::new(&turns, &time, Vec::new(), Bytes::mib(512), &|| false).unwrap();
         let check = if mkfs[0] == "mkfs.xfs" { xfs_repair } else { e2fsck };
         match check(&tools, device.device().unwrap(), read_only) {
             Ok(Found::Damage(words)) => words,

@@ -165,15 +165,16 @@ mod tests {
 
     use super::super::super::tests::share::Share;
     use super::super::content::Content;
-    use super::super::tools::{Checks, Turns};
+    use super::super::turns::{Checks, Time, Turns};
     use super::*;
 
-    fn turns() -> Turns {
-        Turns::new(Checks { limit: Duration::from_secs(60), at_once: 2 })
+    fn turns() -> (Turns, Time) {
+        let limit = Duration::from_secs(60);
+        (Turns::new(Checks { limit, at_once: 2 }), Time::new(limit))
     }
 
-    fn tools<'a>(turns: &'a Turns, give_up: &'a dyn Fn() -> bool) -> Tools<'a> {
-        Tools::new(turns, Vec::new(), Bytes::mib(64), give_up).unwrap()
+    fn tools<'a>((turns, time): &'a (Turns, Time), give_up: &'a dyn Fn() -> bool) -> Tools<'a> {
+        Tools::new(turns, time, Vec::new(), Bytes::mib(64), give_up).unwrap()
     }
 
     #[test]

@@ -25,39 +25,44 @@
 
 mod claim;
 mod content;
+mod detach;
 mod filesystem;
 mod hold;
 mod make;
 mod qcow2;
 mod record;
 mod tools;
+mod turns;
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{BlockDevice, Cgroups as _, GivenDisk};
 use ocivisor_core::spec::{DataDisk, DiskFormat, View, VmSpec};
-use rustix::fs::{major, minor, syncfs};
+use rustix::fs::{major, minor};
 
 use self::claim::Claim;
 use self::content::Content;
 pub use self::qcow2::DiskServer;
 use self::qcow2::Served;
 use self::record::{Attached, Attachments, Shown};
-pub use self::tools::Checks;
 use self::tools::Tools;
-pub(super) use self::tools::Turns;
-use super::claim::Attachment;
+pub use self::turns::Checks;
+use self::turns::Time;
+pub(super) use self::turns::Turns;
 use super::loopdev::{self, Binding, LoopDevice};
 use super::traffic::{self, DiskMeter};
-use super::{HostStorage, PATIENCE, VmPlaces, mounts, open_dir, overlay};
-use crate::fs::{drop_file, ensure_dir, io_error};
+use super::{HostStorage, VmPlaces, mounts, overlay};
+use crate::fs::{ensure_dir, io_error};
 use crate::layout::VmRun;
+
+/// What servers of disks have at least to write back what a failed attempt to attach them made of them.
+const CLEARING: Duration = Duration::from_secs(30);
 
 /// Whether the host's kernel mounts filesystems that tenants made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -160,22 +165,24 @@ impl HostStorage {
         {
             return Ok(found.disks.into_iter().map(Into::into).collect());
         }
-        self.detach_disks(id)?;
+        let time = Time::new(self.turns.limit());
+        self.detach_within(id, time.left())?;
         if wishes.is_empty() {
             return Ok(Vec::new());
         }
         let groups = self.cgroups.as_ref().map(|groups| groups.guest_procs(id));
         let memory = spec.resources.memory;
         let build = |give_up: &dyn Fn() -> bool| {
-            let tools = Tools::new(&self.turns, groups.unwrap_or_default(), memory, give_up)?;
+            let tools =
+                Tools::new(&self.turns, &time, groups.unwrap_or_default(), memory, give_up)?;
             self.build_disks(id, &vm, &places, wishes, ids, &tools)
         };
         let built = if wishes.iter().any(|wish| wish.format == DiskFormat::Qcow2) {
-            self.hurried(id, self.turns.limit(), give_up, build)
+            self.hurried(id, &time, give_up, build)
         } else {
             build(give_up)
         };
-        built.map_err(|error| match self.detach_disks(id) {
+        built.map_err(|error| match self.detach_within(id, time.left().max(CLEARING)) {
             Ok(()) => error,
             Err(left) => error.hint(format!("and clearing up failed: {left}")),
         })
@@ -298,78 +305,6 @@ impl HostStorage {
             Some(_) => None,
         }
     }
-
-    /// Unmounts and detaches all disks of a VM beside its root disk.
-    pub(super) fn detach_disks(&self, id: &VmId) -> Result<()> {
-        let vm = self.places(id);
-        let places = Places::of(&vm.dir);
-        if !places.exist() {
-            return self.end_servers(id);
-        }
-        let _bounded = self.bounded(id);
-        let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
-        // What such a one had not written is lost, and is not there to be waited for.
-        let lost: Vec<&Attached> = attached.iter().filter(|disk| disk.is_lost()).collect();
-        lost.iter().for_each(|disk| {
-            tracing::error!(vm = %id, disk = %disk.path.display(), "its server died; what was not written is lost");
-        });
-        let mut synced = Ok(());
-        for mount in mounts::below(&places.mounts)? {
-            // An error of writing back is seen here; unmounting would swallow it.
-            let done = open_dir(&mount.point).and_then(|dir| {
-                syncfs(dir)
-                    .map_err(|e| io_error("write back disk mounted at", &mount.point, &e.into()))
-            });
-            let is_lost = |disk: &&Attached| mount.point.ends_with(disk.number.to_string());
-            if !lost.iter().any(is_lost) {
-                synced = synced.and(done);
-            }
-        }
-        for disk in &attached {
-            let done = disk.let_go();
-            synced = synced.and(if disk.is_lost() { Ok(()) } else { done });
-        }
-        // On a slow disk all of that takes long; what comes now does not.
-        let deadline = Instant::now() + PATIENCE;
-        mounts::unmount_below(&places.mounts, deadline)?;
-        mounts::unmount_below(&places.nodes, deadline)?;
-        // One that is stuck is no reason to keep the others; but its number must not be forgotten.
-        let mut gone = Ok(());
-        for disk in &attached {
-            synced = synced.and(disk.write_back());
-            gone = gone.and(detach(disk, &places, deadline));
-        }
-        gone?;
-        self.end_servers(id)?;
-        drop_file(&places.record)?;
-        for dir in [&places.mounts, &places.nodes] {
-            mounts::remove_mount_points(dir).map_err(|e| io_error("remove", dir, &e))?;
-        }
-        // What is left belongs to others.
-        let _ = fs::remove_dir(&vm.dir);
-        synced
-    }
-
-    /// Whether a VM's disk has this loop device, or is held by it.
-    fn uses(&self, number: u32) -> bool {
-        self.vms_with_run_dir().iter().any(|id| {
-            let vm = self.places(id);
-            let disks = Attachments::load(&Places::of(&vm.dir).record).map(|all| all.disks);
-            let root = Attachment::load(&vm).filter(|root| root.loop_number == Some(number));
-            disks.unwrap_or_default().iter().any(|disk| disk.uses(number))
-                || root.is_some_and(|root| root.holds(&vm))
-        })
-    }
-
-    /// Whether a VM has a disk attached beside its root disk, or may have.
-    pub(super) fn has_disks(&self, id: &VmId) -> bool {
-        let vm = self.places(id);
-        let places = Places::of(&vm.dir);
-        // Written before there is anything else.
-        places.exist()
-            && Attachments::load(&places.record)
-                .is_some_and(|all| all.disks.iter().any(Attached::is_attached))
-    }
 }
 
 /// Whether these disks are attached as they would be attached now.
@@ -387,19 +322,6 @@ fn are_whole(places: &Places, found: &Attachments, wishes: &[DataDisk]) -> bool 
                     }
                 }
         })
-}
-
-/// Lets go of a disk that nobody is to use any more.
-fn detach(disk: &Attached, places: &Places, deadline: Instant) -> Result<()> {
-    if let Some(number) = disk.holder {
-        hold::release(number, disk.block_device(), deadline)?;
-    }
-    let gone = mounts::until(deadline, || Ok(!disk.may_be_bound()));
-    if gone.map_err(|e| io_error("detach disk", &disk.path, &e))? {
-        return Ok(());
-    }
-    let what = format!("disk {}", disk.path.display());
-    Err(mounts::busy(&what, &places.mounts, Some(&disk.block_device().to_string())))
 }
 
 /// What a disk holds, after a filesystem was made in it if that is wished for and it was empty.

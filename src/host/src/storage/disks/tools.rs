@@ -9,95 +9,28 @@
 //!
 //! Tools that *make* a filesystem read nothing that is a tenant's, what they use is bounded by us, and a guest of a few
 //! megabytes shall get its disk formatted: they stay in the daemon's group, and wait for nobody.
-//!
-//! Deliberately absent: turns by owner. Nothing tells a host whose a VM is.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::units::Bytes;
 
-use crate::command::{self, Ended};
+use super::turns::{Time, Turn, Turns};
+use crate::command::{self, Ended, Wish};
 use crate::confine::{self, Confinement, Input};
 use crate::fs::io_error;
-
-/// Bounds on checks of tenants' filesystems.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checks {
-    /// What those of all disks of a VM may take, each time that it is started, waiting for a turn aside.
-    pub limit: Duration,
-    /// How many run at once on this host; at least 1.
-    pub at_once: usize,
-}
-
-impl Default for Checks {
-    /// As many at once as there are processors: what else they take is their VMs'.
-    fn default() -> Self {
-        let at_once = std::thread::available_parallelism().map_or(2, NonZero::get).max(2);
-        Self { limit: Duration::from_mins(10), at_once }
-    }
-}
-
-/// How many times the limit a VM waits for its turns, all together.
-const WAITING: u32 = 6;
 
 /// How often those who wait look whether they are still wanted.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Who is at work on this host, and who is next.
-#[derive(Debug, Default)]
-pub(in super::super) struct Turns {
-    checks: Checks,
-    queue: Mutex<Queue>,
-    changed: Condvar,
-}
-
-/// First come, first served.
-#[derive(Debug, Default)]
-struct Queue {
-    next: u64,
-    waiting: BTreeSet<u64>,
-    running: usize,
-}
-
-impl Turns {
-    pub(in super::super) fn new(checks: Checks) -> Self {
-        Self { checks, ..Self::default() }
-    }
-
-    /// What all disks of a VM may take.
-    pub(in super::super) fn limit(&self) -> Duration {
-        self.checks.limit
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One of those at work, until this is dropped.
-struct Turn<'a>(&'a Turns);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.queue().running -= 1;
-        self.0.changed.notify_all();
-    }
-}
-
 /// Tools for the disks of one VM.
 pub(super) struct Tools<'a> {
     turns: &'a Turns,
-    /// It moves on by what is waited for turns.
-    deadline: Cell<Instant>,
-    waited: Cell<Duration>,
+    time: &'a Time,
     give_up: &'a dyn Fn() -> bool,
     /// Of the VM; none are the daemon's.
     groups: Vec<File>,
@@ -108,6 +41,7 @@ pub(super) struct Tools<'a> {
 impl<'a> Tools<'a> {
     pub(super) fn new(
         turns: &'a Turns,
+        time: &'a Time,
         groups: Vec<PathBuf>,
         memory: Bytes,
         give_up: &'a dyn Fn() -> bool,
@@ -117,8 +51,7 @@ impl<'a> Tools<'a> {
             file.map_err(|e| io_error("open control group", &path, &e))
         };
         let groups = groups.into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        let deadline = Cell::new(Instant::now() + turns.checks.limit);
-        Ok(Self { turns, deadline, waited: Cell::default(), give_up, groups, memory })
+        Ok(Self { turns, time, give_up, groups, memory })
     }
 
     /// MiB of memory that a tool may plan with, if it asks.
@@ -132,7 +65,7 @@ impl<'a> Tools<'a> {
     /// `Cancelled`: nobody wants it. `Timeout`.
     pub(super) fn go_on(&self) -> Result<()> {
         self.is_wanted()?;
-        if Instant::now() >= self.deadline.get() {
+        if self.time.left().is_zero() {
             return Err(self.late());
         }
         Ok(())
@@ -146,7 +79,7 @@ impl<'a> Tools<'a> {
     }
 
     fn late(&self) -> Error {
-        let minutes = self.turns.checks.limit.as_millis().div_ceil(60_000);
+        let minutes = self.time.limit().as_millis().div_ceil(60_000);
         let what = format!("the disks of the vm were not checked within {minutes} min");
         Error::new(ErrorKind::Timeout, what).hint(
             "ask for large ones as block devices, or let disks.check_minutes in ocivisor.toml be more",
@@ -164,53 +97,45 @@ impl<'a> Tools<'a> {
         largest_file: u64,
         (input, user): (Input, u32),
     ) -> Result<Ended> {
-        let (_turn, groups) = match input {
+        let (turn, groups) = match input {
             Input::Foreign => (Some(self.turn()?), self.groups.iter().map(AsFd::as_fd).collect()),
             Input::Ours => (None, Vec::new()),
         };
         let to = Confinement { files, largest_file, input, user, groups: &groups };
-        let left = self.deadline.get().saturating_duration_since(Instant::now());
-        command::watch_confined(argv, &to, left, self.give_up).map_err(|e| match e.kind {
-            ErrorKind::Timeout => self.late(),
-            _ => e,
-        })
+        let over = Cell::new(None);
+        let wish = || {
+            let wish = match &turn {
+                Some(turn) if !turn.is_on() => self.wait_on().map(|()| Wish::Rest),
+                _ => self.go_on().map(|()| Wish::Work),
+            };
+            wish.unwrap_or_else(|why| {
+                over.set(Some(why));
+                Wish::End
+            })
+        };
+        command::watch_confined(argv, &to, &wish).map_err(|e| over.take().unwrap_or(e))
     }
 
     fn turn(&self) -> Result<Turn<'_>> {
         self.go_on()?;
-        let since = Instant::now();
-        let most = (self.turns.checks.limit * WAITING).saturating_sub(self.waited.get());
-        let mut queue = self.turns.queue();
-        let own = queue.next;
-        queue.next += 1;
-        queue.waiting.insert(own);
-        let got = loop {
-            let first = queue.waiting.first() == Some(&own);
-            if first && queue.running < self.turns.checks.at_once.max(1) {
-                queue.running += 1;
-                break Ok(Turn(self.turns));
-            }
-            if let Err(error) = self.is_wanted() {
-                break Err(error);
-            }
-            if since.elapsed() >= most {
-                break Err(self.crowded());
-            }
-            let waited = self.turns.changed.wait_timeout(queue, LOOK.min(most));
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-        };
-        queue.waiting.remove(&own);
-        drop(queue);
-        // Who is first now may not be who was told last.
-        self.turns.changed.notify_all();
-        let waited = since.elapsed();
-        self.waited.set(self.waited.get() + waited);
-        self.deadline.set(self.deadline.get() + waited);
-        got
+        let turn = Turn::new(self.turns, self.time);
+        while !turn.comes_within(LOOK) {
+            self.wait_on()?;
+        }
+        Ok(turn)
+    }
+
+    /// Whether to wait on.
+    fn wait_on(&self) -> Result<()> {
+        self.is_wanted()?;
+        if self.time.waited() >= self.turns.most_waiting() {
+            return Err(self.crowded());
+        }
+        Ok(())
     }
 
     fn crowded(&self) -> Error {
-        let minutes = (self.turns.checks.limit * WAITING).as_millis().div_ceil(60_000);
+        let minutes = self.turns.most_waiting().as_millis().div_ceil(60_000);
         let what = format!(
             "the disks of the vm were not checked: for {minutes} min this host was checking those of others"
         );
@@ -239,7 +164,9 @@ pub(super) fn broke_down(tool: &str, ended: &Ended) -> Error {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
+    use super::super::turns::Checks;
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -248,36 +175,66 @@ mod tests {
         Turns::new(Checks { limit, at_once })
     }
 
-    fn tools<'a>(turns: &'a Turns, give_up: &'a dyn Fn() -> bool) -> Tools<'a> {
-        Tools::new(turns, Vec::new(), Bytes::mib(64), give_up).unwrap()
+    fn tools<'a>(turns: &'a Turns, time: &'a Time, give_up: &'a dyn Fn() -> bool) -> Tools<'a> {
+        Tools::new(turns, time, Vec::new(), Bytes::mib(64), give_up).unwrap()
     }
 
-    fn sleep(tools: &Tools<'_>) -> Result<Ended> {
-        tools.run(&["sleep", "1000"], &[], 0, as_nobody(Input::Foreign))
+    /// Runs one for a VM of its own.
+    fn tool(
+        turns: &Turns,
+        argv: &[&str],
+        input: Input,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Ended> {
+        let time = Time::new(turns.limit());
+        tools(turns, &time, give_up).run(argv, &[], 0, as_nobody(input))
     }
 
-    /// Has one at work until `ended`, for as long as this takes.
+    fn sleep(turns: &Turns, give_up: &dyn Fn() -> bool) -> ErrorKind {
+        tool(turns, &["sleep", "1000"], Input::Foreign, give_up).unwrap_err().kind
+    }
+
+    /// Has one at work until `then` is over.
     fn beside_one(turns: &Turns, then: impl FnOnce()) {
         let ended = AtomicBool::new(false);
         let give_up = || ended.load(Ordering::Relaxed);
         std::thread::scope(|scope| {
-            let one = scope.spawn(|| sleep(&tools(turns, &give_up)).unwrap_err().kind);
-            while turns.queue().running == 0 {
+            let one = scope.spawn(|| sleep(turns, &give_up));
+            while turns.queue().at_work == 0 {
                 std::thread::yield_now();
             }
             then();
             ended.store(true, Ordering::Relaxed);
             assert_eq!(one.join().unwrap(), ErrorKind::Cancelled);
         });
+        let queue = turns.queue();
+        assert_eq!((queue.at_work, queue.waiting.len()), (0, 0));
     }
 
     #[test]
     fn our_own_fresh_disks_wait_for_nobody() {
         let turns = turns(LONG, 1);
         beside_one(&turns, || {
-            let tools = tools(&turns, &|| false);
-            let ended = tools.run(&["true"], &[], 0, as_nobody(Input::Ours)).unwrap();
+            let ended = tool(&turns, &["true"], Input::Ours, &|| false).unwrap();
             assert!(ended.status.success());
+        });
+    }
+
+    #[test]
+    fn who_is_long_at_work_makes_room_for_others_and_goes_on() {
+        let mut turns = turns(LONG, 1);
+        turns.length = Duration::from_millis(100);
+        beside_one(&turns, || {
+            for _ in 0..2 {
+                let ended = tool(&turns, &["true"], Input::Foreign, &|| false).unwrap();
+                assert!(ended.status.success());
+                let until = Instant::now() + LONG;
+                while turns.queue().at_work == 0 && Instant::now() < until {
+                    std::thread::yield_now();
+                }
+                let queue = turns.queue();
+                assert_eq!((queue.at_work, queue.waiting.len()), (1, 0), "it goes on");
+            }
         });
     }
 
@@ -286,11 +243,11 @@ mod tests {
         let limit = Duration::from_millis(500);
         let turns = turns(limit, 1);
         // As if somebody had the only turn for longer than all of a VM's checks may take.
-        turns.queue().running = 1;
+        turns.queue().at_work = 1;
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let tools = tools(&turns, &|| false);
-                let since = Instant::now();
+                let (since, time) = (Instant::now(), Time::new(limit));
+                let tools = tools(&turns, &time, &|| false);
                 let ended = tools.run(&["true"], &[], 0, as_nobody(Input::Foreign)).unwrap();
                 (ended.status.success(), since.elapsed() > limit, tools.go_on().is_ok())
             });
@@ -298,7 +255,7 @@ mod tests {
             while turns.queue().waiting.is_empty() || Instant::now() < until {
                 std::thread::yield_now();
             }
-            drop(Turn(&turns));
+            turns.queue().at_work = 0;
             assert_eq!(waits.join().unwrap(), (true, true, true));
         });
     }
@@ -306,9 +263,8 @@ mod tests {
     #[test]
     fn who_never_gets_a_turn_is_told_so() {
         let turns = turns(Duration::from_millis(50), 1);
-        turns.queue().running = 1;
-        let tools = tools(&turns, &|| false);
-        let error = sleep(&tools).unwrap_err();
+        turns.queue().at_work = 1;
+        let error = tool(&turns, &["true"], Input::Foreign, &|| false).unwrap_err();
         let want = "the disks of the vm were not checked: for 1 min this host was checking those of others";
         assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Timeout, want));
         assert!(turns.queue().waiting.is_empty());
@@ -319,31 +275,28 @@ mod tests {
         let turns = turns(LONG, 1);
         let ended = AtomicBool::new(false);
         let give_up = || ended.load(Ordering::Relaxed);
-        std::thread::scope(|scope| {
-            let one = scope.spawn(|| sleep(&tools(&turns, &give_up)).unwrap_err().kind);
-            while turns.queue().running == 0 {
-                std::thread::yield_now();
-            }
-            let other = scope.spawn(|| sleep(&tools(&turns, &give_up)).unwrap_err().kind);
-            while turns.queue().waiting.is_empty() {
-                std::thread::yield_now();
-            }
-            assert_eq!(turns.queue().running, 1, "one at once");
-            ended.store(true, Ordering::Relaxed);
-            assert_eq!(one.join().unwrap(), ErrorKind::Cancelled);
-            assert_eq!(other.join().unwrap(), ErrorKind::Cancelled);
+        beside_one(&turns, || {
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| sleep(&turns, &give_up));
+                while turns.queue().waiting.is_empty() {
+                    std::thread::yield_now();
+                }
+                assert_eq!(turns.queue().at_work, 1, "one at once");
+                ended.store(true, Ordering::Relaxed);
+                assert_eq!(other.join().unwrap(), ErrorKind::Cancelled);
+            });
         });
-        let queue = turns.queue();
-        assert_eq!((queue.running, queue.waiting.len()), (0, 0));
     }
 
     #[test]
     fn one_deadline_is_for_all_tools_of_a_vm() {
         let turns = turns(Duration::from_millis(300), 1);
-        let tools = tools(&turns, &|| false);
+        let time = Time::new(turns.limit());
+        let tools = tools(&turns, &time, &|| false);
         let want = "the disks of the vm were not checked within 1 min";
         for _ in 0..2 {
-            let error = sleep(&tools).unwrap_err();
+            let ended = tools.run(&["sleep", "1000"], &[], 0, as_nobody(Input::Foreign));
+            let error = ended.unwrap_err();
             assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Timeout, want));
         }
         assert_eq!(tools.go_on().unwrap_err().kind, ErrorKind::Timeout);
@@ -352,9 +305,7 @@ mod tests {
     #[test]
     fn a_killed_tool_says_nothing_about_the_disk() {
         let turns = turns(LONG, 1);
-        let tools = tools(&turns, &|| false);
-        let argv = ["sh", "-c", "kill -9 $$"];
-        let ended = tools.run(&argv, &[], 0, as_nobody(Input::Ours)).unwrap();
+        let ended = tool(&turns, &["sh", "-c", "kill -9 $$"], Input::Ours, &|| false).unwrap();
         assert_eq!(broke_down("e2fsck", &ended).kind, ErrorKind::Exhausted);
     }
 }

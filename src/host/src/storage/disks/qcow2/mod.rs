@@ -17,7 +17,7 @@
 //! * The server dies: the kernel ends the connection, whoever uses the disk gets errors of input and output at once, and
 //!   the VM has it anew with its next boot. The daemon tells it.
 //! * The server hangs: so does who uses the disk, as with a file server. Attaching all disks of a VM has one time, that
-//!   of their checks, and detaching has one; when it is over servers are killed, and their disks' readers get errors
+//!   of their checks, in which is let go of what is attached still, and detaching has one; when it is over servers are killed, and their disks' readers get errors
 //!   ([`patience`]). Not even that frees from a file server of the host's that is dead, which holds the killed one.
 //! * A crash of ours: the server's group is there before the server, so release finds it by the VM's id.
 //!

@@ -12,9 +12,8 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::VmId;
 
 use super::super::HostStorage;
+use super::super::turns::Time;
 
-/// What is waited for servers that hold up detaching, before they are killed: they may have much to write back.
-const DETACH: Duration = Duration::from_secs(900);
 /// What attaching has to end by itself, when its time is over or nobody wants it any more.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often is looked whether it is still wanted.
@@ -35,11 +34,10 @@ impl HostStorage {
     pub(in super::super) fn hurried<T: Send>(
         &self,
         id: &VmId,
-        limit: Duration,
+        time: &Time,
         give_up: &dyn Fn() -> bool,
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<T> + Send,
     ) -> Result<T> {
-        let deadline = Instant::now() + limit;
         let stop = AtomicBool::new(false);
         let (done, ended) = channel();
         thread::scope(|scope| {
@@ -53,7 +51,7 @@ impl HostStorage {
             while ended.recv_timeout(LOOK) == Err::<(), _>(RecvTimeoutError::Timeout) {
                 let over = || match () {
                     () if give_up() => Some((ErrorKind::Cancelled, Instant::now())),
-                    () if Instant::now() >= deadline => Some((ErrorKind::Timeout, deadline)),
+                    () if time.left().is_zero() => Some((ErrorKind::Timeout, Instant::now())),
                     () => None,
                 };
                 why = why.or_else(over);
@@ -73,7 +71,7 @@ impl HostStorage {
                     (ErrorKind::Cancelled, "attaching the disks was broken off".to_owned())
                 }
                 Some((kind, _)) => {
-                    let minutes = limit.as_millis().div_ceil(60_000);
+                    let minutes = time.limit().as_millis().div_ceil(60_000);
                     (kind, format!("the disks of the vm were not attached within {minutes} min"))
                 }
                 None => return done,
@@ -88,13 +86,13 @@ impl HostStorage {
         })
     }
 
-    /// Kills a VM's servers when detaching its disks takes too long.
-    pub(in super::super) fn bounded(&self, id: &VmId) -> Option<Patience> {
+    /// Kills a VM's servers when detaching its disks takes longer than this.
+    pub(in super::super) fn bounded(&self, id: &VmId, patience: Duration) -> Option<Patience> {
         let groups = self.cgroups.clone().filter(|groups| groups.has_disk_servers(id))?;
         let (over, wait) = channel::<()>();
         let id = id.clone();
         thread::spawn(move || {
-            if wait.recv_timeout(DETACH) == Err(RecvTimeoutError::Timeout) {
+            if wait.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 tracing::error!(vm = %id, "servers of disks hang and are killed");
                 let _ = groups.end_disk_servers(&id, Duration::ZERO);
             }
