@@ -131,8 +131,12 @@ fn claim(storage: &HostStorage, place: &Place, file: File, meta: &fs::Metadata) 
     let mut user = "another process, which holds a lock on it".to_owned();
     let is_image = meta.is_file();
     let free = mounts::until(Instant::now() + PATIENCE, || {
-        let locked = try_lock(&file)? != Lock::Held;
-        let loops = if is_image { loopdev::bound_to(&file, id)? } else { Vec::new() };
+        let lock = try_lock(&file)?;
+        let locked = lock != Lock::Held;
+        let loops = match is_image {
+            true => loopdev::bound_to(&file, id, lock == Lock::Taken)?,
+            false => Vec::new(),
+        };
         // With many VMs the look through all of them costs more than all the rest.
         if is_image && locked && loops.is_empty() {
             return Ok(true);

@@ -273,24 +273,28 @@ pub(super) enum Backing {
 ///
 /// Which file a device has is asked of the file's filesystem, and that of somebody else's may be a share that never
 /// answers. So its [path](path_of) comes first, which the kernel has by itself: what is on another share is not ours, and
-/// not asked. What is local is asked wherever it seems to be, for a path says little of other mount namespaces.
-pub(super) fn bound_to(file: &File, id: FileId) -> io::Result<Vec<u32>> {
+/// not asked. What is local is asked wherever it seems to be, for a path says little of other mount namespaces; but not
+/// ours where the file is `locked` by the caller: they would have that lock.
+pub(super) fn bound_to(file: &File, id: FileId, locked: bool) -> io::Result<Vec<u32>> {
     let candidates = bound()?;
     if candidates.is_empty() {
-        return Ok(candidates);
+        return Ok(Vec::new());
     }
     let own = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let mounts = mounts::all().map_err(io::Error::other)?;
     let mut found = Vec::new();
-    for number in candidates {
-        let path = path_of(number);
-        if path.as_ref().is_some_and(|path| is_on_other_share(path, id, &mounts)) {
+    for (number, path) in candidates {
+        let is_same = path.as_ref() == Some(&own);
+        let is_other = |path: &Path| {
+            (locked && !is_same && OURS.contains(&number)) || is_on_other_share(path, id, &mounts)
+        };
+        if path.as_deref().is_some_and(is_other) {
             continue;
         }
         match backing(number) {
             Ok(Backing::File(other)) if other == id => found.push(number),
             // A share that is away for a moment.
-            Err(e) if is_lost(&e) && path.as_ref() == Some(&own) => found.push(number),
+            Err(e) if is_lost(&e) && is_same => found.push(number),
             Err(e) if !is_lost(&e) => return Err(e),
             Ok(_) | Err(_) => {}
         }
@@ -308,9 +312,14 @@ fn is_on_other_share(path: &Path, file: FileId, mounts: &[Mount]) -> bool {
 /// Path of the file that a device is bound to, without asking anybody about that: as the kernel knows it, which is as the
 /// links in /proc/self/fd have it. `None` if it is bound to nothing, or the path is too long to be told.
 fn path_of(number: u32) -> Option<PathBuf> {
-    let mut path = fs::read(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
+    read_path(number).ok()
+}
+
+/// The same. `NotFound`: it is bound to nothing.
+fn read_path(number: u32) -> io::Result<PathBuf> {
+    let mut path = fs::read(format!("/sys/block/loop{number}/loop/backing_file"))?;
     path.pop_if(|last| *last == b'\n');
-    Some(OsString::from_vec(path).into())
+    Ok(OsString::from_vec(path).into())
 }
 
 /// Whether a device's file cannot be asked who it is, as the kernel does for its answer: it is on a share that went
@@ -339,22 +348,26 @@ pub(super) fn sequence(number: u32) -> io::Result<Option<u64>> {
     text.trim().parse().map(Some).map_err(io::Error::other)
 }
 
+/// The path of a file of no directory.
+const SERVED: &str = "/";
+
 /// Whether a device is bound to a file of no directory, which is what is served and never what a path leads to.
 fn is_served(number: u32) -> bool {
-    path_of(number).is_some_and(|path| path == Path::new("/"))
+    path_of(number).is_some_and(|path| path == Path::new(SERVED))
 }
 
-/// Numbers of all devices that are bound to what a path leads to.
-fn bound() -> io::Result<Vec<u32>> {
+/// All devices that are bound to what a path leads to, with that as far as it can be told.
+fn bound() -> io::Result<Vec<(u32, Option<PathBuf>)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block")? {
-        let entry = entry?;
-        let name = entry.file_name();
+        let name = entry?.file_name();
         let number = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok());
         let Some(number) = number else { continue };
-        // Only bound devices have this; it spares opening the others.
-        if entry.path().join("loop").exists() && !is_served(number) {
-            found.push(number);
+        // It costs as much as asking the device, and there may be thousands: once is enough.
+        match read_path(number) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Ok(path) if path == Path::new(SERVED) => {}
+            path => found.push((number, path.ok())),
         }
     }
     Ok(found)
@@ -405,12 +418,12 @@ pub(super) fn look(number: u32) -> io::Result<Option<Bound>> {
 #[cfg(test)]
 pub(super) fn all() -> io::Result<Vec<(u32, Bound)>> {
     let mounts = mounts::all().map_err(io::Error::other)?;
-    let on_share = |number: &u32| {
-        path_of(*number)
-            .is_some_and(|path| mounts::of_path(&mounts, &path).iter().any(|m| m.is_share()))
+    let on_share = |path: &Option<PathBuf>| {
+        let mut on = path.iter().flat_map(|path| mounts::of_path(&mounts, path));
+        on.any(|mount| mount.is_share())
     };
     let with_number = |number| Ok(look(number)?.map(|bound| (number, bound)));
-    let local = bound()?.into_iter().filter(|number| !on_share(number));
+    let local = bound()?.into_iter().filter(|(_, path)| !on_share(path)).map(|(number, _)| number);
     local.filter_map(|number| with_number(number).transpose()).collect()
 }
 
@@ -450,6 +463,49 @@ mod tests {
         assert!(OURS.contains(&one) && one < other, "{one} {other}");
         free.deadline = Instant::now();
         assert_eq!(free.next().unwrap(), None);
+    }
+
+    #[test]
+    fn devices_of_others_are_asked_by_whatever_name_they_have_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, other] = ["file", "other"].map(|name| dir.path().join(name));
+        let open = |path: &Path| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .unwrap()
+        };
+        let file = open(&path);
+        file.set_len(1 << 20).unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let id = FileId::of(&file.metadata().unwrap());
+        let bound_to = |locked| super::bound_to(&file, id, locked).unwrap();
+        let gone = || {
+            // A child of a test beside that did not exec yet may have a copy of the descriptor.
+            let far = Instant::now() + Duration::from_secs(30);
+            assert!(mounts::until(far, || Ok(bound_to(false).is_empty())).unwrap());
+        };
+        let how = Binding { sector: 512, read_only: true, name: b"", most: 0, stays: false };
+        let ours = bind(&open(&other), &other, how).unwrap();
+        assert!(OURS.contains(&ours.number));
+        assert_eq!((bound_to(false), bound_to(true)), (vec![ours.number], vec![]));
+        drop(ours);
+        gone();
+        let same = bind(&open(&path), &path, how).unwrap();
+        assert_eq!((bound_to(false), bound_to(true)), (vec![same.number], vec![same.number]));
+        drop(same);
+        gone();
+        let control = open_control().unwrap();
+        let mut tries = std::iter::repeat_with(|| {
+            let free = sys::loop_get_free(&control).unwrap();
+            bind_at(free, &open(&other), &other, how).unwrap()
+        });
+        let theirs = tries.find_map(|device| device).unwrap();
+        assert!(!OURS.contains(&theirs.number));
+        assert_eq!((bound_to(false), bound_to(true)), (vec![theirs.number], vec![theirs.number]));
     }
 
     #[test]

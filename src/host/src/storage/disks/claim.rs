@@ -39,7 +39,7 @@ pub(super) fn open(wish: &DataDisk, is_ours: &dyn Fn(u32) -> bool) -> Result<Cla
     let free = mounts::until(Instant::now() + PATIENCE, || {
         let lock = if wish.read_only { try_lock_shared(&file)? } else { try_lock(&file)? };
         if device.is_none() {
-            for number in loopdev::bound_to(&file, id)? {
+            for number in loopdev::bound_to(&file, id, lock == Lock::Taken)? {
                 // One that cannot be looked at may write.
                 let reads = loopdev::look(number)
                     .is_ok_and(|bound| bound.is_none_or(|bound| bound.read_only));

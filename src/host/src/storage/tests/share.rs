@@ -125,16 +125,16 @@ fn a_device_on_a_share_that_never_answers_stops_nobody_elses_disk() {
     let how = Binding { sector: 512, read_only: true, name: b"test", most: 0, stays: false };
     let device = loopdev::bind(&file, &share.path, how).unwrap();
     let ids = [&file, &other].map(|file| FileId::of(&file.metadata().unwrap()));
-    assert_eq!(loopdev::bound_to(&file, ids[0]).unwrap(), [device.number]);
-    assert_eq!(loopdev::bound_to(&other, ids[1]).unwrap(), Vec::<u32>::new());
+    assert_eq!(loopdev::bound_to(&file, ids[0], false).unwrap(), [device.number]);
+    assert_eq!(loopdev::bound_to(&other, ids[1], false).unwrap(), Vec::<u32>::new());
     // A share that flaps: what could be opened a moment ago cannot be asked now.
     share.says(libc::EIO);
-    assert_eq!(loopdev::bound_to(&file, ids[0]).unwrap(), [device.number]);
-    assert_eq!(loopdev::bound_to(&other, ids[1]).unwrap(), Vec::<u32>::new());
+    assert_eq!(loopdev::bound_to(&file, ids[0], false).unwrap(), [device.number]);
+    assert_eq!(loopdev::bound_to(&other, ids[1], false).unwrap(), Vec::<u32>::new());
     assert!(loopdev::may_have(device.number, ids[0]), "nor is it detached");
     share.says(NOTHING);
     let (done, asked) = channel();
-    std::thread::spawn(move || done.send(loopdev::bound_to(&other, ids[1]).unwrap()));
+    std::thread::spawn(move || done.send(loopdev::bound_to(&other, ids[1], false).unwrap()));
     let found = asked.recv_timeout(LONG);
     // Before the look at what was found: a device of a share like that is bad company for other tests.
     let number = device.number;
