@@ -1,10 +1,12 @@
 //! One writer, or any number of readers.
 //!
 //! The lock is flock's on the open file, exclusive for a writer and shared among readers; a loop device keeps the file
-//! and with it the lock. Of a block device it is that of its node in /dev. What takes no such locks is looked for: loop
-//! devices of others on the file, and, for a device, whoever has it for himself alone (a mount, LVM, md).
+//! and with it the lock. Of a block device it is that of its node in /dev; as a partition has another node than its disk,
+//! those are looked at as well. What takes no such locks is looked for: loop devices of others on the file, and, for a
+//! device, whoever has it for himself alone (a mount, LVM, md).
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -37,8 +39,26 @@ pub(super) fn open(wish: &DataDisk, is_ours: &dyn Fn(u32) -> bool) -> Result<Cla
     let id = FileId::of(&meta);
     let mut user = "another process, which holds a lock on it".to_owned();
     let free = mounts::until(Instant::now() + PATIENCE, || {
-        let lock = if wish.read_only { try_lock_shared(&file)? } else { try_lock(&file)? };
-        if device.is_none() {
+        let try_lock = |file: &File| match wish.read_only {
+            true => try_lock_shared(file),
+            false => try_lock(file),
+        };
+        let lock = try_lock(&file)?;
+        if let Some(device) = device {
+            // With our own lock in hand: of two who do this at once, at least one sees the other.
+            for node in relatives(device)? {
+                let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+                let other = match OpenOptions::new().read(true).custom_flags(flags).open(&node) {
+                    // Nobody can have it by that.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    other => other?,
+                };
+                if try_lock(&other)? == Lock::Held {
+                    user = format!("another process, which holds a lock on {}", node.display());
+                    return Ok(false);
+                }
+            }
+        } else {
             for number in loopdev::bound_to(&file, id, lock == Lock::Taken)? {
                 // One that cannot be looked at may write.
                 let reads = loopdev::look(number)
@@ -73,10 +93,26 @@ fn not_ours(wish: &DataDisk, device: u64, is_ours: &dyn Fn(u32) -> bool) -> Resu
 
 /// Number of the loop device that this one is, or is a partition of. Its minor number is another one where loop devices
 /// have partitions (`max_part`).
-fn loop_number(device: u64) -> std::io::Result<Option<u32>> {
+fn loop_number(device: u64) -> io::Result<Option<u32>> {
     let link = fs::read_link(format!("/sys/dev/block/{}:{}", major(device), minor(device)))?;
     let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix("loop")?.parse().ok();
     Ok(link.iter().find_map(number))
+}
+
+/// Nodes of the partitions of a device, or of the one that it is a partition of.
+fn relatives(device: u64) -> io::Result<Vec<PathBuf>> {
+    let dir = PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)));
+    let dir = fs::canonicalize(dir)?;
+    let is_partition = |dir: &Path| dir.join("partition").exists();
+    let dirs: Vec<PathBuf> = if is_partition(&dir) {
+        dir.parent().map(Path::to_owned).into_iter().collect()
+    } else {
+        let entries = fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+        entries.into_iter().map(|entry| entry.path()).filter(|dir| is_partition(dir)).collect()
+    };
+    // A slash in the name of a device is an exclamation mark there.
+    let name = |dir: &PathBuf| Some(dir.file_name()?.to_str()?.replace('!', "/"));
+    Ok(dirs.iter().filter_map(name).map(|name| Path::new("/dev").join(name)).collect())
 }
 
 /// Whether somebody of the host has the device for himself alone, or writes it where it is only read. Only a look: a

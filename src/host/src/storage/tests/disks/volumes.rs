@@ -141,3 +141,36 @@ fn a_device_of_our_own_is_nobodys_disk_whatever_its_number() {
     let far = Instant::now() + Duration::from_secs(10);
     assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
 }
+
+#[test]
+fn who_has_a_partition_has_it_against_who_has_the_disk() {
+    let ground = ground();
+    let volume = Volume::of(&ground.file("raw", 8));
+    run(&["addpart", text(&volume.0), "1", "2048", "4096"], LONG).unwrap();
+    let part = PathBuf::from(format!("{}p1", volume.0.display()));
+    let [one, other] = [("vm-1", &volume.0), ("vm-2", &part)].map(|(name, path)| {
+        move |change: fn(DataDisk) -> DataDisk| vm(name, &[change(disk(1, path, device("vdb")))])
+    });
+    let (writes, reads): (fn(DataDisk) -> DataDisk, _) = (|disk| disk, only_read);
+    let conflict = |vm: &VmSpec| {
+        let error = ground.attach(vm).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict, "{error}");
+        assert!(error.message.contains("which holds a lock on /dev/loop"), "{error}");
+    };
+    ground.attach(&one(writes)).unwrap();
+    conflict(&other(writes));
+    conflict(&other(reads));
+    ground.detach(&one(writes));
+    ground.attach(&other(writes)).unwrap();
+    conflict(&one(writes));
+    conflict(&one(reads));
+    ground.detach(&other(writes));
+    ground.attach(&one(reads)).unwrap();
+    ground.attach(&other(reads)).unwrap();
+    ground.detach(&one(reads));
+    ground.detach(&other(reads));
+    run(&["delpart", text(&volume.0), "1"], LONG).unwrap();
+    drop(volume);
+    let far = Instant::now() + Duration::from_secs(10);
+    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
+}
