@@ -7,7 +7,8 @@
 //!
 //! What holds anything is never formatted, and a first megabyte of zeroes says little: databases leave it free, md
 //! keeps its superblock at the end. A file is looked at where it is not a hole; of a block device, which may be large and
-//! knows no holes, the end and some hundred places, and so of a file that takes no room on a share that knows none (NFS
+//! knows no holes, the end and some hundred places, which is enough as long as no guest writes it but through a filesystem;
+//! else none is made in it. Some hundred places as well of a file that takes no room on a share that knows none (NFS
 //! before 4.2): it may be as large, and all of it would come over the network.
 
 use std::fs::File;

@@ -43,7 +43,7 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::ports::{BlockDevice, Cgroups as _, GivenDisk};
-use ocivisor_core::spec::{DataDisk, DiskFormat, View, VmSpec};
+use ocivisor_core::spec::{DataDisk, DiskFormat, Filesystem, View, VmSpec};
 use rustix::fs::{major, minor};
 
 use self::claim::Claim;
@@ -263,8 +263,21 @@ impl HostStorage {
             }
         };
         self.bound_traffic(id, wish, number_of(&claim, looped.as_ref()))?;
-        let content = content_of(wish, (file, claim.device), looped.as_ref(), tools)?;
-        let (shown, note) = show(wish, self.unmountable(content))?;
+        // Where a guest writes a block device as it likes, some places that are empty do not prove that all of it is.
+        let is_raw = match wish.view {
+            View::Mount(_) => false,
+            View::Either(..) => self.tenants == TenantFilesystems::Never,
+            View::Device(_) => true,
+        };
+        let make = wish.make.filter(|_| claim.device.is_none() || !is_raw);
+        let content = content_of(wish, make, (file, claim.device), looped.as_ref(), tools)?;
+        let (shown, mut note) = show(wish, self.unmountable(content))?;
+        if wish.make.is_some() && make.is_none() && content == Content::Empty {
+            note = Some(format!(
+                "{} is not formatted here, for the guest writes it as a block device",
+                name(wish)
+            ));
+        }
         let mut ready = Ready { wish, claim, served, looped, shown, content, note };
         if matches!(ready.shown, Shown::Mount(_)) && self.tenants != TenantFilesystems::Never {
             filesystem::is_plain(&ready)?;
@@ -324,9 +337,10 @@ fn are_whole(places: &Places, found: &Attachments, wishes: &[DataDisk]) -> bool 
         })
 }
 
-/// What a disk holds, after a filesystem was made in it if that is wished for and it was empty.
+/// What a disk holds, after a filesystem was made in it if one is to be and it was empty.
 fn content_of(
     wish: &DataDisk,
+    make: Option<Filesystem>,
     (file, device): (&fs::File, Option<u64>),
     looped: Option<&LoopDevice>,
     tools: &Tools<'_>,
@@ -334,7 +348,7 @@ fn content_of(
     let disk = looped.map_or(file, LoopDevice::file);
     let read = || Content::of(disk).map_err(|e| wish.failed("read", &e));
     let content = read()?;
-    let Some(kind) = wish.make else { return Ok(content) };
+    let Some(kind) = make else { return Ok(content) };
     let made = match content {
         Content::HalfMade => make::make(kind, disk, tools),
         Content::Empty => match make::is_empty(file, device.is_some(), tools) {

@@ -174,3 +174,35 @@ fn who_has_a_partition_has_it_against_who_has_the_disk() {
     let far = Instant::now() + Duration::from_secs(10);
     assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
 }
+
+#[test]
+fn a_block_device_that_the_guest_writes_raw_is_its_own_to_format() {
+    let mut ground = ground();
+    let volume = Volume::of(&ground.file("raw", 16));
+    let vm = |view: View| {
+        let wish = DataDisk { make: Some(Filesystem::Ext4), ..disk(1, &volume.0, view) };
+        super::vm("vm-1", &[wish])
+    };
+    let is_made = || fs::read(&volume.0).unwrap().iter().any(|byte| *byte != 0);
+    let raw = vm(device("vdb"));
+    let got = ground.attach(&raw).unwrap();
+    let want = format!(
+        "data disk 1 ({}) is not formatted here, for the guest writes it as a block device",
+        volume.0.display()
+    );
+    assert_eq!(got[0].note.as_deref(), Some(&*want));
+    ground.detach(&raw);
+    assert!(!is_made());
+    let either = vm(either("/data", "vdb"));
+    ground.storage.tenants = TenantFilesystems::Never;
+    assert_eq!(ground.attach(&either).unwrap()[0].note.as_deref(), Some(&*want));
+    ground.detach(&either);
+    assert!(!is_made());
+    ground.storage.tenants = TenantFilesystems::Checked;
+    assert_eq!(ground.attach(&either).unwrap()[0].note, None);
+    ground.detach(&either);
+    assert!(is_made());
+    drop(volume);
+    let far = Instant::now() + Duration::from_secs(10);
+    assert!(mounts::until(far, || Ok(ground.leftovers().is_empty())).unwrap());
+}
