@@ -187,9 +187,9 @@ pub fn remove_groups(name: &str) -> Result<()> {
         hierarchies.push(entry?.path());
     }
     for hierarchy in hierarchies {
-        // The daemon's helpers and displays have one of their own below.
+        // The daemon's helpers, displays and servers of disks have one of their own below.
         let own = hierarchy.join(name);
-        for group in [own.join("+unpack"), own.join("+vnc"), own] {
+        for group in [own.join("+unpack"), own.join("+vnc"), own.join("+disks"), own] {
             match std::fs::remove_dir(&group) {
                 Err(error) if group.exists() => {
                     return Err(error).with_context(|| format!("remove {}", group.display()));

@@ -1,9 +1,10 @@
-//! Where displays and servers of disks live: `<hierarchy>/<base>/+vnc/<vm>` and `+disks/<vm>`, in the tracking hierarchy
-//! alone.
+//! Where displays and servers of disks live: `<hierarchy>/<base>/+vnc/<vm>` and `+disks/<vm>`, in the tracking hierarchy;
+//! servers of disks in that of memory as well.
 //!
 //! Beside the VM's own groups and not among them, because a reboot of the guest clears those: who looks at its console
 //! shall see it boot, and disks are written back when the guest is gone. No id of a VM begins with a plus sign. Groups
-//! are for finding processes; these bound their memory and descriptors themselves.
+//! are for finding processes, which bound what each of them uses themselves; as a VM may have many servers of disks, their
+//! memory is bounded together.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::Result;
 use ocivisor_core::ids::VmId;
+use ocivisor_core::units::Bytes;
 
+use super::limits::{self, Ground};
+use super::machine::Machine;
 use super::{HostCgroups, kill};
 use crate::fs::io_error;
 
@@ -35,7 +39,9 @@ impl HostCgroups {
     /// # Errors
     /// Something could not be killed in time; says which process.
     pub fn drop_display(&self, id: &VmId) -> Result<()> {
-        clear(&self.beside(PARENT, id))
+        let group = self.beside(self.hierarchies.tracking(), PARENT, id);
+        end(&group)?;
+        kill::remove(&group)
     }
 
     /// VMs that have a group for their display.
@@ -46,13 +52,32 @@ impl HostCgroups {
         self.observe_beside(PARENT)
     }
 
-    /// The file to which a server of a VM's disk writes `0` to be found; its group is made if it is not there.
+    /// The files to which a server of a VM's disk writes `0` to be found, and to have no more than this much memory with the
+    /// VM's other servers; its groups are made if they are not there.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn ensure_disk_procs(&self, id: &VmId) -> Result<PathBuf> {
-        let group = self.make_path(self.hierarchies.tracking(), [DISKS, id.as_str()])?;
-        Ok(group.join("cgroup.procs"))
+    /// They cannot be made, or the limit is refused.
+    pub fn ensure_disk_procs(&self, id: &VmId, memory: Bytes) -> Result<Vec<PathBuf>> {
+        let below = [DISKS, id.as_str()];
+        // The one that the others are known by: it is there first and goes last.
+        let mut groups = vec![self.make_path(self.hierarchies.tracking(), below)?];
+        if let Some(root) = self.apart_for_memory() {
+            groups.push(self.make_path(root, below)?);
+        }
+        let machine = Machine::look(&self.hierarchies, &self.base)?;
+        let group = |root: &Path| self.beside(root, DISKS, id);
+        let has = |root: &Path, file: &str| group(root).join(file).exists();
+        let (hierarchies, policy) = (&self.hierarchies, self.policy);
+        let ground = Ground { hierarchies, machine: &machine, policy, has: &has };
+        for write in limits::memory_alone(&ground, memory)? {
+            write.apply(&group(&write.root))?;
+        }
+        Ok(groups.iter().map(|group| group.join("cgroup.procs")).collect())
+    }
+
+    /// The hierarchy of memory, where it is not the tracking one.
+    fn apart_for_memory(&self) -> Option<&Path> {
+        self.hierarchies.v1("memory").filter(|root| *root != self.hierarchies.tracking())
     }
 
     /// Asks the servers of a VM's disks to end, kills those that have not after `patience`, and removes their group;
@@ -61,17 +86,21 @@ impl HostCgroups {
     /// # Errors
     /// Something could not be killed in time; says which process.
     pub fn end_disk_servers(&self, id: &VmId, patience: Duration) -> Result<()> {
-        let group = self.beside(DISKS, id);
+        let group = self.beside(self.hierarchies.tracking(), DISKS, id);
         if group.is_dir() && !patience.is_zero() {
             kill::ask_all(&group, Instant::now() + patience)?;
         }
-        clear(&group)
+        end(&group)?;
+        if let Some(root) = self.apart_for_memory() {
+            kill::remove(&self.beside(root, DISKS, id))?;
+        }
+        kill::remove(&group)
     }
 
     /// Whether a VM has a group for the servers of its disks.
     #[must_use]
     pub fn has_disk_servers(&self, id: &VmId) -> bool {
-        self.beside(DISKS, id).is_dir()
+        self.beside(self.hierarchies.tracking(), DISKS, id).is_dir()
     }
 
     /// VMs that have a group for the servers of their disks.
@@ -93,15 +122,12 @@ impl HostCgroups {
         Ok(groups.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
-    fn beside(&self, parent: &str, id: &VmId) -> PathBuf {
-        self.hierarchies.tracking().join(&self.base).join(parent).join(id.as_str())
+    fn beside(&self, root: &Path, parent: &str, id: &VmId) -> PathBuf {
+        root.join(&self.base).join(parent).join(id.as_str())
     }
 }
 
-fn clear(group: &Path) -> Result<()> {
+fn end(group: &Path) -> Result<()> {
     kill::thaw_all(group)?;
-    if group.is_dir() {
-        kill::kill_all(group)?;
-    }
-    kill::remove(group)
+    if group.is_dir() { kill::kill_all(group) } else { Ok(()) }
 }

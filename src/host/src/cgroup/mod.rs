@@ -4,7 +4,7 @@
 //!   <hierarchy>/<base>/<vm>/shim    the shim and, before it, the runtime: tracked, not limited
 //!                          /guest   the guest: limited in every v1 controller's hierarchy, or v2's
 //!                       /+vnc/<vm>  what shows its console, over reboots: see [`display`]
-//!                     /+disks/<vm>  what serves its disks
+//!                     /+disks/<vm>  what serves its disks, its memory limited
 //! ```
 //!
 //! Every process of a VM is born inside `<vm>` of the *tracking* hierarchy (cgroup2 where it is

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
-use ocivisor_core::spec::Resources;
 use ocivisor_core::units::Bytes;
 
 use super::{Allow, At, LimitWrite, List};
@@ -12,8 +11,7 @@ use crate::cgroup::file;
 /// v1 has memory plus swap as one limit that may never be below memory alone: to lower both,
 /// memory goes first; to raise both, memory+swap does. So memory is written twice, and the first
 /// one may fail.
-pub(super) fn limit(list: &mut List<'_>, resources: &Resources) -> Result<()> {
-    let (memory, swap) = (resources.memory.0, resources.swap.0);
+pub(super) fn limit(list: &mut List<'_>, Bytes(memory): Bytes, Bytes(swap): Bytes) -> Result<()> {
     let swap_file = match list.at("memory", "memory") {
         Some(At::V2(root)) => {
             list.add(root, "memory.max", &memory);

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use ocivisor_core::error::Result;
 use ocivisor_core::spec::Resources;
-use ocivisor_core::units::NumberSet;
+use ocivisor_core::units::{Bytes, NumberSet};
 
 use super::machine::Machine;
 use super::{Hierarchies, Kind, Policy};
@@ -28,6 +28,13 @@ pub(super) use write::{Allow, LimitWrite, change};
 /// Most control groups that a guest may make, and how deep.
 const MAX_GROUPS: u32 = 4096;
 const MAX_DEPTH: u32 = 32;
+
+/// The writes that bound the memory of a group, and nothing else of it. No swap.
+pub(super) fn memory_alone(ground: &Ground<'_>, memory: Bytes) -> Result<Vec<LimitWrite>> {
+    let mut list = List { ground, writes: Vec::new() };
+    memory::limit(&mut list, memory, Bytes(0))?;
+    Ok(list.writes)
+}
 
 /// Where a wish is to be enforced.
 pub(super) struct Ground<'a> {
@@ -53,7 +60,7 @@ pub(super) fn writes(
     cpus: &NumberSet,
 ) -> Result<Vec<LimitWrite>> {
     let mut list = List { ground, writes: Vec::new() };
-    memory::limit(&mut list, resources)?;
+    memory::limit(&mut list, resources.memory, resources.swap)?;
     hugetlb::limit(&mut list, resources)?;
     pids(&mut list, resources);
     cpu::limit(&mut list, resources);

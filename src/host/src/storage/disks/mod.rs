@@ -198,7 +198,8 @@ impl HostStorage {
         tools: &Tools<'_>,
     ) -> Result<Vec<GivenDisk>> {
         let label = self.labels.files(ids)?;
-        let prepare = |wish| self.prepare(id, wish, ids, tools);
+        let served = wishes.iter().filter(|wish| wish.format == DiskFormat::Qcow2).count() as u64;
+        let prepare = |wish| self.prepare(id, (wish, served), ids, tools);
         let ready = wishes.iter().map(prepare).collect::<Result<Vec<_>>>()?;
         let disks = ready.iter().map(Ready::record).collect::<Result<Vec<_>>>()?;
         let mut attachments = Attachments { id_base: ids.base, disks };
@@ -234,11 +235,11 @@ impl HostStorage {
         Ok(attachments.disks.into_iter().map(Into::into).collect())
     }
 
-    /// Opens and claims a disk, sees what is in it and decides how the guest gets it.
+    /// Opens and claims a disk, sees what is in it and decides how the guest gets it. So many of its VM are served.
     fn prepare<'a>(
         &self,
         id: &VmId,
-        wish: &'a DataDisk,
+        (wish, served): (&'a DataDisk, u64),
         ids: IdRange,
         tools: &Tools<'_>,
     ) -> Result<Ready<'a>> {
@@ -247,7 +248,7 @@ impl HostStorage {
             DiskFormat::Raw => None,
             DiskFormat::Qcow2 => {
                 tools.go_on()?;
-                Some(self.serve(id, wish, &claim, ids)?)
+                Some(self.serve(id, (wish, served), &claim, ids)?)
             }
         };
         // Of a qcow2 file, what is in it.

@@ -13,7 +13,7 @@
 //! What can go wrong, and what is done:
 //! * Images name files: nothing that one names is opened by the server, see [`chain`] and [`opens`].
 //! * Images attack their reader: it has a user of the VM's own range, no capability, no network, no file but those of
-//!   the disk, bounded memory, a list of system calls. What it can spoil is the disk, which was the image's anyway.
+//!   the disk, bounded memory, by itself and with the VM's other servers, a list of system calls. What it can spoil is the disk, which was the image's anyway.
 //! * The server dies: the kernel ends the connection, whoever uses the disk gets errors of input and output at once, and
 //!   the VM has it anew with its next boot. The daemon tells it.
 //! * The server hangs: so does who uses the disk, as with a file server. Attaching all disks of a VM has one time, that
@@ -46,6 +46,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_core::ids::{IdRange, VmId};
 use ocivisor_core::spec::{DataDisk, DiskFormat};
 use ocivisor_core::state::ProcessRef;
+use ocivisor_core::units::Bytes;
 use rustix::mount::MountAttrFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
@@ -68,9 +69,14 @@ const START: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(30);
 /// Which id of the VM's own range it is: one that hardly a guest has a user for. The last is the display's.
 const USER: u32 = IdRange::LEN - 3;
-/// Of tables, all files of a disk together, and at least for one of them; QEMU's own default is 33 MB for each.
+/// Of tables: all disks of a VM together, all files of a disk together, and at least for one of them; QEMU's own default is
+/// 33 MB for each.
+const ALL_CACHES: u64 = 256 << 20;
 const CACHE: u64 = 32 << 20;
 const LEAST_CACHE: u64 = 1 << 20;
+/// Memory of all servers of a VM: what one of them may have at most, and what each has in any case.
+const SHARED: u64 = room::DATA;
+const EACH: u64 = 16 << 20;
 
 /// Servers that are children of this process and not reaped yet. A later daemon's are init's.
 static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
@@ -104,11 +110,12 @@ impl Served {
 }
 
 impl HostStorage {
-    /// Has a qcow2 disk served; the group of its VM's servers is there afterwards, whatever comes.
+    /// Has a qcow2 disk served, one of `served` of its VM; the groups of its VM's servers are there afterwards, whatever
+    /// comes.
     pub(super) fn serve(
         &self,
         id: &VmId,
-        wish: &DataDisk,
+        (wish, served): (&DataDisk, u64),
         claim: &Claim,
         ids: IdRange,
     ) -> Result<Served> {
@@ -121,11 +128,13 @@ impl HostStorage {
             let what = format!("{}: qcow2 is not served without control groups", name(wish));
             return Err(Error::new(ErrorKind::Unsupported, what));
         };
-        let procs = cgroups.ensure_disk_procs(id)?;
-        let procs =
-            File::options().write(true).open(&procs).map_err(|e| io_error("open", &procs, &e))?;
-        let user = ids.base + USER;
-        start(wish, claim, &links, user, procs)
+        let memory = Bytes(SHARED + EACH * served);
+        let open = |path: PathBuf| {
+            File::options().write(true).open(&path).map_err(|e| io_error("open", &path, &e))
+        };
+        let procs = cgroups.ensure_disk_procs(id, memory)?.into_iter().map(open);
+        let room = (ids.base + USER, procs.collect::<Result<Vec<_>>>()?);
+        start(wish, claim, &links, room, CACHE.min(ALL_CACHES / served.max(1)))
     }
 
     /// Who serves the disks that a VM has attached.
@@ -189,7 +198,14 @@ impl Drop for Newborn {
     }
 }
 
-fn start(wish: &DataDisk, claim: &Claim, links: &[Link], user: u32, procs: File) -> Result<Served> {
+/// `room` is its user and files of its control groups, `cache` the bytes of its tables.
+fn start(
+    wish: &DataDisk,
+    claim: &Claim,
+    links: &[Link],
+    room: (u32, Vec<File>),
+    cache: u64,
+) -> Result<Served> {
     reap();
     let failed = |what: &str, e: io::Error| wish.failed(what, &e);
     let deadline = Instant::now() + START;
@@ -204,6 +220,7 @@ fn start(wish: &DataDisk, claim: &Claim, links: &[Link], user: u32, procs: File)
     command.args(["--chardev", &chardev, "--monitor", "chardev=orders"]);
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/libexec").env("LC_ALL", "C");
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let (user, procs) = room;
     let room = Room::new(user, procs, far_gate.into(), vec![fuse, far], &place);
     room.map_err(|e| failed("serve", e))?.confine(&mut command);
     let child = command.spawn().map_err(|e| match e.kind() {
@@ -226,7 +243,7 @@ fn start(wish: &DataDisk, claim: &Claim, links: &[Link], user: u32, procs: File)
     let told = thread::scope(|scope| {
         scope.spawn(|| opens::answer(&listener, &files, &null, &end));
         let told = Orders::begin(orders, deadline)
-            .and_then(|mut orders| tell(&mut orders, wish, links, &place));
+            .and_then(|mut orders| tell(&mut orders, wish, links, cache, &place));
         drop(over);
         told
     });
@@ -290,11 +307,12 @@ fn tell(
     orders: &mut Orders,
     wish: &DataDisk,
     links: &[Link],
+    cache: u64,
     place: &str,
 ) -> std::result::Result<(), Refused> {
     let formats = std::iter::once(DiskFormat::Qcow2).chain(links.iter().map(|link| link.format));
     let all: Vec<DiskFormat> = formats.collect();
-    let cache = (CACHE / all.len() as u64).max(LEAST_CACHE);
+    let cache = (cache / all.len() as u64).max(LEAST_CACHE);
     let mut below = Value::Null;
     for (number, format) in all.into_iter().enumerate().rev() {
         let read_only = number > 0 || wish.read_only;

@@ -1,7 +1,7 @@
 //! The way into confinement, between fork(2) and execve(2).
 //!
 //! ```text
-//!   group of the VM's servers ─► namespaces ─► a root directory of its own ─► limits ─► a user of the VM's own range,
+//!   groups of the VM's servers ─► namespaces ─► a root directory of its own ─► limits ─► a user of the VM's own range,
 //!   no capability ─► listener of its openings to us ─► the list of system calls ─► exec
 //! ```
 //!
@@ -37,7 +37,7 @@ const HOST: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32",
 const LOADER: &str = "/etc/ld.so.cache";
 
 /// Most memory that is its own: caches of tables, threads' stacks, and what QEMU keeps per image.
-const DATA: u64 = 512 << 20;
+pub(super) const DATA: u64 = 512 << 20;
 /// Of a thread; QEMU makes up to 64.
 const STACK: u64 = 1 << 20;
 /// The files of the longest chain, and what QEMU has besides.
@@ -52,7 +52,7 @@ pub(super) struct Room {
     loader: Option<CString>,
     /// The place of the export, without its first slash.
     place: CString,
-    procs: fs::File,
+    procs: Vec<fs::File>,
     user: u32,
     /// Where the listener is sent.
     gate: OwnedFd,
@@ -63,11 +63,11 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// For a program of this user, in the control group that `procs` belongs to, which keeps these descriptors and has
+    /// For a program of this user, in the control groups that `procs` belong to, which keeps these descriptors and has
     /// the file `place`.
     pub(super) fn new(
         user: u32,
-        procs: fs::File,
+        procs: Vec<fs::File>,
         gate: OwnedFd,
         kept: Vec<OwnedFd>,
         place: &str,
@@ -107,8 +107,10 @@ impl Room {
         for fd in &self.kept {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
-        // 0 is whoever writes it.
-        rustix::io::write(&self.procs, b"0")?;
+        for procs in &self.procs {
+            // 0 is whoever writes it.
+            rustix::io::write(procs, b"0")?;
+        }
         rustix::process::setsid()?;
         let apart = UnshareFlags::NEWNS
             | UnshareFlags::NEWNET

@@ -1,8 +1,8 @@
 //! Disks in qcow2 files, made by QEMU's own tools and served by them.
 
 mod hangs;
+mod room;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -71,9 +71,14 @@ impl Served {
     }
 
     fn servers(&self, vm: &VmSpec) -> Vec<u32> {
-        let Ok(file) = self.groups.ensure_disk_procs(&vm.id) else { return Vec::new() };
-        let text = fs::read_to_string(file).unwrap();
+        let group = self.group_in(self.groups.hierarchies().tracking(), vm);
+        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// Of the servers of a VM's disks.
+    fn group_in(&self, hierarchy: &Path, vm: &VmSpec) -> PathBuf {
+        hierarchy.join(&self.base).join("+disks").join(vm.id.as_str())
     }
 
     fn attach(&self, vm: &VmSpec) -> Result<Vec<GivenDisk>> {
@@ -102,8 +107,9 @@ impl Drop for Served {
             // The ground, which is dropped next, says what that leaves.
             let _ = self.groups.end_disk_servers(&id, Duration::ZERO);
         }
-        let tracking = self.groups.hierarchies().tracking();
-        let _ = fs::remove_dir(tracking.join(&self.base).join("+disks"));
+        for root in self.groups.hierarchies().all() {
+            let _ = fs::remove_dir(root.join(&self.base).join("+disks"));
+        }
         let ids = VMS.map(|name| name.parse::<VmId>().unwrap());
         let procs = [self.groups.shim_procs(&ids[0]), self.groups.guest_procs(&ids[0])].concat();
         for id in &ids {
@@ -217,53 +223,6 @@ fn an_empty_one_is_formatted_on_request() {
     }
     check(&top);
     assert_eq!(&content(&served, &top)[0x438..0x43a], b"\x53\xef");
-}
-
-#[test]
-fn a_server_is_nobody_sees_nothing_and_has_the_files_of_its_disk() {
-    let served = Served::new();
-    let base = served.ground.file("base", 8);
-    let top = served.qcow2("top", 8, Some((&base, "raw")));
-    let vm = vm("vm-1", &[on(&[&base], qcow2(1, &top, device("vdb")))]);
-    served.attach(&vm).unwrap();
-    let [server] = served.servers(&vm)[..] else { panic!("one disk, one server") };
-    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
-    let fields: BTreeMap<&str, Vec<&str>> = status
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name, value.split_whitespace().collect()))
-        .collect();
-    let user = (IDS.base + 65_533).to_string();
-    assert_eq!(fields["Uid"], [user.as_str(); 4]);
-    assert_eq!(fields["Gid"], [user.as_str(); 4]);
-    assert_eq!(fields["Groups"], Vec::<&str>::new());
-    assert_eq!((&fields["NoNewPrivs"][..], &fields["Seccomp"][..]), (&["1"][..], &["2"][..]));
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(fields[set], ["0000000000000000"], "{set}");
-    }
-    for namespace in ["mnt", "net", "ipc", "uts"] {
-        let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{namespace}")).unwrap();
-        assert_ne!(of(&server.to_string()), of("self"), "{namespace}");
-    }
-    let root = PathBuf::from(format!("/proc/{server}/root"));
-    let found = names(&root);
-    for name in ["proc", "sys", "home", "root", "var", "tmp"] {
-        assert!(!found.iter().any(|found| found == name), "{name} in {found:?}");
-    }
-    assert_eq!(names(&root.join("dev")), ["fd"]);
-    assert_eq!(names(&root.join("usr")), names(Path::new("/usr")));
-    let touched = File::create(root.join("usr/x")).unwrap_err();
-    assert_eq!(touched.raw_os_error(), Some(libc::EROFS));
-    let mut open: Vec<String> = fs::read_dir(format!("/proc/{server}/fd"))
-        .unwrap()
-        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-        .map(|to| to.display().to_string())
-        .filter(|to| to.starts_with('/') && to != "/dev/null")
-        .collect();
-    open.sort();
-    let want = [Path::new("/dev/fuse"), &base, &top].map(|path| path.display().to_string());
-    assert_eq!(open, want);
-    served.detach(&vm);
 }
 
 #[test]
