@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,8 @@ pub struct Desk {
     model: Arc<Mutex<Model>>,
     expected: Arc<Mutex<VecDeque<RecordedCall>>>,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// Whether a script waits for its answer, and that it need not any more.
+    held: Arc<(Mutex<bool>, Condvar)>,
     root: String,
 }
 
@@ -72,6 +74,7 @@ impl Desk {
             model,
             expected: Arc::default(),
             calls: Arc::default(),
+            held: Arc::default(),
             root: root.display().to_string(),
         };
         let listener = UnixListener::bind(root.join(SOCKET)).unwrap();
@@ -105,9 +108,12 @@ impl Desk {
         }
         let reply = match serde_json::from_str(&line) {
             Ok(Question::Record { on, script, args, stdin }) => {
-                let reply = self.answer(&script);
+                let (reply, held) = self.answer(&script);
                 let answer = (reply.exit, reply.out.clone(), reply.err.clone());
                 lock(&self.calls).push(Call { on, script, args, stdin, answer });
+                if held {
+                    self.hold();
+                }
                 reply
             }
             Ok(Question::Show { program, args }) => self.show(&program, &args),
@@ -117,22 +123,46 @@ impl Desk {
         let _gone = stream.write_all(serde_json::to_string(&reply).unwrap_or_default().as_bytes());
     }
 
-    /// The next recorded answer of that script.
-    fn answer(&self, script: &str) -> Reply {
+    fn hold(&self) {
+        let (held, released) = &*self.held;
+        let mut held = lock(held);
+        *held = true;
+        while *held {
+            held = released.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether a script waits for its answer.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        *lock(&self.held.0)
+    }
+
+    /// It gets it.
+    pub fn release(&self) {
+        *lock(&self.held.0) = false;
+        self.held.1.notify_all();
+    }
+
+    /// The next recorded answer of that script, and whether it is for later.
+    fn answer(&self, script: &str) -> (Reply, bool) {
         let plain = script.replace(&self.root, "");
         if plain.ends_with("/monitor") {
             let out = "USED_MB=1024\nTOTAL_MB=102400\nFREE_MB=101376\n".to_owned();
-            return Reply { out, ..Reply::default() };
+            return (Reply { out, ..Reply::default() }, false);
         }
         let mut expected = lock(&self.expected);
         let at = expected.iter().position(|call| call.script == plain);
         match at.and_then(|at| expected.remove(at)) {
-            Some(call) => Reply {
-                exit: call.exit,
-                out: call.out.replace("/var/lib/one", &format!("{}/var/lib/one", self.root)),
-                err: call.err,
-            },
-            None => Reply { exit: 1, err: "nobody called it then".into(), ..Reply::default() },
+            Some(call) => {
+                let root = format!("{}/var/lib/one", self.root);
+                let out = call.out.replace("/var/lib/one", &root);
+                (Reply { exit: call.exit, out, err: call.err }, call.held)
+            }
+            None => {
+                let err = "nobody called it then".into();
+                (Reply { exit: 1, err, ..Reply::default() }, false)
+            }
         }
     }
 

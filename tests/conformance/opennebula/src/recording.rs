@@ -40,6 +40,9 @@ pub struct RecordedCall {
     /// Its errors.
     #[serde(default)]
     pub err: String,
+    /// Whether it had not ended when the step was over: it ends in the next.
+    #[serde(default)]
+    pub held: bool,
     /// The document on its standard input, as it differs from the one before.
     #[serde(default)]
     pub stdin: Option<Change>,

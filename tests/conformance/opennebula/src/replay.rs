@@ -1,10 +1,14 @@
 //! Replays a recording: the same is asked of the stand-in, and what it does is compared.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ocivisor_tests::{PATIENCE, wait_for_option};
 
 use crate::desk::Desk;
-use crate::drivers::{Call, Drivers, unbase64};
-use crate::oned::Oned;
+use crate::drivers::{Call, Drivers, document_of, unbase64};
+use crate::oned::{Oned, Reply};
 use crate::place::Place;
 use crate::recorder;
 use crate::recording::{Recording, Step};
@@ -15,12 +19,14 @@ use crate::xml::Element;
 #[derive(Debug)]
 pub struct Replay {
     /// oned.
-    pub oned: Oned,
+    pub oned: Arc<Oned>,
     desk: Desk,
     /// What differed, in words.
     pub differences: Vec<String>,
     /// How many calls were compared.
     pub compared: usize,
+    /// What was asked in the step before and is still being done.
+    begun: Option<JoinHandle<Reply>>,
 }
 
 /// When recording began, for the model's clock.
@@ -38,10 +44,10 @@ impl Replay {
         place.sync("host01");
         let mut drivers = Drivers::new(place, "oci");
         drivers.parallel = false;
-        let oned = Oned::new(drivers);
+        let oned = Arc::new(Oned::new(drivers));
         let desk = Desk::open(oned.drivers.place.root(), oned.shared_model());
         register(&oned, false);
-        Self { oned, desk, differences: Vec::new(), compared: 0 }
+        Self { oned, desk, differences: Vec::new(), compared: 0, begun: None }
     }
 
     /// With all that the scenarios share: hosts, datastores, networks, images, templates.
@@ -82,7 +88,11 @@ impl Replay {
                 self.probe(step, next);
                 Ok(String::new())
             }
-            command => self.oned.command(command, &step.given),
+            command if step.calls.iter().any(|call| call.held) => self.begin(command),
+            command => match self.begun.take() {
+                Some(begun) => self.end(begun, command),
+                None => self.oned.command(command, &step.given),
+            },
         };
         let wanted = match &step.refused {
             Some(text) => Err(text.clone()),
@@ -100,6 +110,28 @@ impl Replay {
         self.compare_calls(scenario, step);
         self.compare_lines(scenario, step);
         self.compare_states(scenario, step);
+    }
+
+    /// Asks for something that goes on after the step.
+    fn begin(&mut self, command: &str) -> Reply {
+        self.begun = Some(self.ask(command));
+        wait_for_option(PATIENCE, || self.desk.holds().then_some(())).expect("a script that waits");
+        Ok(String::new())
+    }
+
+    /// Asks for something while that goes on, which then ends.
+    fn end(&self, begun: JoinHandle<Reply>, command: &str) -> Reply {
+        let asked = self.ask(command);
+        let speaks = || self.oned.drivers.has_lines().then_some(());
+        wait_for_option(PATIENCE, speaks).expect("a request");
+        self.desk.release();
+        let _told = begun.join().expect("an answer");
+        asked.join().expect("an answer")
+    }
+
+    fn ask(&self, command: &str) -> JoinHandle<Reply> {
+        let (oned, command) = (Arc::clone(&self.oned), command.to_owned());
+        std::thread::spawn(move || oned.command(&command, ""))
     }
 
     /// The host's probe says the same every five seconds until the next step.
@@ -121,16 +153,23 @@ impl Replay {
         self.compared += step.calls.len();
         for at in 0..seen.len().max(step.calls.len()) {
             let place = &self.oned.drivers.place;
-            let ours = seen.get(at).map(|call| {
-                let args: Vec<String> = call.args.iter().map(|arg| place.plain(arg)).collect();
-                (call.on.clone(), place.plain(&call.script), args)
-            });
+            let ours = seen
+                .get(at)
+                .map(|call| (call.on.clone(), place.plain(&call.script), call.words(place)));
             let theirs = step.calls.get(at);
             let theirs = theirs.map(|c| (c.call.clone(), c.script.clone(), c.args.clone()));
             if ours != theirs {
                 let what = format!("call {at} is {ours:?}, recorded {theirs:?}");
                 self.differs(scenario, step, &what);
                 return;
+            }
+        }
+        for call in &seen {
+            let words = call.args.iter().filter(|word| document_of(word).is_some());
+            let same =
+                |word: &&String| self.document(word.as_bytes()) == self.document(&call.stdin);
+            if words.clone().any(|word| !same(&word)) {
+                self.differs(scenario, step, "a document among words is another than the input");
             }
         }
         let documents: Vec<(String, Vec<String>)> =
@@ -273,11 +312,12 @@ pub(crate) fn register(oned: &Oned, mixed: bool) {
         },
         TransferConf { shared: true, ln_target: "NONE", clone_target: "SYSTEM", systems },
     );
+    oned.model().keepers = vec!["ociks".to_owned()];
     oned.model().transfers = [("oci".to_owned(), oci), ("ocis".to_owned(), ocis)].into();
 }
 
 /// Names of values that differ each time: moments, random numbers, space.
-const PASSING: [&str; 24] = [
+const PASSING: [&str; 25] = [
     "STIME",
     "ETIME",
     "PSTIME",
@@ -292,6 +332,7 @@ const PASSING: [&str; 24] = [
     "REQUEST_ID",
     "UUID",
     "DATE",
+    "TIME",
     "TOTAL_MB",
     "FREE_MB",
     "USED_MB",

@@ -41,13 +41,17 @@ pub enum Lcm {
     BootSuspended = 21,
     BootStopped = 22,
     CleanupDelete = 23,
+    HotplugSnapshot = 24,
     HotplugNic = 25,
     HotplugSaveas = 26,
     HotplugSaveasPoweroff = 27,
+    HotplugSaveasSuspended = 28,
     ShutdownUndeploy = 29,
     EpilogUndeploy = 30,
     PrologUndeploy = 31,
     BootUndeploy = 32,
+    HotplugPrologPoweroff = 33,
+    HotplugEpilogPoweroff = 34,
     BootMigrate = 35,
     BootFailure = 36,
     BootMigrateFailure = 37,
@@ -64,9 +68,23 @@ pub enum Lcm {
     BootStoppedFailure = 48,
     PrologResumeFailure = 49,
     PrologUndeployFailure = 50,
+    DiskSnapshotPoweroff = 51,
+    DiskSnapshotRevertPoweroff = 52,
+    DiskSnapshotDeletePoweroff = 53,
+    DiskSnapshotSuspended = 54,
+    DiskSnapshotDeleteSuspended = 56,
     DiskSnapshot = 57,
+    DiskSnapshotDelete = 59,
+    DiskResize = 62,
+    DiskResizePoweroff = 63,
+    DiskResizeUndeployed = 64,
     HotplugNicPoweroff = 65,
     HotplugResize = 66,
+    HotplugSaveasUndeployed = 67,
+    HotplugSaveasStopped = 68,
+    Backup = 69,
+    BackupPoweroff = 70,
+    Restore = 71,
 }
 
 impl State {
@@ -119,6 +137,20 @@ impl Lcm {
                 | Self::Epilog
                 | Self::EpilogStop
                 | Self::EpilogUndeploy
+        )
+    }
+
+    /// Whether the guest is being ended in it.
+    #[must_use]
+    pub fn ends_guest(self) -> bool {
+        matches!(
+            self,
+            Self::Shutdown
+                | Self::ShutdownPoweroff
+                | Self::ShutdownUndeploy
+                | Self::SaveSuspend
+                | Self::SaveStop
+                | Self::SaveMigrate
         )
     }
 

@@ -26,8 +26,12 @@ scenarios! {
     power: "05-power",
     ends_from_every_state: "06-terminate-from-states",
     moves: "07-migrate",
+    snapshots_of_vms: "08-system-snapshots",
+    snapshots_of_disks_and_images: "09-disk-snapshots",
+    disks_are_plugged_resized_and_saved: "10-disk-hotplug",
     nics_are_plugged_while_it_runs: "11-nic-hotplug",
     capacity_and_context_change_while_it_runs: "12-resize-updateconf-exec",
+    backups: "13-backup",
     commands_are_run: "14-exec",
     deploys_that_fail: "20-fail-deploy",
     ends_that_fail: "21-fail-stop-save-restore",
@@ -36,4 +40,5 @@ scenarios! {
     hosts: "25-hosts",
     states_that_hosts_report: "26-monitor-driven-states",
     datastores_that_are_shared_or_mixed: "28-datastores-shared-and-mixed",
+    snapshots_that_are_kept: "29-keep-snapshots",
 }

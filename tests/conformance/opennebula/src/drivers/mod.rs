@@ -36,6 +36,25 @@ pub struct Call {
     pub answer: (i32, String, String),
 }
 
+impl Call {
+    /// What followed, as recordings have it: paths as they would be in a real installation, documents left out.
+    #[must_use]
+    pub fn words(&self, place: &Place) -> Vec<String> {
+        let document = |word: &str| document_of(word).is_some();
+        let word = |word: &String| match document(word) {
+            true => "…".to_owned(),
+            false => place.plain(word),
+        };
+        self.args.iter().map(word).collect()
+    }
+}
+
+/// The document that a word is in base64, if it is one.
+pub(crate) fn document_of(word: &str) -> Option<String> {
+    let text = String::from_utf8(unbase64(word)?).ok()?;
+    text.starts_with('<').then_some(text)
+}
+
 /// What a driver process answered to oned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -111,6 +130,11 @@ impl Drivers {
     /// Lines since this was last asked.
     pub fn take_lines(&self) -> Vec<Line> {
         std::mem::take(&mut lock(&self.lines))
+    }
+
+    /// Whether there were lines since they were last asked for.
+    pub fn has_lines(&self) -> bool {
+        !lock(&self.lines).is_empty()
     }
 
     fn note(&self, call: Call) {
@@ -225,6 +249,19 @@ impl Drivers {
         self.request("one_datastore", word, id, "…", |token| {
             self.local(&script, &[id.to_string()], stdin.as_bytes(), token)
         })
+    }
+
+    /// A request to the datastore driver of a backup, in words as a transfer driver gets them.
+    fn back_up(
+        &self,
+        word: &str,
+        store: &str,
+        words: &[String],
+        document: &str,
+        token: &AtomicBool,
+    ) -> Answer {
+        let script = self.place.remotes().join("datastore").join(store).join(word);
+        self.local(&script, words, document.as_bytes(), token)
     }
 
     /// Space of a datastore: the driver's answer.

@@ -1,5 +1,7 @@
 //! Actions of the VMM driver, step by step, with what is undone when one fails (contract §2.3).
 
+mod disks;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
@@ -29,6 +31,8 @@ pub struct Job {
     pub store: Element,
     /// Transfer lines that belong to the action.
     pub transfer: Vec<String>,
+    /// The one that takes it back.
+    pub rollback: String,
     /// `DISK_TARGET_PATH`.
     pub target: String,
     /// Network drivers of its NICs.
@@ -37,7 +41,9 @@ pub struct Job {
     pub context: Option<Vector>,
     /// The NIC concerned, if one is; and whether it is an alias.
     pub nic: Option<(Vector, bool)>,
-    /// A word more: an image of a command, a number of a network.
+    /// The disk concerned, if one is.
+    pub disk: Option<Vector>,
+    /// A word more: an image of a command, a number of a network or of a snapshot, a size.
     pub word: String,
     /// Standard input of a command.
     pub input: Option<String>,
@@ -69,10 +75,11 @@ impl Job {
         let saves = matches!(word, "SAVE" | "RESTORE");
         let when = |condition: bool, text: String| if condition { text } else { String::new() };
         let lines: String = self.transfer.iter().map(|line| format!("{line}\n")).collect();
-        let transfer = match lines.as_str() {
-            "" => Element::plain("TM_COMMAND", ""),
-            lines => Element::quoted("TM_COMMAND", lines),
+        let command = |name: &str, lines: &str| match lines {
+            "" => Element::plain(name, ""),
+            lines => Element::quoted(name, lines),
         };
+        let back = when(!self.rollback.is_empty(), format!("{}\n", self.rollback));
         Element::of(
             "VMM_DRIVER_ACTION_DATA",
             vec![
@@ -82,8 +89,8 @@ impl Job {
                 Element::plain("LOCAL_DEPLOYMENT_FILE", when(boots, local)),
                 Element::plain("REMOTE_DEPLOYMENT_FILE", when(boots, self.deployment_file())),
                 Element::plain("CHECKPOINT_FILE", when(saves, self.checkpoint())),
-                transfer,
-                Element::plain("TM_COMMAND_ROLLBACK", ""),
+                command("TM_COMMAND", &lines),
+                command("TM_COMMAND_ROLLBACK", &back),
                 Element::plain("DISK_TARGET_PATH", &self.target),
                 self.document.clone(),
                 self.store.clone(),
@@ -104,8 +111,8 @@ impl Drivers {
     /// Carries an action out.
     pub fn act(&self, word: &str, job: &Job) -> Answer {
         let turn = self.turn(&job.host);
-        let _mine = lock(&turn);
         self.request("one_vmm_exec", word, job.vm, "…", |token| {
+            let _mine = lock(&turn);
             let document = job.action_document(word).write();
             let mut run = Run { drivers: self, job, token, streams: BTreeMap::new(), document };
             match run.act(word) {
@@ -165,6 +172,31 @@ impl Run<'_> {
                 self.single("exec", &args)
             }
             "EXEC_CANCEL" => self.single("exec_cancel", &[&job.vm.to_string(), &host]),
+            "ATTACHDISK" => self.attach_disk(),
+            "DETACHDISK" => {
+                let words = self.disk_words();
+                self.vmm("detach_disk", &words.each_ref().map(String::as_str))?;
+                self.transfer(&self.line(), "").map(|_| "-".into())
+            }
+            "RESIZEDISK" => {
+                self.transfer(&self.line(), "")?;
+                let (disk, document) = (self.disk("DISK_ID"), base64(self.document.as_bytes()));
+                self.vmm("resize_disk", &[&id, &disk, &job.word, &document, &host])
+            }
+            "SNAPSHOTCREATE" | "SNAPSHOTDELETE" => {
+                let script = word.replace("SNAPSHOT", "SNAPSHOT_");
+                self.single(&simple(&script), &[&id, &job.word, &job.vm.to_string(), &host])
+            }
+            "SNAPSHOTREVERT" => {
+                self.vmm("snapshot_revert", &[&id, &job.word])?;
+                self.vnm("post", &[&id, &host]).map(|_| String::new())
+            }
+            "BACKUP" => self.back_up(),
+            "BACKUPCANCEL" => {
+                let vm = job.document.write();
+                let words = [self.directory(), id];
+                stopped(self.drivers.back_up("backup_cancel", &job.word, &words, &vm, self.token))
+            }
             "DISKSNAPSHOTCREATE" => {
                 let line = job.transfer.first().cloned().unwrap_or_default();
                 self.transfer(&line, "").map(|_| String::new())

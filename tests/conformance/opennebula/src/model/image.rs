@@ -1,7 +1,7 @@
 //! Images.
 
-use super::Datastore;
 use super::vm::permissions;
+use super::{Datastore, Snapshots};
 use crate::template::{Template, Vector, vector_of};
 use crate::xml::Element;
 
@@ -64,6 +64,10 @@ pub struct Image {
     pub error: Option<String>,
     /// When it was made.
     pub time: u64,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
+    /// The snapshot that is asked about.
+    pub snapshot: Option<u32>,
 }
 
 impl Image {
@@ -163,21 +167,14 @@ impl Image {
                 Element::plain("RUNNING_VMS", 0),
                 Element::plain("CLONING_OPS", 0),
                 Element::plain("CLONING_ID", self.cloning),
-                Element::plain("TARGET_SNAPSHOT", -1),
+                Element::plain("TARGET_SNAPSHOT", self.snapshot.map_or(-1, i64::from)),
                 Element::plain("DATASTORE_ID", self.store),
                 Element::plain("DATASTORE", &self.store_name),
                 Element::of("VMS", none()),
                 Element::of("CLONES", none()),
                 Element::of("APP_CLONES", none()),
                 Element::of("TEMPLATE", template.elements()),
-                Element::of(
-                    "SNAPSHOTS",
-                    vec![
-                        Element::quoted("ALLOW_ORPHANS", "NO"),
-                        Element::quoted("CURRENT_BASE", "-1"),
-                        Element::quoted("NEXT_SNAPSHOT", "0"),
-                    ],
-                ),
+                self.snapshots.document(None),
                 Element::of("BACKUP_INCREMENTS", none()),
                 Element::of("BACKUP_DISK_IDS", none()),
             ],

@@ -3,6 +3,7 @@
 mod context;
 mod image;
 mod network;
+mod snapshots;
 mod store;
 mod vm;
 
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 pub(crate) use context::script as context_script;
 pub use image::{Image, ImageState};
 pub use network::Network;
+pub use snapshots::{Snapshot, Snapshots};
 pub use store::{Datastore, StoreKind};
 pub use vm::{Action, History, Vm};
 
@@ -65,6 +67,8 @@ pub struct Model {
     pub transfers: BTreeMap<String, TransferConf>,
     /// `COLD_NIC_ATTACH` of the VMM driver: it is told of NICs of VMs that are powered off, too.
     pub cold_nics: bool,
+    /// VMM drivers with `KEEP_SNAPSHOTS="yes"` and without `LIVE_RESIZE`.
+    pub keepers: Vec<String>,
     /// Numbers that the next ones get.
     pub next: Next,
     /// Where datastores are, with the two slashes that oned makes of it.
@@ -88,6 +92,8 @@ pub struct Next {
     pub network: u32,
     /// Of a request for an image's size.
     pub stat: u32,
+    /// Of a disk, with its name in the guest, if they are to be others than the VM would give.
+    pub disk: Option<(u32, String)>,
 }
 
 impl Next {
@@ -113,6 +119,7 @@ impl Model {
             templates: BTreeMap::new(),
             transfers: BTreeMap::new(),
             cold_nics: false,
+            keepers: Vec::new(),
             next: Next { store: 100, ..Next::default() },
             location: location.to_owned(),
             vms_dir: vms_dir.to_owned(),
@@ -193,8 +200,15 @@ impl Model {
         Ok(id)
     }
 
-    fn add_disk(&mut self, vm: &mut Vm, asked: &Vector) -> Result<(), String> {
-        let id = vm.next_disk();
+    /// Adds a disk; its number.
+    ///
+    /// # Errors
+    /// The image does not exist.
+    pub fn add_disk(&mut self, vm: &mut Vm, asked: &Vector) -> Result<u32, String> {
+        let (id, name) = match self.next.disk.take() {
+            Some((id, name)) => (id, Some(name)),
+            None => (vm.next_disk(), None),
+        };
         let mut disk = match asked.get("IMAGE").or_else(|| asked.get("IMAGE_ID")) {
             Some(name) => {
                 let number = self.image(name).ok_or(format!("image {name} does not exist"))?.id;
@@ -208,9 +222,26 @@ impl Model {
         disk.insert("DISK_ID".into(), id.to_string());
         // What the user says is kept, but for the size of an image's disk, which grows only.
         disk.extend(asked.iter().map(|(key, value)| (key.clone(), value.clone())));
+        disk.extend(name.map(|name| ("TARGET".to_owned(), name)));
         vm.template.add_vector("DISK", disk);
         vm.name_disks();
-        Ok(())
+        Ok(id)
+    }
+
+    /// An image that no VM has any more is ready again.
+    pub fn free_image(&mut self, number: u32) {
+        let named = number.to_string();
+        let used = |vm: &Vm| {
+            let mut disks = vm.template.vectors("DISK");
+            vm.state != crate::state::State::Done
+                && disks.any(|disk| disk.get("IMAGE_ID") == Some(&named))
+        };
+        if !self.vms.values().any(used)
+            && let Some(image) = self.images.get_mut(&number)
+            && matches!(image.state.0, ImageState::Used | ImageState::UsedPers)
+        {
+            image.state = (ImageState::Ready, ImageState::Ready as u8);
+        }
     }
 
     /// Adds a NIC, or an alias of one, marked as the one that is being attached if the VM is.

@@ -1,5 +1,8 @@
 //! VMs.
 
+use std::collections::BTreeMap;
+
+use super::Snapshots;
 use crate::state::{Lcm, State};
 use crate::template::{Template, Value, Vector, vector_of};
 use crate::xml::Element;
@@ -21,17 +24,24 @@ pub enum Action {
     DeleteRecreate = 14,
     Poweroff = 19,
     PoweroffHard = 20,
+    DiskAttach = 21,
+    DiskDetach = 22,
     NicAttach = 23,
     NicDetach = 24,
     DiskSnapshotCreate = 25,
+    DiskSnapshotDelete = 26,
     Terminate = 27,
     TerminateHard = 28,
+    DiskResize = 29,
     Resize = 35,
+    DiskSnapshotRevert = 41,
     AliasAttach = 46,
     AliasDetach = 47,
     PoffMigrate = 48,
     PoffHardMigrate = 49,
+    Backup = 50,
     NicUpdate = 51,
+    Restore = 60,
     Exec = 61,
     ExecCancel = 63,
 }
@@ -92,6 +102,8 @@ pub struct Vm {
     pub user_template: Template,
     /// `BACKUP_CONFIG` if it has one.
     pub backup: Option<Value>,
+    /// Images of its backups.
+    pub backups: Vec<u32>,
     /// `CONTEXT` as the user wanted it.
     pub asked_context: Option<Vector>,
     /// Where it was and is.
@@ -106,8 +118,8 @@ pub struct Vm {
     pub waits_from: Option<State>,
     /// The front-end, if its disks wait there while it is ended.
     pub left_at: Option<String>,
-    /// `SNAPSHOTS` of disks.
-    pub snapshots: Vec<Element>,
+    /// Snapshots of its disks, by the disk's number.
+    pub snapshots: BTreeMap<String, Snapshots>,
 }
 
 impl Vm {
@@ -132,6 +144,7 @@ impl Vm {
             template,
             user_template: Template::default(),
             backup: None,
+            backups: Vec::new(),
             asked_context: None,
             history: Vec::new(),
             error: None,
@@ -139,7 +152,7 @@ impl Vm {
             by_poweroff: false,
             waits_from: None,
             left_at: None,
-            snapshots: Vec::new(),
+            snapshots: BTreeMap::new(),
         }
     }
 
@@ -235,10 +248,23 @@ impl Vm {
         self.history.push(ended);
     }
 
-    /// The number of the next disk.
+    /// The number of the next disk: one more than the highest, the context's among them.
     #[must_use]
-    pub fn next_disk(&self) -> usize {
-        self.template.vectors("DISK").count()
+    pub fn next_disk(&self) -> u32 {
+        let disks = self.template.vectors("DISK").chain(self.template.vectors("CONTEXT"));
+        let ids = disks.filter_map(|disk| disk.get("DISK_ID")?.parse::<u32>().ok());
+        ids.max().map_or(0, |most| most + 1)
+    }
+
+    /// The disk of that number.
+    #[must_use]
+    pub fn disk(&self, id: &str) -> Option<&Vector> {
+        self.template.vectors("DISK").find(|disk| disk["DISK_ID"] == id)
+    }
+
+    /// The same, to be changed.
+    pub fn disk_mut(&mut self, id: &str) -> Option<&mut Vector> {
+        self.template.vectors_mut("DISK").find(|disk| disk["DISK_ID"] == id)
     }
 
     /// The number of the next NIC or alias: one more than the highest.
@@ -323,9 +349,7 @@ impl Vm {
             Element::of("USER_TEMPLATE", user.elements()),
             Element::of("HISTORY_RECORDS", history.into_iter().collect()),
         ];
-        if !self.snapshots.is_empty() {
-            parts.extend(self.snapshots.iter().cloned());
-        }
+        parts.extend(self.snapshots.iter().map(|(disk, all)| all.document(Some(disk))));
         let config = self.backup.clone().map(|value| {
             let mut keys = vector_of(&[
                 ("BACKUP_VOLATILE", "NO"),
@@ -345,7 +369,10 @@ impl Vm {
             "BACKUPS",
             vec![
                 Element::of("BACKUP_CONFIG", config.unwrap_or_default()),
-                Element::of("BACKUP_IDS", Vec::new()),
+                Element::of(
+                    "BACKUP_IDS",
+                    self.backups.iter().map(|id| Element::plain("ID", id)).collect(),
+                ),
             ],
         ));
         Element::of("VM", parts)

@@ -1,9 +1,10 @@
 //! What users ask of VMs.
 
-use super::{Oned, Reply, transfer};
-use crate::drivers::{Answer, Job};
-use crate::model::{Action, History, Vm};
+use super::{Oned, Reply};
+use crate::drivers::Answer;
+use crate::model::{Action, Datastore, History, Vm};
 use crate::state::{Lcm, State, shown};
+use crate::template::Vector;
 
 impl Oned {
     /// `onevm deploy`: also of a VM that was stopped or undeployed and waits again.
@@ -241,31 +242,6 @@ impl Oned {
         Ok(String::new())
     }
 
-    /// `onevm disk-snapshot-create` of a VM that runs.
-    ///
-    /// # Errors
-    /// There is no such disk, or the VM does not run.
-    pub fn snapshot_disk(&self, id: u32, disk: &str) -> Reply {
-        let job = {
-            let mut model = self.model();
-            let now = model.now;
-            let vm = model.vms.get_mut(&id).ok_or("no VM")?;
-            if vm.lcm != Lcm::Running {
-                return Err(unavailable("disk-snapshot-create", vm, "one.vm.disksnapshotcreate"));
-            }
-            vm.turn(Action::DiskSnapshotCreate, now);
-            vm.go(State::Active, Lcm::DiskSnapshot);
-            let vm = &model.vms[&id];
-            let found = vm.template.vectors("DISK").find(|d| d["DISK_ID"] == disk).cloned();
-            let line = transfer::snapshot_live(&model, vm, &found.ok_or("no such disk")?, 0);
-            drop(model);
-            Job { transfer: vec![line], ..self.plain_job(id) }
-        };
-        let answer = self.drivers.act("DISKSNAPSHOTCREATE", &job);
-        self.back_to_running(id, "DISKSNAPSHOTCREATE", &answer);
-        Ok(String::new())
-    }
-
     /// An action that leaves a VM running whatever came of it is over.
     pub(super) fn back_to_running(&self, id: u32, word: &str, answer: &Answer) {
         self.with(id, |vm, _| {
@@ -278,34 +254,39 @@ impl Oned {
 }
 
 /// What a VM's disks have from the system datastore where it is.
-fn placed(vm: &mut Vm, store: &crate::model::Datastore) {
+fn placed(vm: &mut Vm, store: &Datastore) {
     vm.template.set("TM_MAD_SYSTEM", &store.tm_mad);
     for disk in vm.template.vectors_mut("DISK") {
-        if disk.contains_key("IMAGE") {
-            let differs = disk["TM_MAD"] != store.tm_mad;
-            if differs {
-                disk.insert("TM_MAD_SYSTEM".into(), store.tm_mad.clone());
-                disk.insert("CLONE_TARGET".into(), "SYSTEM".into());
-                disk.insert("LN_TARGET".into(), "SYSTEM".into());
-            } else {
-                disk.remove("TM_MAD_SYSTEM");
-            }
-            continue;
-        }
-        for (key, value) in [
-            ("ALLOW_ORPHANS", "YES"),
-            ("CLUSTER_ID", "0"),
-            ("DATASTORE", &store.name),
-            ("DATASTORE_ID", &store.id.to_string()),
-            ("DISK_TYPE", "FILE"),
-            ("PERSISTENT_SNAPSHOTS", "YES"),
-            ("TM_MAD", &store.tm_mad),
-        ] {
-            disk.insert(key.to_owned(), value.to_owned());
-        }
-        let format = disk.entry("FORMAT".into()).or_insert("raw".into()).clone();
-        disk.entry("DRIVER".into()).or_insert(format);
+        placed_disk(disk, store);
     }
+}
+
+/// What a disk has from the system datastore where its VM is.
+pub(super) fn placed_disk(disk: &mut Vector, store: &Datastore) {
+    if disk.contains_key("IMAGE") {
+        let differs = disk["TM_MAD"] != store.tm_mad;
+        if differs {
+            disk.insert("TM_MAD_SYSTEM".into(), store.tm_mad.clone());
+            disk.insert("CLONE_TARGET".into(), "SYSTEM".into());
+            disk.insert("LN_TARGET".into(), "SYSTEM".into());
+        } else {
+            disk.remove("TM_MAD_SYSTEM");
+        }
+        return;
+    }
+    for (key, value) in [
+        ("ALLOW_ORPHANS", "YES"),
+        ("CLUSTER_ID", "0"),
+        ("DATASTORE", &store.name),
+        ("DATASTORE_ID", &store.id.to_string()),
+        ("DISK_TYPE", "FILE"),
+        ("PERSISTENT_SNAPSHOTS", "YES"),
+        ("TM_MAD", &store.tm_mad),
+    ] {
+        disk.insert(key.to_owned(), value.to_owned());
+    }
+    let format = disk.entry("FORMAT".into()).or_insert("raw".into()).clone();
+    disk.entry("DRIVER".into()).or_insert(format);
 }
 
 /// oned's refusal of an action that a state does not allow.

@@ -3,7 +3,7 @@
 use super::{Oned, Reply};
 use crate::model::{Host, Network, Next};
 use crate::state::Lcm;
-use crate::template::Template;
+use crate::template::{Template, vector_of};
 
 /// Words of a command: options without their dashes, and the others.
 struct Words<'a> {
@@ -95,7 +95,10 @@ impl Oned {
         if action == "exec" {
             return self.onevm_exec(rest);
         }
-        let valued = ["network", "ip", "alias", "cpu", "vcpu", "memory", "stdin"];
+        let valued = [
+            "network", "ip", "alias", "cpu", "vcpu", "memory", "stdin", "image", "file",
+            "snapshot", "d",
+        ];
         let (words, values) = Words::of(rest, &valued);
         if action == "create" {
             let made = self.create_vm(given, None, words.has("hold"));
@@ -136,8 +139,30 @@ impl Oned {
             "exec-cancel" => self.exec_cancel(id),
             "exec-retry" => self.exec_retry(id),
             "recover" => self.recover(id, words.flags.first().copied().unwrap_or_default()),
-            "disk-saveas" => self.save_disk(id, words.get(1), words.get(2)),
-            "disk-snapshot-create" => self.snapshot_disk(id, words.get(1)),
+            "disk-attach" => match value(&values, "image") {
+                Some(image) => self.attach_disk(id, &vector_of(&[("IMAGE", image)])),
+                None => {
+                    let disk = Template::read(given).vectors("DISK").next().cloned();
+                    let mut disk = disk.ok_or("no disk")?;
+                    disk.insert("DEV_PREFIX".into(), "sd".into());
+                    self.attach_disk(id, &disk)
+                }
+            },
+            "disk-detach" => self.detach_disk(id, words.get(1)),
+            "disk-resize" => self.resize_disk(id, words.get(1), words.get(2)),
+            "disk-saveas" => {
+                let snapshot = value(&values, "snapshot").unwrap_or("-1");
+                self.save_disk(id, words.get(1), words.get(2), snapshot)
+            }
+            "disk-snapshot-create" => self.create_disk_snapshot(id, words.get(1), words.get(2)),
+            "disk-snapshot-revert" => self.revert_disk_snapshot(id, words.get(1), words.get(2)),
+            "disk-snapshot-delete" => self.delete_disk_snapshot(id, words.get(1), words.get(2)),
+            "snapshot-create" => self.create_snapshot(id, words.get(1)),
+            "snapshot-revert" => self.revert_snapshot(id, words.get(1)),
+            "snapshot-delete" => self.delete_snapshot(id, words.get(1)),
+            "backup" => self.back_up(id, value(&values, "d").unwrap_or_default()),
+            "backup-cancel" => self.cancel_backup(id),
+            "restore" => self.restore(id, words.get(1)),
             // Of these no driver hears.
             "update" | "lock" | "unlock" => Ok(String::new()),
             other => self.action(id, other, hard),
@@ -165,6 +190,9 @@ impl Oned {
             "create" => self.create_image(value(&values, "d").unwrap_or_default(), given),
             "clone" => self.clone_image(words.get(0), words.get(1), value(&values, "d")),
             "delete" => self.delete_image(words.get(0)),
+            "snapshot-revert" | "snapshot-delete" | "snapshot-flatten" => {
+                self.image_snapshot(words.get(0), action, words.get(1))
+            }
             "persistent" => change(&|image| image.persistent = true),
             "nonpersistent" => change(&|image| image.persistent = false),
             "chtype" => change(&|image| image.kind = crate::model::Image::kind_of(words.get(1))),

@@ -2,7 +2,7 @@
 
 use super::{Oned, transfer};
 use crate::drivers::{Answer, Job};
-use crate::model::{Action, Vm};
+use crate::model::Action;
 use crate::place::FRONTEND;
 use crate::state::{Lcm, State};
 
@@ -193,6 +193,7 @@ impl Oned {
         let boots = lcm == Lcm::PrologMigrate && self.with(id, |vm, _| vm.by_poweroff);
         let good = if boots { active(Lcm::Boot) } else { good };
         let end = if done { good } else { bad };
+        let keeps = self.keeps_snapshots(id);
         self.with(id, |vm, now| {
             match answer {
                 Answer::Failure(text) if word != "CLEANUP" => vm.fails(word, text),
@@ -215,6 +216,10 @@ impl Oned {
             }
             if done && matches!(lcm, Lcm::ShutdownPoweroff | Lcm::SaveSuspend | Lcm::SaveStop) {
                 place.retime = now;
+            }
+            // Of a guest that is not there any more its driver has no snapshots, if it keeps none.
+            if done && !keeps && (lcm.ends_guest() || lcm == Lcm::Migrate) {
+                vm.template.take("SNAPSHOT");
             }
             if end.0 != State::Active || end == RUNNING {
                 (vm.hard, vm.by_poweroff) = (false, false);
@@ -242,7 +247,6 @@ impl Oned {
 
     /// What a VM that is done held is free again.
     fn release(&self, id: u32) {
-        use crate::model::ImageState;
         let mut model = self.model();
         let vm = model.vms[&id].clone();
         for nic in vm.template.vectors("NIC").chain(vm.template.vectors("NIC_ALIAS")) {
@@ -254,20 +258,15 @@ impl Oned {
         }
         for disk in vm.template.vectors("DISK") {
             let number = disk.get("IMAGE_ID").and_then(|id| id.parse().ok());
-            let used = |other: &Vm| {
-                other.state != State::Done
-                    && other
-                        .template
-                        .vectors("DISK")
-                        .any(|d| d.get("IMAGE_ID") == disk.get("IMAGE_ID"))
-            };
-            if number.is_some()
-                && !model.vms.values().any(used)
-                && let Some(image) = number.and_then(|number| model.images.get_mut(&number))
-                && matches!(image.state.0, ImageState::Used | ImageState::UsedPers)
+            let Some(number) = number else { continue };
+            // A persistent image keeps what was made of its disk.
+            if disk["SAVE"] == "YES"
+                && let Some(all) = vm.snapshots.get(&disk["DISK_ID"])
+                && let Some(image) = model.images.get_mut(&number)
             {
-                image.state = (ImageState::Ready, ImageState::Ready as u8);
+                image.snapshots = all.clone();
             }
+            model.free_image(number);
         }
     }
 }

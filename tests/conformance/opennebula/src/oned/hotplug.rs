@@ -25,7 +25,7 @@ fn mark(vm: &mut Vm, nic: &str, on: bool) {
 }
 
 impl Oned {
-    fn can(&self, id: u32, what: &str) -> Result<bool, String> {
+    pub(super) fn can(&self, id: u32, what: &str) -> Result<bool, String> {
         let model = self.model();
         let vm = model.vms.get(&id).ok_or("no VM")?;
         match (vm.state, vm.lcm) {
@@ -249,6 +249,10 @@ impl Oned {
     /// The VM's state does not allow it.
     pub fn resize(&self, id: u32, changes: &[(&str, String)]) -> Reply {
         let runs = self.can(id, "resize")?;
+        if runs && self.keeps_snapshots(id) {
+            let driver = self.model().vms[&id].place().vm_mad.clone();
+            return Err(format!("[one.vm.resize] Hotplug resize not supported by driver {driver}"));
+        }
         let old = self.with(id, |vm, now| {
             let names = ["CPU", "MEMORY", "VCPU"];
             let old: Vec<(String, String)> = names
@@ -303,6 +307,14 @@ impl Oned {
                     vm.template.take("OS");
                 }
                 model.write_context(&mut vm);
+            }
+            if let Some(config) = given.vectors("BACKUP_CONFIG").next() {
+                let mut all = match vm.backup.take() {
+                    Some(Value::Vector(all)) => all,
+                    _ => Vector::new(),
+                };
+                all.extend(config.clone());
+                vm.backup = Some(Value::Vector(all));
             }
             let changed = !vm.template.vectors("CONTEXT").eq(before.iter());
             model.vms.insert(id, vm);

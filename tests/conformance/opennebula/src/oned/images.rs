@@ -2,14 +2,14 @@
 
 use super::{Oned, Reply, transfer};
 use crate::drivers::Answer;
-use crate::model::{Datastore, Image, ImageState, Next, StoreKind};
+use crate::model::{Datastore, Image, ImageState, Next, Snapshots, StoreKind};
 use crate::state::{Lcm, State};
 use crate::template::{Template, Value};
 use crate::xml::Element;
 
 impl Oned {
     /// The message of a request about an image.
-    fn image_document(&self, image: Element, store: u32, more: Vec<Element>) -> String {
+    pub(super) fn image_document(&self, image: Element, store: u32, more: Vec<Element>) -> String {
         let model = self.model();
         let images: Vec<u32> =
             model.images.values().filter(|i| i.store == store).map(|i| i.id).collect();
@@ -71,6 +71,8 @@ impl Oned {
             template: given,
             error: None,
             time: now,
+            snapshots: Snapshots::default(),
+            snapshot: None,
         });
         if !source.is_empty() {
             self.image_state(image, ImageState::Ready, None);
@@ -112,7 +114,7 @@ impl Oned {
         }
     }
 
-    fn add_image(&self, mut image: Image) -> u32 {
+    pub(super) fn add_image(&self, mut image: Image) -> u32 {
         let mut model = self.model();
         image.id = Next::take(&mut model.next.image);
         let id = image.id;
@@ -188,6 +190,7 @@ impl Oned {
             error: None,
             persistent: false,
             time: now,
+            snapshots: Snapshots::default(),
             ..old.clone()
         });
         self.fill_image(id, "CLONE", &driver, &format!("Error cloning from Image {}", old.id));
@@ -211,20 +214,21 @@ impl Oned {
                 return Ok(String::new());
             }
         }
-        self.model().images.remove(&image.id);
+        let mut model = self.model();
+        model.images.remove(&image.id);
+        model.vms.values_mut().for_each(|vm| vm.backups.retain(|backup| *backup != image.id));
         Ok(String::new())
     }
 
-    /// `onevm disk-saveas`: a new image, and the disk copied into it.
+    /// `onevm disk-saveas`: a new image, and the disk copied into it, or a snapshot of it.
     ///
     /// # Errors
     /// There is no such disk.
-    pub fn save_disk(&self, id: u32, disk: &str, name: &str) -> Reply {
-        let (found, runs) = {
+    pub fn save_disk(&self, id: u32, disk: &str, name: &str, snapshot: &str) -> Reply {
+        let (found, state) = {
             let model = self.model();
             let vm = model.vms.get(&id).ok_or("no VM")?;
-            let found = vm.template.vectors("DISK").find(|d| d["DISK_ID"] == disk);
-            (found.cloned().ok_or("no such disk")?, vm.lcm == Lcm::Running)
+            (vm.disk(disk).cloned().ok_or("no such disk")?, vm.state)
         };
         let old: u32 =
             found.get("IMAGE_ID").and_then(|i| i.parse().ok()).ok_or("a volatile disk")?;
@@ -248,6 +252,7 @@ impl Oned {
             state: (ImageState::Locked, 0),
             persistent: false,
             template,
+            snapshots: Snapshots::default(),
             ..old
         });
         self.fill_image(image, "MKFS", &driver, "Error creating datablock");
@@ -255,15 +260,20 @@ impl Oned {
         let (lines, seq) = {
             let model = self.model();
             let vm = &model.vms[&id];
-            (vec![transfer::copy_out(&model, vm, &found, &source)], vm.place().seq)
+            let machine = Self::machine_of(vm);
+            let what = (source.as_str(), snapshot);
+            (vec![transfer::copy_out(&model, vm, &found, &machine, what)], vm.place().seq)
         };
-        let busy = if runs { Lcm::HotplugSaveas } else { Lcm::HotplugSaveasPoweroff };
+        let busy = match state {
+            State::Poweroff => Lcm::HotplugSaveasPoweroff,
+            State::Suspended => Lcm::HotplugSaveasSuspended,
+            State::Undeployed => Lcm::HotplugSaveasUndeployed,
+            State::Stopped => Lcm::HotplugSaveasStopped,
+            _ => Lcm::HotplugSaveas,
+        };
         self.with(id, |vm, _| vm.go(State::Active, busy));
         let answer = self.transfer_file(id, seq, "disk_saveas", &lines);
-        self.with(id, |vm, _| match runs {
-            true => vm.go(State::Active, Lcm::Running),
-            false => vm.go(State::Poweroff, Lcm::Init),
-        });
+        self.rest_in(id, state, "", &answer);
         let done = matches!(answer, Answer::Success(_));
         let state = if done { ImageState::Ready } else { ImageState::Error };
         self.image_state(image, state, None);

@@ -4,12 +4,15 @@
 //! once. The model is locked for moments only, never while a script runs.
 
 mod actions;
+mod backup;
 mod cli;
+mod disks;
 mod flow;
 mod hotplug;
 mod images;
 mod monitor;
 mod recover;
+mod snapshots;
 mod transfer;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -83,9 +86,11 @@ impl Oned {
             store,
             transfer: transfer.into_iter().collect(),
             target: target.unwrap_or_default(),
+            rollback: String::new(),
             networks: vm.network_drivers(),
             context,
             nic: None,
+            disk: None,
             word: String::new(),
             input: None,
         }

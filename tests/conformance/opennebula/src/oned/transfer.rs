@@ -25,11 +25,12 @@ struct Way {
 }
 
 fn way(disk: &Vector, system: &str, system_store: u32) -> Way {
+    // Plugged ones name the system's driver, even where it is their own.
+    let suffix = disk.get("TM_MAD_SYSTEM").map(|system| format!(".{system}")).unwrap_or_default();
     if !is_image(disk) {
-        return Way { tm: system.into(), suffix: String::new(), store: system_store.to_string() };
+        return Way { tm: system.into(), suffix, store: system_store.to_string() };
     }
     let tm = field(disk, "TM_MAD").to_owned();
-    let suffix = if tm == system { String::new() } else { format!(".{system}") };
     Way { tm, suffix, store: field(disk, "DATASTORE_ID").to_owned() }
 }
 
@@ -38,28 +39,32 @@ fn source_word(source: &str) -> String {
     if source.contains(':') { source.to_owned() } else { at(FRONTEND, source) }
 }
 
-/// The line that makes a disk of a VM that boots for the first time.
+/// Lines that make the disks of a VM that boots for the first time.
 pub(super) fn prolog(model: &Model, vm: &Vm) -> Vec<String> {
+    vm.template.vectors("DISK").map(|disk| made(model, vm, disk)).collect()
+}
+
+/// The line that makes a disk.
+pub(super) fn made(model: &Model, vm: &Vm, disk: &Vector) -> String {
     let place = vm.place();
-    let dir = model.vm_dir(place.store, vm.id);
-    let disks = vm.template.vectors("DISK");
-    disks
-        .map(|disk| {
-            let Way { tm, suffix, store } = way(disk, &place.tm_mad, place.store);
-            let path = at(&place.host, &format!("{dir}/disk.{}", disk["DISK_ID"]));
-            let (id, size) = (vm.id, field(disk, "SIZE"));
-            if !is_image(disk) {
-                let tail = format!("{path} {id} {store}");
-                return match field(disk, "TYPE").to_lowercase().as_str() {
-                    "swap" => format!("MKSWAP {tm} {size} {tail}"),
-                    _ => format!("MKIMAGE {tm} {size} {} {tail}", field(disk, "FORMAT")),
-                };
-            }
-            let word = if field(disk, "CLONE") == "YES" { "CLONE" } else { "LN" };
-            let source = source_word(field(disk, "SOURCE"));
-            format!("{word}{suffix} {tm} {source} {path} {id} {store}")
-        })
-        .collect()
+    let Way { tm, suffix, store } = way(disk, &place.tm_mad, place.store);
+    let path = at(&place.host, &disk_path(model, vm, disk));
+    let (id, size) = (vm.id, field(disk, "SIZE"));
+    if !is_image(disk) {
+        let tail = format!("{path} {id} {store}");
+        return match field(disk, "TYPE").to_lowercase().as_str() {
+            "swap" => format!("MKSWAP {tm} {size} {tail}"),
+            _ => format!("MKIMAGE {tm} {size} {} {tail}", field(disk, "FORMAT")),
+        };
+    }
+    let word = if field(disk, "CLONE") == "YES" { "CLONE" } else { "LN" };
+    let source = source_word(field(disk, "SOURCE"));
+    format!("{word}{suffix} {tm} {source} {path} {id} {store}")
+}
+
+/// Where a disk of a VM is on its machine.
+pub(super) fn disk_path(model: &Model, vm: &Vm, disk: &Vector) -> String {
+    format!("{}/disk.{}", model.vm_dir(vm.place().store, vm.id), disk["DISK_ID"])
 }
 
 /// Lines that move all of a VM from one machine and datastore to another.
@@ -88,17 +93,28 @@ pub(super) fn epilog(model: &Model, vm: &Vm, machine: &str, save: bool) -> Vec<S
     let dir = model.vm_dir(place.store, vm.id);
     let mut lines = Vec::new();
     for disk in vm.template.vectors("DISK") {
-        let Way { tm, suffix, store } = way(disk, &place.tm_mad, place.store);
-        let path = at(machine, &format!("{dir}/disk.{}", disk["DISK_ID"]));
-        let tail = format!("{} {store}", vm.id);
-        if save && field(disk, "SAVE") == "YES" {
-            lines.push(format!("MVDS{suffix} {tm} {path} {} {tail}", field(disk, "SOURCE")));
-        } else {
-            lines.push(format!("DELETE{suffix} {tm} {path} {tail}"));
-        }
+        lines.push(ended(model, vm, disk, machine, save));
     }
     lines.push(format!("DELETE {} {} {} {}", place.tm_mad, at(machine, &dir), vm.id, place.store));
     lines
+}
+
+/// The line that ends a disk: a saved one goes back, another is deleted.
+pub(super) fn ended(model: &Model, vm: &Vm, disk: &Vector, machine: &str, save: bool) -> String {
+    let Way { tm, suffix, store } = way(disk, &vm.place().tm_mad, vm.place().store);
+    let path = at(machine, &disk_path(model, vm, disk));
+    let tail = format!("{} {store}", vm.id);
+    if save && field(disk, "SAVE") == "YES" {
+        return format!("MVDS{suffix} {tm} {path} {} {tail}", field(disk, "SOURCE"));
+    }
+    format!("DELETE{suffix} {tm} {path} {tail}")
+}
+
+/// The line of something that is done with a disk where it was last, in `words`.
+pub(super) fn done(model: &Model, vm: &Vm, disk: &Vector, command: &str, words: &str) -> String {
+    let Way { tm, suffix, store } = way(disk, &vm.place().tm_mad, vm.place().store);
+    let path = at(&vm.place().host, &disk_path(model, vm, disk));
+    format!("{command}{suffix} {tm} {path} {words} {} {store}", vm.id)
 }
 
 /// The line that makes the context disk.
@@ -123,20 +139,23 @@ pub(super) fn live(model: &Model, vm: &Vm, from: &str) -> String {
 }
 
 /// The line that copies a disk of a VM into an image.
-pub(super) fn copy_out(model: &Model, vm: &Vm, disk: &Vector, source: &str) -> String {
-    let place = vm.place();
-    let Way { tm, suffix, store } = way(disk, &place.tm_mad, place.store);
-    let dir = model.vm_dir(place.store, vm.id);
-    let path = at(&place.host, &format!("{dir}/disk.{}", disk["DISK_ID"]));
-    format!("CPDS{suffix} {tm} {path} {source} -1 {} {store}", vm.id)
+pub(super) fn copy_out(
+    model: &Model,
+    vm: &Vm,
+    disk: &Vector,
+    machine: &str,
+    (source, snapshot): (&str, &str),
+) -> String {
+    let Way { tm, suffix, store } = way(disk, &vm.place().tm_mad, vm.place().store);
+    let path = at(machine, &disk_path(model, vm, disk));
+    format!("CPDS{suffix} {tm} {path} {source} {snapshot} {} {store}", vm.id)
 }
 
 /// The line that makes a snapshot of a disk of a running VM.
 pub(super) fn snapshot_live(model: &Model, vm: &Vm, disk: &Vector, snapshot: u32) -> String {
     let place = vm.place();
     let Way { tm, store, .. } = way(disk, &place.tm_mad, place.store);
-    let dir = model.vm_dir(place.store, vm.id);
-    let path = at(&place.host, &format!("{dir}/disk.{}", disk["DISK_ID"]));
+    let path = at(&place.host, &disk_path(model, vm, disk));
     // Lines of live operations always have the system's suffix.
     let system = &place.tm_mad;
     format!("SNAP_CREATE_LIVE.{system} {tm} {path} {snapshot} {} {store}", vm.id)
