@@ -53,18 +53,27 @@ impl Link {
     /// # Errors
     /// There is no ssh. Whether the host answers is found out by the first order.
     pub fn open(config: &Transfer, machine: &Machine) -> Result<Self> {
-        let here = config.is_here(machine.name());
-        let (program, arguments) = if here {
-            let own = std::env::current_exe()
-                .map_err(|e| Error::new(ErrorKind::Host, format!("find own program: {e}")))?;
-            (own, vec!["one", "host"])
-        } else {
-            let mut arguments = OPTIONS.to_vec();
-            arguments.extend([machine.name(), COMMAND]);
-            (config.ssh.clone(), arguments)
-        };
+        let name = machine.name();
+        if config.is_here(name) {
+            return Self::own(config, name);
+        }
+        let arguments = [&OPTIONS[..], &[name, COMMAND]].concat();
+        Self::run(&config.ssh, &arguments, name, false, Duration::from_secs(config.answer_timeout))
+    }
+
+    /// Reaches the front-end's own side, whatever its name is.
+    ///
+    /// # Errors
+    /// The program cannot be run once more.
+    pub fn here(config: &Transfer) -> Result<Self> {
+        Self::own(config, "the front-end")
+    }
+
+    fn own(config: &Transfer, name: &str) -> Result<Self> {
+        let program = std::env::current_exe()
+            .map_err(|e| Error::new(ErrorKind::Host, format!("find own program: {e}")))?;
         let patience = Duration::from_secs(config.answer_timeout);
-        Self::run(&program, &arguments, machine.name(), here, patience)
+        Self::run(&program, &["one", "host"], name, true, patience)
     }
 
     fn run(

@@ -192,7 +192,12 @@ pub(super) fn resize(
     size: u64,
     front: &mut Front<'_>,
 ) -> Result<()> {
-    let mut host = front.reach(&disk.machine)?;
+    let away = known::is_away(disk.what.dir.vm, front).unwrap_or_else(|error| {
+        (front.note)(&format!("the disk is looked for on {}: {}", disk.machine, error.message));
+        false
+    });
+    // Of an undeployed VM the host is named where it was last, which may be gone meanwhile.
+    let mut host = if away { Link::here(front.config)? } else { front.reach(&disk.machine)? };
     let path = text(&disk.what.path());
     let facts = host.disk(&Order::Look { disk: path.clone() })?;
     let facts = facts.ok_or_else(|| absent(&disk.what.path()))?;

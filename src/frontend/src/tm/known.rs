@@ -6,7 +6,7 @@ use std::time::Duration;
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::ImageSource;
 use ocivisor_opennebula::tm::TmCall;
-use ocivisor_opennebula::tm::disk::{KnownDisk, is_over as is_over_by, known_disk, sizes};
+use ocivisor_opennebula::tm::disk::{self, KnownDisk, known_disk, sizes};
 use ocivisor_opennebula::tm::place::{DatastorePlace, DiskPlace};
 use ocivisor_opennebula::xml;
 
@@ -71,7 +71,15 @@ pub(super) fn lies_on(
 /// # Errors
 /// oned cannot be asked, or does not say.
 pub(super) fn is_over(vm: u32, front: &Front<'_>) -> Result<bool> {
-    is_over_by(&ask(front.config.onevm.as_os_str(), &vm.to_string())?, vm)
+    disk::is_over(&ask(front.config.onevm.as_os_str(), &vm.to_string())?, vm)
+}
+
+/// Whether the disk that is made larger waits on the front-end, its VM being undeployed.
+///
+/// # Errors
+/// As [`is_over`].
+pub(super) fn is_away(vm: u32, front: &Front<'_>) -> Result<bool> {
+    disk::is_away(&ask(front.config.onevm.as_os_str(), &vm.to_string())?, vm)
 }
 
 /// What `onevm` or `onedatastore` shows of an object.

@@ -72,12 +72,29 @@ const DONE: u32 = 6;
 const ACTIVE: u32 = 3;
 /// `LCM_STATE` in which all that a VM had is cleared away: after its end, for a new try, for good.
 const CLEARED: [u32; 3] = [11, 15, 23];
+/// `LCM_STATE` in which a disk of an undeployed VM is made larger.
+const RESIZED_UNDEPLOYED: u32 = 64;
 
 /// Whether that VM does not run any more by what oned knows, and will not unless it is made anew.
 ///
 /// # Errors
 /// Not XML within bounds, another VM, or no state.
 pub fn is_over(answer: &[u8], vm: u32) -> Result<bool, Error> {
+    let (state, lcm) = state(answer, vm)?;
+    Ok(state == DONE || state == ACTIVE && CLEARED.contains(&lcm))
+}
+
+/// Whether a disk of that VM is being made larger that waits on the front-end, since the VM is undeployed. oned says where
+/// the disk was before that.
+///
+/// # Errors
+/// As [`is_over`].
+pub fn is_away(answer: &[u8], vm: u32) -> Result<bool, Error> {
+    Ok(state(answer, vm)? == (ACTIVE, RESIZED_UNDEPLOYED))
+}
+
+/// `STATE` and `LCM_STATE`.
+fn state(answer: &[u8], vm: u32) -> Result<(u32, u32), Error> {
     let root = xml::read(answer)?;
     let number = |name| {
         let found = root.value(name)?.and_then(decimal);
@@ -86,8 +103,7 @@ pub fn is_over(answer: &[u8], vm: u32) -> Result<bool, Error> {
     if number("ID")? != vm {
         return Err(invalid(format!("oned tells of another VM than {vm}")));
     }
-    let state = number("STATE")?;
-    Ok(state == DONE || state == ACTIVE && CLEARED.contains(&number("LCM_STATE")?))
+    Ok((number("STATE")?, number("LCM_STATE")?))
 }
 
 #[cfg(test)]
@@ -111,8 +127,21 @@ mod tests {
             assert!(!told(state, lcm).unwrap(), "{state} {lcm}");
         }
         assert!(told("", "23").is_err() && told("3", "x").is_err());
-        assert!(is_over(b"<VM><ID>8</ID><STATE>6</STATE></VM>", 7).is_err());
+        let other = b"<VM><ID>8</ID><STATE>6</STATE><LCM_STATE>0</LCM_STATE></VM>";
+        assert!(is_over(other, 7).is_err());
         assert!(is_over(b"", 7).is_err());
+    }
+
+    #[test]
+    fn a_disk_is_away_while_that_of_an_undeployed_vm_is_made_larger() {
+        for (state, lcm, away) in
+            [("3", "64", true), ("3", "63", false), ("3", "62", false), ("9", "64", false)]
+        {
+            let xml =
+                format!("<VM><ID>7</ID><STATE>{state}</STATE><LCM_STATE>{lcm}</LCM_STATE></VM>");
+            assert_eq!(is_away(xml.as_bytes(), 7).unwrap(), away, "{state} {lcm}");
+            assert!(is_away(xml.as_bytes(), 8).is_err());
+        }
     }
 
     #[test]
