@@ -109,6 +109,15 @@ impl Cloud {
         Self { nodes: nodes.into(), oned, _desk: desk }
     }
 
+    /// Another host, of which oned knows nothing yet.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn add_host(&mut self, name: &str, stores: Stores) {
+        let node = Node::start(&self.oned.drivers.place, name, stores);
+        self.nodes.push(Arc::new(node));
+    }
+
     fn register(&self) {
         let ocivisor = TransferConf {
             shared: false,

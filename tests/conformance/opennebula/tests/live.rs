@@ -13,7 +13,22 @@ fn plays(names: &[&str]) {
 
 #[test]
 fn vms_are_placed_powered_moved_and_ended() {
-    plays(&["03-deploy-by-scheduler", "05-power", "06-terminate-from-states"]);
+    plays(&["03-deploy-by-scheduler", "05-power", "06-terminate-from-states", "07-migrate"]);
+}
+
+#[test]
+fn disks_are_plugged_and_copied() {
+    plays(&["10-disk-hotplug"]);
+}
+
+#[test]
+fn snapshots_are_refused_and_touch_nothing() {
+    plays(&["08-system-snapshots", "09-disk-snapshots", "29-keep-snapshots"]);
+}
+
+#[test]
+fn backups_are_refused_and_touch_nothing() {
+    plays(&["13-backup"]);
 }
 
 #[test]

@@ -32,6 +32,11 @@ impl Live {
 
     /// The recorded calls, in the words that they have here.
     fn expected(&self, step: &Step, turn: &Turn) -> Vec<Words> {
+        if let Some((_, calls)) = turn.asked {
+            let words = |call: &&str| call.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            let call = |words: Vec<String>| (words[0].clone(), words[1].clone(), words[2..].into());
+            return calls.iter().map(words).map(call).collect();
+        }
         let mut calls: Vec<&RecordedCall> = step.calls.iter().collect();
         if let Some(script) = turn.refuses {
             let last = calls.iter().position(|call| call.script.ends_with(script));
@@ -61,6 +66,7 @@ impl Live {
             let dir = last.rsplit_once('/').map_or("", |(dir, _)| dir);
             expected.push((on, format!("{dir}/{script}"), args));
         }
+        expected.extend(turn.taken_back.and_then(|script| taken_back(script, expected.first()?)));
         expected
     }
 
@@ -75,7 +81,8 @@ impl Live {
         let place = &self.cloud.oned.drivers.place;
         let seen = self.cloud.oned.drivers.take_calls();
         let plain = |call: &Call| {
-            let args = call.args.iter().map(|arg| self.unnumbered(&place.plain(arg)));
+            let args = call.words(place);
+            let args = args.iter().map(|arg| self.unnumbered(arg));
             (call.on.clone(), place.plain(&call.script), args.collect())
         };
         let (mut ours, mut answers): (Vec<Words>, Vec<_>) = (vec![], vec![]);
@@ -105,7 +112,8 @@ impl Live {
                 return;
             }
         }
-        let refused = theirs.len().wrapping_sub(1 + usize::from(turn.undone.is_some()));
+        let after = usize::from(turn.undone.is_some()) + usize::from(turn.taken_back.is_some());
+        let refused = theirs.len().wrapping_sub(1 + after);
         for (at, (exit, out, err)) in answers.iter().enumerate() {
             let refused = turn.refuses.is_some() && at == refused;
             let recorded = step.calls.get(at).is_some_and(|call| call.exit != 0);
@@ -153,8 +161,11 @@ impl Live {
             let state = turn.image.map_or(state.clone(), ImageState::name);
             let told = image.error.as_deref().unwrap_or_default();
             let error = error.as_deref().filter(|_| turn.image.is_none()).unwrap_or_default();
-            let same =
-                if error.is_empty() { told.is_empty() } else { told.starts_with(recorded(error)) };
+            let same = match error {
+                "" if turn.refuses.is_some() => sentence(told).is_none(),
+                "" => told.is_empty(),
+                error => told.starts_with(recorded(error)),
+            };
             if image.state.0.name() != state || !same {
                 let ours = (image.state.0, told);
                 wrong.push(format!("image {id} is {ours:?}, recorded {:?}", (state, error)));
@@ -171,6 +182,17 @@ impl Live {
         drop(model);
         self.differences.append(&mut wrong);
     }
+}
+
+/// The call of a transfer driver's that takes back what that one made, of the same disk.
+fn taken_back(script: &str, (on, made, args): &Words) -> Option<Words> {
+    let dir = made.rsplit_once('/')?.0;
+    let mut words = args[args.len().checked_sub(3)?..].to_vec();
+    if script == "mvds" {
+        let source = args.first()?;
+        words.insert(1, source.strip_prefix("frontend:").unwrap_or(source).to_owned());
+    }
+    Some((on.clone(), format!("{dir}/{script}"), words))
 }
 
 /// What a recorded error says before the recorder's own words.

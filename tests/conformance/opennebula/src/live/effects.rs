@@ -12,6 +12,7 @@ use crate::model::{ImageState, Vm};
 use crate::node::Node;
 use crate::sshd::ONEADMIN;
 use crate::state::{Lcm, State};
+use crate::template::Vector;
 
 /// What is not as oned believes, for a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,12 +178,69 @@ fn disks(cloud: &Cloud, vm: &Vm) -> Vec<String> {
     if machine.is_some() {
         for disk in vm.template.vectors("DISK") {
             let name = format!("disk.{}", disk["DISK_ID"]);
-            if dir.is_none_or(|dir| dir.join(&name).symlink_metadata().is_err()) {
-                wrong.push(format!("{machine:?} has no {name} of VM {}", vm.id));
+            match dir.and_then(|dir| dir.join(&name).symlink_metadata().ok()) {
+                None => wrong.push(format!("{machine:?} has no {name} of VM {}", vm.id)),
+                Some(found) if found.is_file() && !is_as_large(disk, found.len()) => {
+                    let (size, bytes) = (&disk["SIZE"], found.len());
+                    wrong.push(format!("{name} of VM {} has {bytes} bytes, not {size} MB", vm.id));
+                }
+                Some(_) => {}
+            }
+        }
+        let entries = dir.and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten();
+        for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            let number = name.strip_prefix("disk.").map(|rest| rest.split('.').next());
+            let Some(Some(number)) = number else { continue };
+            let mut disks = vm.template.vectors("DISK").chain(vm.template.vectors("CONTEXT"));
+            if !disks.any(|disk| disk["DISK_ID"] == number) {
+                wrong.push(format!("{machine:?} has {name}, which VM {} has not", vm.id));
             }
         }
     }
     wrong
+}
+
+/// Whether a disk's file has the size that oned believes. Root disks have 64 MB at least; others are formats of their own.
+fn is_as_large(disk: &Vector, bytes: u64) -> bool {
+    let size: u64 = disk.get("SIZE").and_then(|size| size.parse().ok()).unwrap_or(0);
+    let key = |name: &str| disk.get(name).map_or("", String::as_str);
+    let told = ["swap", "CDROM"].contains(&key("TYPE")) || key("FORMAT") == "qcow2";
+    told || bytes.div_ceil(1 << 20) == size || (size < 64 && bytes == 64 << 20)
+}
+
+/// What is to be the same after something that was refused: guests' processes, VMs' directories, images' files.
+///
+/// # Panics
+/// A host cannot be looked at.
+pub fn picture(cloud: &Cloud) -> Vec<String> {
+    let mut picture = Vec::new();
+    for node in &cloud.nodes {
+        let list: serde_json::Value =
+            serde_json::from_str(&node.cli(&["list", "-o", "json"])).expect("a list");
+        for vm in list["vms"].as_array().into_iter().flatten() {
+            let facts = ["id", "state", "pid", "changed", "memory", "vcpus", "addresses", "op"];
+            let facts = facts.map(|key| vm[key].to_string());
+            picture.push(format!("{}: {}", node.name, facts.join(" ")));
+        }
+    }
+    let model = cloud.oned.model();
+    let mut files = Vec::new();
+    for (on, dir) in model.vms.keys().flat_map(|vm| directories(cloud, *vm)) {
+        let mut names = Vec::new();
+        crate::node::files_below(&dir, &dir, &mut names);
+        files.extend(names.into_iter().map(|name| (on.clone(), dir.join(name))));
+    }
+    let ready = |image: &&crate::model::Image| image.state.0 != ImageState::Error;
+    let sources = model.images.values().filter(ready).map(|image| PathBuf::from(&image.source));
+    let frontend = crate::place::FRONTEND.to_owned();
+    files.extend(sources.map(|path| (frontend.clone(), path)));
+    for (on, path) in files {
+        if let Ok(found) = path.symlink_metadata() {
+            let shown = cloud.oned.drivers.place.plain(&path.display().to_string());
+            picture.push(format!("{on}: {shown} of {} bytes", found.len()));
+        }
+    }
+    picture
 }
 
 /// Images that are ready are there.

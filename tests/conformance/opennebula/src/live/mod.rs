@@ -18,14 +18,19 @@ use std::sync::{Arc, Mutex};
 use ocivisor_tests::{PATIENCE, tool, wait_for_option};
 
 use crate::cloud::Cloud;
+use crate::model::Snapshots;
 use crate::monitor::Monitor;
 use crate::node::Stores;
 use crate::recording::{RecordedCall, Recording, Step};
 use crate::registry::Registry;
 use crate::replay::{at, prepare, register, scheduled};
+use crate::template::vector_of;
 use crate::web::Web;
 use fault::Site;
-use table::{Act, Play, Turn};
+use table::{Act, Known, Play, Turn};
+
+/// System datastores.
+const STORES: Stores = Stores { own: &[101, 106], shared: &[103] };
 
 /// The cloud of the recordings, with real drivers.
 #[derive(Debug)]
@@ -68,8 +73,7 @@ impl Live {
             (own("tm"), "tm/ocis"),
             (own("datastore"), "datastore/oci"),
         ];
-        let stores = Stores { own: &[101, 106], shared: &[103] };
-        let cloud = Cloud::bare(program, "oci", &more, stores, &[100, 101, 104, 105, 106]);
+        let cloud = Cloud::bare(program, "oci", &more, STORES, &[100, 101, 104, 105, 106]);
         register(&cloud.oned, false);
         let web = Web::open(&cloud.upload(""));
         let registry = cloud.open_registry(&[&web.host()]);
@@ -120,7 +124,8 @@ impl Live {
         self.number(step);
         if let Some(commands) = turn.instead {
             self.renumbered = true;
-            return self.ask(commands);
+            self.ask(commands);
+            return self.look(&Turn::EMPTY);
         }
         if let Some(host) = scheduled(step) {
             self.cloud.oned.place_next(&host, "101");
@@ -136,6 +141,10 @@ impl Live {
             }
             (fault, site)
         });
+        if let Some(known) = turn.knows {
+            self.know(step, known);
+        }
+        let before = turn.refuses.map(|_| effects::picture(&self.cloud));
         let _before = self.cloud.oned.drivers.take_calls();
         let reply = match step.command.as_str() {
             "" => {
@@ -146,7 +155,8 @@ impl Live {
                 self.tell_host(command);
                 self.cloud.oned.command(command, "")
             }
-            command => {
+            recorded => {
+                let command = turn.asked.map_or(recorded, |(command, _)| command);
                 let given = self.mapped(command, &step.given);
                 self.cloud.oned.command(command, &given)
             }
@@ -167,6 +177,16 @@ impl Live {
             fault.mend(&site);
         }
         self.compare_states(step, turn);
+        if let Some(before) = before {
+            let changed = |after: &String| !before.contains(after);
+            let now = effects::picture(&self.cloud);
+            let gone = before.iter().filter(|line| !now.contains(line));
+            let gone = gone.map(|line| format!("what was refused changed {line}"));
+            self.differences.extend(gone);
+            let new = now.iter().filter(|line| changed(line));
+            let new = new.map(|line| format!("what was refused left {line}"));
+            self.differences.extend(new);
+        }
         if !step.calls.is_empty() || !turn.acts.is_empty() {
             self.look(turn);
         }
@@ -177,13 +197,49 @@ impl Live {
         }
     }
 
+    /// What our drivers refused to make is noted with oned, so that it can be asked what becomes of it.
+    fn know(&self, step: &Step, known: Known) {
+        let mut model = self.cloud.oned.model();
+        let model = &mut *model;
+        let vm = step.vms.first().and_then(|vm| model.vms.get_mut(&vm.0));
+        let snapshots = |all: &mut Snapshots, id: u32| {
+            all.next = id;
+            all.add("known", "1", 0);
+        };
+        match (known, vm) {
+            (Known::Snapshot(id, name), Some(vm)) => {
+                let keys = [("SNAPSHOT_ID", id), ("HYPERVISOR_ID", name), ("NAME", "known")];
+                vm.template.add_vector("SNAPSHOT", vector_of(&keys));
+            }
+            (Known::DiskSnapshot(id), Some(vm)) => {
+                snapshots(vm.snapshots.entry("0".to_owned()).or_default(), id);
+            }
+            (Known::ImageSnapshot(id), _) => {
+                let image = step.images.first().and_then(|image| model.images.get_mut(&image.0));
+                image.into_iter().for_each(|image| {
+                    image.snapshots.all.clear();
+                    snapshots(&mut image.snapshots, id);
+                });
+            }
+            _ => {}
+        }
+    }
+
     /// What is made in a step gets the number that it had.
     fn number(&self, step: &Step) {
         let printed = step.prints.as_deref().and_then(|text| text.rsplit_once("ID: "));
         let made = printed.and_then(|(_, number)| number.trim().parse().ok());
         let mut model = self.cloud.oned.model();
+        let plugs = step.calls.iter().find(|call| call.script.ends_with("/attach_disk"));
+        let disk = plugs.and_then(|call| {
+            let number = call.args.get(1)?.rsplit_once("/disk.")?.1.parse().ok()?;
+            Some((number, call.args.get(2)?.clone()))
+        });
+        if disk.is_some() {
+            model.next.disk = disk;
+        }
         if let Some(number) = made
-            && step.command.starts_with("oneimage ")
+            && (step.command.starts_with("oneimage ") || step.command.contains(" disk-saveas "))
         {
             model.next.image = number;
         }
@@ -296,6 +352,9 @@ impl Live {
         let mut words = command.split_whitespace().skip(1);
         let (action, host) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         if !self.cloud.nodes.iter().any(|node| node.name == host) {
+            if action == "create" {
+                self.cloud.add_host(host, STORES);
+            }
             return;
         }
         match action {

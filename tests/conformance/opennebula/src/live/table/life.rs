@@ -32,4 +32,18 @@ pub(super) const PLAYS: &[Play] = &[
         name: "06-terminate-from-states",
         turns: &[at(7).refused("save").then(&["onevm poweroff 4"])],
     },
+    Play {
+        name: "07-migrate",
+        turns: &[
+            // Neither by a checkpoint nor live yet: by power-off it gets there.
+            at(3).refused("save").then(&["onevm migrate --poff 7 host02"]),
+            at(6)
+                .refused("premigrate")
+                .undone("failmigrate")
+                .then(&["onevm migrate --poff 7 host01"]),
+            at(10).refused("save").then(&["onevm poweroff 7"]),
+            at(11).off(),
+            at(12).instead(&["onevm resume 7"]),
+        ],
+    },
 ];

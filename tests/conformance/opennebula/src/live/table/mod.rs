@@ -33,6 +33,17 @@ pub enum Act {
     Forget,
 }
 
+/// What oned knows.
+#[derive(Debug, Clone, Copy)]
+pub enum Known {
+    /// A snapshot of the VM: its number, the driver's name for it.
+    Snapshot(&'static str, &'static str),
+    /// A snapshot of the VM's first disk.
+    DiskSnapshot(u32),
+    /// A snapshot of the image.
+    ImageSnapshot(u32),
+}
+
 /// A step that is not as recorded.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn {
@@ -44,6 +55,12 @@ pub struct Turn {
     pub refuses: Option<&'static str>,
     /// But for this one, which undoes it, with the same words.
     pub undone: Option<&'static str>,
+    /// Or this one of the transfer driver, which takes the disk back that the first call made.
+    pub taken_back: Option<&'static str>,
+    /// Another command than the recorded one, and its calls, each in one line.
+    pub asked: Option<(&'static str, &'static [&'static str])>,
+    /// What oned knows that it would not, since our drivers refused to make it.
+    pub knows: Option<Known>,
     /// What is asked in place of what was, since that goes on from what is refused. Nothing of it is compared.
     pub instead: Option<&'static [&'static str]>,
     /// What is asked besides, so that the scenario goes on from where it went on.
@@ -75,6 +92,23 @@ impl Turn {
 
     const fn undone(self, script: &'static str) -> Self {
         Self { undone: Some(script), ..self }
+    }
+
+    const fn taken_back(self, script: &'static str) -> Self {
+        Self { taken_back: Some(script), ..self }
+    }
+
+    const fn asked(self, command: &'static str, calls: &'static [&'static str]) -> Self {
+        Self { asked: Some((command, calls)), ..self }
+    }
+
+    const fn knows(self, known: Known) -> Self {
+        Self { knows: Some(known), ..self }
+    }
+
+    /// The VM stays powered off.
+    const fn off(self) -> Self {
+        Self { ends: Some(OFF), ..self }
     }
 
     const fn then(self, commands: &'static [&'static str]) -> Self {
@@ -112,6 +146,9 @@ const fn at(step: u32) -> Turn {
         fault: None,
         refuses: None,
         undone: None,
+        taken_back: None,
+        asked: None,
+        knows: None,
         instead: None,
         then: &[],
         ends: None,
