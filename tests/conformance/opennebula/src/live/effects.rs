@@ -243,7 +243,7 @@ pub fn picture(cloud: &Cloud) -> Vec<String> {
     picture
 }
 
-/// Images that are ready are there.
+/// Images that are ready are there, and of those that are gone nothing is.
 fn images(cloud: &Cloud) -> Vec<String> {
     let root = cloud.oned.drivers.place.root();
     let mut files = Vec::new();
@@ -269,7 +269,21 @@ fn images(cloud: &Cloud) -> Vec<String> {
             wrong.push(format!("image {} is nowhere: {}", image.id, image.source));
         }
     }
+    let model = cloud.oned.model();
+    let left = |file: &&String| image_of(file).is_some_and(|id| !model.images.contains_key(&id));
+    wrong.extend(
+        files.iter().filter(left).map(|file| format!("{file} is of an image that is gone")),
+    );
     wrong
+}
+
+/// The image that a file of a datastore of ours belongs to, if its name says so.
+fn image_of(file: &str) -> Option<u32> {
+    let mut parts = file.rsplit('/');
+    let (name, dir) = (parts.next()?, parts.next()?);
+    let own = ["images", "disks"].contains(&dir).then_some(name.trim_start_matches('.'));
+    let stored = || file.split('/').find_map(|part| part.strip_prefix("image-"));
+    own.or_else(stored)?.split('.').next()?.parse().ok()
 }
 
 /// What is left of VMs that are done; and files of the front-end that are another's than the platform's user's.

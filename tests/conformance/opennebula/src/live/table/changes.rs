@@ -36,7 +36,7 @@ pub(super) const PLAYS: &[Play] = &[
             // Of a suspended one oned refuses it itself.
             at(15).instead(&[]),
             at(16).instead(&["onevm resume 9"]),
-            at(17).refused("cpds"),
+            at(17).refused("cpds").then(&["oneimage delete saved-snap"]),
             at(22).refused("snap_create").off(),
             at(23).refused("snap_create").off(),
             at(25).knows(Known::ImageSnapshot(0)).refused("snap_revert").image(ImageState::Ready),
@@ -68,8 +68,8 @@ pub(super) const PLAYS: &[Play] = &[
                 .refused("detach_disk"),
             at(9).instead(&[]),
             at(10).instead(&[]),
-            // Not of a disk that a guest runs on.
-            at(11).refused("cpds"),
+            // Not of a disk that a guest runs on. What was to become an image can go.
+            at(11).refused("cpds").then(&["oneimage delete saved-live"]),
             // What is attached to a VM that is off is there when it boots.
             at(14).then(&["onevm resume 11", "onevm poweroff 11"]),
         ],
@@ -87,7 +87,7 @@ pub(super) const PLAYS: &[Play] = &[
             at(11).refused("prebackup_live").undone("postbackup_live"),
             // There is none to be cancelled, and nothing of one to be removed.
             at(12).instead(&[]),
-            at(13).instead(&["oneimage delete 17"]),
+            at(13).instead(&["oneimage delete 16", "oneimage delete 17"]),
         ],
     },
     Play { name: "14-exec", turns: &[at(4).breaks(Fault::DaemonGone)] },
