@@ -44,7 +44,7 @@ pub const FOR_QUICKSTART: [Package; 4] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Package; 28] = [
+pub const FOR_TESTS: [Package; 29] = [
     tool("mmdebstrap", "mmdebstrap"),
     tool("ip", "iproute2"),
     tool("ping", "iputils-ping"),
@@ -54,6 +54,7 @@ pub const FOR_TESTS: [Package; 28] = [
     tool("umoci", "umoci"),
     tool("podman", "podman"),
     tool("buildah", "buildah"),
+    tool("slirp4netns", "slirp4netns"),
     tool("curl", "curl"),
     tool("fincore", "util-linux-extra"),
     tool("python3", "python3"),

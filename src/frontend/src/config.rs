@@ -1,5 +1,6 @@
 //! What the front-end's admin wants of our drivers: parts of `/etc/ocivisor/opennebula.toml`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -14,6 +15,8 @@ pub struct Config {
     pub images: Images,
     /// `[registries]`, as the daemon has it.
     pub registries: RegistriesConfig,
+    /// Program and arguments of a process that calls [`builder`](crate::images::builder) and no more; without them nothing is built.
+    pub builder: Vec<OsString>,
 }
 
 /// How images come in.

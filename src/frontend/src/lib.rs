@@ -14,6 +14,7 @@ pub mod market;
 mod ofd;
 pub mod packed;
 pub mod ssh;
+mod sys;
 mod timed;
 pub mod tm;
 mod tool;

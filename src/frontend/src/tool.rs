@@ -5,8 +5,6 @@
 //! child when its parent dies ([`Tool::run_with_strays`]) and is ended one by one. Whoever still holds the pipes when
 //! the tool has ended is not waited for.
 
-mod tie;
-
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result, one_line};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group};
+
+use crate::sys;
 
 /// The path by which a tool opens the file that is its standard input.
 pub(crate) const STDIN: &str = "/proc/self/fd/0";
@@ -71,7 +71,7 @@ impl Tool<'_> {
         command.args(arguments).env("LC_ALL", "C");
         command.stdin(self.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        tie::to_this_thread(&mut command);
+        sys::tie_to_this_thread(&mut command);
         let orphans = if strays { Some(Orphans::adopt()) } else { None };
         let mut child = command.spawn().map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
@@ -204,7 +204,7 @@ impl Pipe {
 }
 
 /// Where programs are looked for, whatever oned's environment says.
-const DIRS: [&str; 6] =
+pub(crate) const DIRS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 fn locate(name: &OsStr) -> Option<PathBuf> {
@@ -228,15 +228,6 @@ pub(crate) fn find(name: &str) -> Result<PathBuf> {
 pub(crate) fn run<A: AsRef<OsStr>>(argv: &[A], timeout: Duration) -> Result<()> {
     let argv: Vec<&OsStr> = argv.iter().map(AsRef::as_ref).collect();
     Tool { argv: &argv, stdin: None, timeout, most: 0, fine: 0 }.run().map(drop)
-}
-
-/// Runs a program that starts others, of which none is to be left.
-///
-/// # Errors
-/// As [`Tool::run`].
-pub(crate) fn run_with_strays<A: AsRef<OsStr>>(argv: &[A], timeout: Duration) -> Result<()> {
-    let argv: Vec<&OsStr> = argv.iter().map(AsRef::as_ref).collect();
-    Tool { argv: &argv, stdin: None, timeout, most: 0, fine: 0 }.run_with_strays().map(drop)
 }
 
 /// Reads to the end, keeps the first bytes.

@@ -6,7 +6,9 @@ mod calls;
 #[path = "../../../datastore/tests/common/mod.rs"]
 mod common;
 
+use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -15,6 +17,33 @@ use std::time::Duration;
 use calls::{Cloud, Wish};
 use common::*;
 use tempfile::TempDir;
+
+/// Set in the process that is the builder of a test's driver.
+const BUILDER: &str = "OCIVISOR_TEST_BUILDER";
+
+/// `ocivisor one builder`. Without the variable there is nothing to do.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the exit code is the program's, not the test's")]
+fn builder() {
+    if std::env::var_os(BUILDER).is_none() {
+        return;
+    }
+    let code = ocivisor_frontend::images::builder().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        1
+    });
+    std::process::exit(code.into());
+}
+
+/// As an admin who wants builds.
+fn let_build(cloud: &mut Cloud) {
+    cloud.config.images.build = true;
+    let own = std::env::current_exe().unwrap().into_os_string();
+    // crun does not run where control groups are of both versions, as on some machines of builders.
+    let env = ["/usr/bin/env", "BUILDAH_RUNTIME=runc", &format!("{BUILDER}=1")].map(OsString::from);
+    let test = ["builder", "--exact", "--nocapture"].map(OsString::from);
+    cloud.config.builder = env.into_iter().chain([own]).chain(test).collect();
+}
 
 fn cloud() -> (TempDir, Cloud) {
     let top = tempfile::tempdir().unwrap();
@@ -36,7 +65,7 @@ fn dockerfiles_are_built_where_an_admin_wants_that() {
         let error = cloud.call(action, &wish).unwrap_err();
         assert!(error.contains("Dockerfiles are not built on this front-end"), "{error}");
     }
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     let absent = top.path().join("nothing");
     fs::create_dir(&absent).unwrap();
     let error = cloud.cp(1, &format!("dockerfile://{}", absent.display())).unwrap_err();
@@ -58,7 +87,7 @@ fn dockerfiles_are_built_where_an_admin_wants_that() {
 #[test]
 fn nothing_is_built_of_what_a_link_leads_to() {
     let (top, mut cloud) = cloud();
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     cloud.template = format!("<SAFE_DIRS>{}</SAFE_DIRS>", top.path().join("app").display());
     fs::create_dir(top.path().join("app")).unwrap();
     put(&top.path().join("secret"), b"oneadmin:the-password\n");
@@ -86,7 +115,7 @@ fn nothing_is_built_upon_but_what_registries_have() {
     let top = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
     fs::create_dir(top.path().join("datastores")).unwrap();
     let mut cloud = Cloud::new(top.path());
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     let base = Layout::new(&top.path().join("base"));
     base.image(&[gzipped(&RawTar::new().file("a", b"a").end())], &serde_json::json!({}));
     let answer = cloud.cp(1, text(&base.dir)).unwrap();
@@ -97,10 +126,16 @@ fn nothing_is_built_upon_but_what_registries_have() {
     run("skopeo", &["copy", "-q", &format!("oci-archive:{archive}"), &format!("dir:{unpacked}")]);
     let dir = top.path().join("app");
     fs::create_dir(&dir).unwrap();
+    // What the front-end has is not there. What a user brings along is refused by the policy.
+    run("cp", &[&archive, text(&dir.join("base.tar"))]);
+    run("cp", &["-r", text(&base.dir), &unpacked, text(&dir)]);
     let places = [
         format!("oci-archive:{archive}"),
         format!("oci:{}", base.dir.display()),
         format!("dir:{unpacked}"),
+        "oci-archive:/build/context/base.tar".to_owned(),
+        "oci:/build/context/base".to_owned(),
+        "dir:/build/context/dir".to_owned(),
     ];
     let policy = cloud.config.images.policy.clone();
     let all = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
@@ -111,16 +146,22 @@ fn nothing_is_built_upon_but_what_registries_have() {
         if let Some(rules) = rules {
             put(&policy, rules.as_bytes());
         }
-        for place in &places {
+        // What is not there is not there whatever the rules are.
+        for place in &places[if rules == Some(all) { 0 } else { 3 }..] {
+            let own = place.contains(":/build/");
             for script in [
                 format!("FROM {place}\n"),
                 format!("FROM scratch\nCOPY --from={place} /a /a\n"),
                 format!("FROM scratch\nRUN --mount=type=bind,from={place},target=/m [\"/m/a\"]\n"),
-            ] {
+            ]
+            .iter()
+            .take(if own { 3 } else { 1 })
+            {
                 put(&dir.join("Dockerfile"), script.as_bytes());
                 let error = cloud.cp(2, &dir.display().to_string()).unwrap_err();
                 let refused = ["rejected by policy", "no stage or image found"];
-                assert!(refused.iter().any(|why| error.contains(why)), "{script}{error}");
+                let absent = !own && error.contains("no such file");
+                assert!(absent || refused.iter().any(|why| error.contains(why)), "{script}{error}");
             }
         }
     }
@@ -153,7 +194,7 @@ fn taken_away() {
     let top = Path::new(&top);
     let at = |name: &str| top.join(name);
     let mut cloud = Cloud::new(top);
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     let mark = format!("86{:07}.25", std::process::id());
     for (id, wanted) in [(1, "file"), (2, "one_auth")] {
         fs::create_dir(at("app")).unwrap();
@@ -196,11 +237,9 @@ fn a_context_that_is_taken_away_while_it_is_built_leads_nowhere_else() {
     let (top, _) = cloud();
     fs::create_dir(top.path().join("secret")).unwrap();
     put(&top.path().join("secret/one_auth"), b"oneadmin:the-password\n");
-    // crun does not run where control groups are of both versions, as on some machines of builders.
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["taken_away", "--exact"])
         .env(MOVED, top.path().canonicalize().unwrap())
-        .env("BUILDAH_RUNTIME", "runc")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
@@ -208,10 +247,90 @@ fn a_context_that_is_taken_away_while_it_is_built_leads_nowhere_else() {
     assert!(said.contains("1 passed"), "{said}");
 }
 
+/// Whether a layer of the datastore has these bytes.
+fn is_in_a_layer(cloud: &Cloud, bytes: &[u8]) -> bool {
+    let blobs = fs::read_dir(cloud.base.join("store/blobs/sha256")).unwrap();
+    blobs.map(|blob| fs::read(blob.unwrap().path()).unwrap()).any(|blob| {
+        let mut plain = Vec::new();
+        let gzipped = flate2::read::MultiGzDecoder::new(&*blob).read_to_end(&mut plain).is_ok();
+        (if gzipped { plain } else { blob }).windows(bytes.len()).any(|part| part == bytes)
+    })
+}
+
+/// A context with links to the root directory and to a secret of the front-end's.
+fn with_links(top: &Path) -> std::path::PathBuf {
+    put(&top.join("one_auth"), b"oneadmin:the-password\n");
+    let dir = top.join("app");
+    fs::create_dir_all(dir.join("links")).unwrap();
+    symlink("/", dir.join("links/root")).unwrap();
+    symlink(top.join("one_auth"), dir.join("links/secret")).unwrap();
+    symlink(top, dir.join("links/top")).unwrap();
+    fs::copy("/bin/busybox", dir.join("busybox")).unwrap();
+    dir
+}
+
+/// CVE-2024-1753: up to 1.35.0 buildah follows a link in the source of a mount to the machine's own files.
+#[test]
+fn a_mount_from_a_stage_leads_to_nothing_of_the_front_ends() {
+    let (top, mut cloud) = cloud();
+    let_build(&mut cloud);
+    let top = top.path().canonicalize().unwrap();
+    let dir = with_links(&top);
+    let secret = format!("/m{}", top.join("one_auth").display());
+    let all = format!("{secret} /m/etc/shadow /m/proc/1/environ");
+    for (id, source, paths) in
+        [(1, "/links/root", &*all), (2, "/links/top", "/m/one_auth"), (3, "/links/secret", "/m")]
+    {
+        let script = format!(
+            "FROM scratch AS led\nCOPY links /links\nFROM scratch\nCOPY busybox /bin/busybox\n\
+             RUN --mount=type=bind,from=led,source={source},target=/m,rw \
+             [\"/bin/busybox\", \"sh\", \"-c\", \"echo that ran > /seen; cat {paths} >> /seen; true\"]\n"
+        );
+        put(&dir.join("Dockerfile"), script.as_bytes());
+        // A buildah that is mended, or has nothing to mount, says that there is nothing.
+        let ended = cloud.cp(id, text(&dir));
+        assert_eq!(ended.is_ok(), is_in_a_layer(&cloud, b"that ran\n"), "{ended:?}");
+        for part in ["the-password", "root:*", "root:!", "CARGO"] {
+            assert!(!is_in_a_layer(&cloud, part.as_bytes()), "{source}: {part}");
+        }
+        assert!(!format!("{ended:?}").contains("the-password"), "{ended:?}");
+        cloud.rm(id, "").unwrap();
+    }
+    cloud.assert_clean();
+}
+
+#[test]
+fn a_copy_from_a_stage_leads_to_nothing_of_the_front_ends() {
+    let (top, mut cloud) = cloud();
+    let_build(&mut cloud);
+    let top = top.path().canonicalize().unwrap();
+    let dir = with_links(&top);
+    let secret = format!("/links/root{}", top.join("one_auth").display());
+    for source in [&*secret, "/links/secret", "/links/top/one_auth", "/links/root/etc/shadow"] {
+        for stage in [
+            format!(
+                "FROM scratch AS led\nCOPY links /links\nFROM scratch\nCOPY --from=led {source} /got\n"
+            ),
+            format!("FROM scratch\nCOPY {source} /got\n"),
+            format!("FROM scratch\nADD .{source} /got\n"),
+        ] {
+            put(&dir.join("Dockerfile"), stage.as_bytes());
+            let error = cloud.cp(1, text(&dir)).unwrap_err();
+            assert!(!error.contains("the-password"), "{error}");
+            assert_eq!(cloud.blobs(), 0, "{stage}");
+        }
+    }
+    // As links they are what anybody may write.
+    put(&dir.join("Dockerfile"), b"FROM scratch\nCOPY links /links\n");
+    cloud.cp(1, text(&dir)).unwrap();
+    assert!(!is_in_a_layer(&cloud, b"the-password"));
+    cloud.assert_clean();
+}
+
 #[test]
 fn what_is_built_may_not_be_more_than_was_counted() {
     let (top, mut cloud) = cloud();
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     let dir = top.path().join("app");
     fs::create_dir(&dir).unwrap();
     let noise: Vec<u8> = (0..300_000_u64)
@@ -244,8 +363,13 @@ fn somebody() {
     let Some(top) = std::env::var_os(TOP) else { return };
     let top = Path::new(&top);
     let mut cloud = Cloud::new(top);
-    cloud.config.images.build = true;
+    let_build(&mut cloud);
     let path = format!("dockerfile://{}", top.join("app").display());
+    // In a container of somebody's, with a network of its own; what he may read himself is not there.
+    fs::read(top.join("running/one_auth")).unwrap();
+    cloud.cp(1, &format!("dockerfile://{}", top.join("running/app").display())).unwrap();
+    assert!(is_in_a_layer(&cloud, b"that ran\n0\n"));
+    assert!(!is_in_a_layer(&cloud, b"the-password"));
     let works = |cloud: &Cloud| {
         let names = fs::read_dir(&cloud.base).unwrap();
         names
@@ -292,6 +416,15 @@ fn files_of_other_users_that_a_build_makes_are_in_nobodys_way() {
     put(&at("app/root.tar"), &root);
     let text = b"FROM scratch\nADD root.tar /\nCOPY --chown=100:65534 root.tar /private/\n";
     put(&at("app/Dockerfile"), text);
+    fs::create_dir(at("running")).unwrap();
+    let running = with_links(&at("running"));
+    let script = format!(
+        "FROM scratch AS led\nCOPY links /links\nFROM scratch\nCOPY busybox /bin/busybox\n\
+         RUN --mount=type=bind,from=led,source=/links/root,target=/m [\"/bin/busybox\", \"sh\", \"-c\", \
+         \"echo that ran > /seen; id -u >> /seen; cat /m{}/one_auth >> /seen; true\"]\n",
+        at("running").canonicalize().unwrap().display()
+    );
+    put(&running.join("Dockerfile"), script.as_bytes());
     for (dir, mode) in [("", 0o755), ("home", 0o700), ("home/run", 0o700)] {
         fs::set_permissions(at(dir), fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -313,6 +446,8 @@ fn files_of_other_users_that_a_build_makes_are_in_nobodys_way() {
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/ids" /etc/subuid
 mount --bind "$1/ids" /etc/subgid
+mknod --mode=666 "$1/tun" c 10 200
+mount --bind "$1/tun" /dev/net/tun
 exec setpriv --reuid="$2" --regid="$2" --clear-groups "$3" somebody --exact"#;
     let exe = std::env::current_exe().unwrap();
     let child = Command::new("unshare")

@@ -81,6 +81,11 @@ impl Config {
         ocivisor_frontend::Config {
             images: self.images.clone(),
             registries: self.registries.clone(),
+            // `super::builder`.
+            builder: std::env::current_exe().map_or_else(
+                |_| Vec::new(),
+                |own| vec![own.into(), "one".into(), super::BUILDER.into()],
+            ),
         }
     }
 

@@ -38,6 +38,9 @@ use crate::output::{complain, print};
 /// What our drivers are called where a script's place does not say it.
 const DRIVER: &str = "ocivisor";
 
+/// The word by which the datastore driver calls this program again, below a user namespace.
+const BUILDER: &str = "builder";
+
 /// Options of `one`.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -127,6 +130,9 @@ pub fn early() -> Option<ExitCode> {
     if word == "host" && args.len() == 0 {
         return Some(host::main(socket));
     }
+    if word == BUILDER && args.len() == 0 {
+        return Some(builder());
+    }
     if let Some(code) = detached::early(&word) {
         return Some(code);
     }
@@ -163,6 +169,17 @@ pub fn main(options: &Options, context: &Context) -> ExitCode {
         Command::Datastore(call) => serve(Kind::Datastore, call, None),
         Command::Market(call) => serve(Kind::Market, call, None),
         Command::Im(call) => serve(Kind::Im, call, Some(context.socket.clone())),
+    }
+}
+
+/// Builds a Dockerfile in a root directory of its own.
+fn builder() -> ExitCode {
+    match ocivisor_frontend::images::builder() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            complain(&format!("{error}\n"));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 //! What a Dockerfile says is its user's, and buildah reads for it whatever our user may read. So it gets nothing of the
 //! user's by a path: the Dockerfile and its context are copies ([`super::tree`]), and its policy is ours: images come from
 //! registries alone, for every other transport of containers-transports(5) opens a path or another store of this machine.
+//! And it runs where there is nothing else to be read ([`super::enclosed`]).
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{Image, Source};
 use serde_json::{Map, Value, json};
 
+use super::enclosed::{HOME, Order, TEMPORARY, WORK};
 use super::{Driver, bring, tree};
 use crate::depot::ImageLock;
 use crate::fault::failed;
@@ -64,51 +67,59 @@ impl Driver<'_> {
     /// chroot: there they could signal every process of oneadmin's, whose user they are.
     pub(super) fn build(&mut self, held: &ImageLock, context: &Context) -> Result<Image> {
         let text = instructions(&context.dockerfile)?;
-        let policy = policy(&self.config.images.policy)?;
+        let (policy, keys) = policy(&self.config.images.policy)?;
         let work = self.depot()?.work(held)?;
         let at = |name: &str| work.path().join(name);
-        let text_of = |name: &str| at(name).display().to_string();
+        // As the build has it.
+        let inside = |name: &str| format!("{WORK}/{name}");
         write(&at("Dockerfile"), &text)?;
         write(&at("policy.json"), &policy)?;
+        for (name, key) in keys {
+            write(&at(&name), &key)?;
+        }
+        for dir in [HOME, TEMPORARY].map(Path::new) {
+            let dir = at(&dir.file_name().unwrap_or_default().to_string_lossy());
+            let made = DirBuilder::new().mode(0o700).create(&dir);
+            made.map_err(|e| failed("make", &dir, &e))?;
+        }
         let left_out = tree::copy(&context.dir, &at("context"), self.free()?)?;
         if left_out > 0 {
             self.log(&format!("{left_out} sockets, pipes and devices are not given to the build"));
         }
-        let global = [
-            &*context.buildah.display().to_string(),
-            "--root",
-            &text_of("root"),
-            "--runroot",
-            &text_of("run"),
-            "--storage-driver",
-            "vfs",
-        ]
-        .map(str::to_owned);
+        let buildah = context.buildah.display().to_string();
+        let global = [&*buildah, "--root", &inside("root"), "--runroot", &inside("run")]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(["--storage-driver", "vfs"].map(str::to_owned));
+        let global: Vec<String> = global.collect();
         let most = Duration::from_secs(self.config.images.build_timeout);
-        let failed = |e: Error| match e.kind {
-            ErrorKind::Timeout => {
-                e.hint("images.build_timeout of the front-end says how long it may take")
-            }
-            _ => e,
+        let run = |arguments: &[String]| {
+            let order =
+                Order { work: work.path().to_owned(), argv: [&*global, arguments].concat() };
+            let ran = order.run(&self.config.builder, &context.buildah, most);
+            ran.map_err(|e| match e.kind {
+                ErrorKind::Timeout => {
+                    e.hint("images.build_timeout of the front-end says how long it may take")
+                }
+                _ => e,
+            })
+            .map_err(|e| e.context(format!("build {}", context.dir.display())))
         };
-        let failed = |e: Error| failed(e.context(format!("build {}", context.dir.display())));
-        let policy = format!("--signature-policy={}", text_of("policy.json"));
+        let policy = format!("--signature-policy={}", inside("policy.json"));
         let build = [
             "build",
             &policy,
             "--isolation",
             "rootless",
             "--file",
-            &text_of("Dockerfile"),
+            &inside("Dockerfile"),
             "--tag",
             "built",
-            &text_of("context"),
-        ]
-        .map(str::to_owned);
-        tool::run_with_strays(&[&global[..], &build].concat(), most).map_err(failed)?;
-        let to = format!("oci:{}:built", text_of("image"));
-        let push = ["push", &policy, "built", &to].map(str::to_owned);
-        tool::run_with_strays(&[&global[..], &push].concat(), most).map_err(failed)?;
+            &inside("context"),
+        ];
+        run(&build.map(str::to_owned))?;
+        let to = format!("oci:{}:built", inside("image"));
+        run(&["push", &policy, "built", &to].map(str::to_owned))?;
         self.import(&Source::OciLayout { dir: at("image"), tag: None })
     }
 }
@@ -148,8 +159,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written.map_err(|e| failed("write", path, &e))
 }
 
-/// The policy of a build: of images from registries what the admin's says, and no others.
-fn policy(path: &Path) -> Result<Vec<u8>> {
+/// The policy of a build: of images from registries what the admin's says, and no others. With it the keys that it names.
+fn policy(path: &Path) -> Result<(Vec<u8>, Keys)> {
     let theirs = match File::open(path) {
         Ok(file) => serde_json::from_slice(&read(file, path)?).map_err(|e| {
             Error::new(ErrorKind::Invalid, format!("images.policy {}: {e}", path.display()))
@@ -160,7 +171,41 @@ fn policy(path: &Path) -> Result<Vec<u8>> {
         }
         Err(e) => return Err(failed("read", path, &e)),
     };
-    Ok(registries_alone(&theirs).to_string().into_bytes())
+    let mut policy = registries_alone(&theirs);
+    let mut keys = Keys::new();
+    take_keys(&mut policy, None, &mut keys)?;
+    Ok((policy.to_string().into_bytes(), keys))
+}
+
+/// Names in the directory of the build, and content.
+type Keys = Vec<(String, Vec<u8>)>;
+
+/// Takes the files that a policy names, and names their copies: `keyPath`, `keyPaths`, `caPath`, `rekorPublicKeyPath` and so on.
+fn take_keys(value: &mut Value, name: Option<&str>, keys: &mut Keys) -> Result<()> {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                take_keys(value, Some(name), keys)?;
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                take_keys(value, name, keys)?;
+            }
+        }
+        Value::String(path)
+            if name.is_some_and(|name| name.ends_with("Path") || name.ends_with("Paths")) =>
+        {
+            let named = Path::new(&*path);
+            let file = File::open(named).map_err(|e| failed("read", named, &e))?;
+            let key = format!("key-{}", keys.len());
+            let content = read(file, named)?;
+            *path = format!("{WORK}/{key}");
+            keys.push((key, content));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// containers-policy.json(5): the scope "" of a transport is its default; without one it is the default of all.
@@ -194,8 +239,37 @@ mod tests {
         assert_eq!(said(theirs), ours(json!({ "registry.example": any, "": no })));
         let theirs = json!({ "default": no, "transports": { "docker": { "": any, "a.b": no } } });
         assert_eq!(said(theirs), ours(json!({ "": any, "a.b": no })));
-        let absent = policy(Path::new("/does/not/exist")).unwrap();
+        let (absent, keys) = policy(Path::new("/does/not/exist")).unwrap();
         let absent: Value = serde_json::from_slice(&absent).unwrap();
-        assert_eq!(absent, ours(json!({ "": any })));
+        assert_eq!((absent, keys), (ours(json!({ "": any })), Keys::new()));
+    }
+
+    #[test]
+    fn keys_of_the_policy_go_along() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name).display().to_string();
+        for name in ["one", "two", "three"] {
+            write(Path::new(&at(name)), name.as_bytes()).unwrap();
+        }
+        let signed = |one: &str, two: &str, three: &str| {
+            json!([
+                { "type": "signedBy", "keyType": "GPGKeys", "keyPath": one },
+                { "type": "signedBy", "keyType": "GPGKeys", "keyPaths": [two, three] },
+            ])
+        };
+        let theirs = json!({
+            "default": [{ "type": "reject" }],
+            "transports": { "docker": { "a.b": signed(&at("one"), &at("two"), &at("three")) } },
+        });
+        let file = top.path().join("policy.json");
+        write(&file, theirs.to_string().as_bytes()).unwrap();
+        let (ours, keys) = policy(&file).unwrap();
+        let ours: Value = serde_json::from_slice(&ours).unwrap();
+        let want = signed("/build/key-0", "/build/key-1", "/build/key-2");
+        assert_eq!(ours["transports"]["docker"]["a.b"], want);
+        let want = ["one", "two", "three"].map(|name| name.as_bytes().to_vec());
+        assert_eq!(keys.into_iter().map(|(_, key)| key).collect::<Vec<_>>(), want);
+        std::fs::remove_file(at("two")).unwrap();
+        assert_eq!(policy(&file).unwrap_err().kind, ErrorKind::NotFound);
     }
 }

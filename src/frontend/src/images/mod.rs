@@ -9,6 +9,7 @@ mod copies;
 pub(crate) mod data;
 mod dirs;
 mod empty;
+mod enclosed;
 mod export;
 mod size;
 mod tell;
@@ -27,6 +28,8 @@ use crate::config::Config;
 use crate::depot::Depot;
 use crate::fault::{failed, from_store};
 use data::Room;
+
+pub use enclosed::builder;
 
 /// Downloads that nobody went on with for so long are of no use to anybody.
 const PARTIAL_AGE: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ocivisor_frontend::depot::{Container, Content};
-use ocivisor_frontend::{Config, Depot, ImagesConfig, RegistriesConfig, images};
+use ocivisor_frontend::{Config, Depot, ImagesConfig, images};
 use ocivisor_opennebula::ds;
 
 /// A datastore, and how its driver is configured.
@@ -43,7 +43,7 @@ impl Cloud {
             oneimage: PathBuf::new(),
             ..ImagesConfig::default()
         };
-        let config = Config { images, registries: RegistriesConfig::default() };
+        let config = Config { images, ..Config::default() };
         Self {
             base: top.join("datastores/101"),
             config,
