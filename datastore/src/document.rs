@@ -311,7 +311,10 @@ pub(crate) fn choose_saved(
     if let Some(tag) = tag {
         let tags = |image: &SavedImage| image.repo_tags.clone().unwrap_or_default();
         let mut there: Vec<String> = images.iter().flat_map(tags).collect();
-        images.retain(|i| i.repo_tags.iter().flatten().any(|t| is_tagged(t, tag)));
+        // What is written out just so is meant, whatever else could be.
+        let exactly = images.iter().any(|image| tags(image).iter().any(|full| full == tag));
+        let meant = |full: &String| if exactly { full == tag } else { is_tagged(full, tag) };
+        images.retain(|image| tags(image).iter().any(meant));
         if images.is_empty() {
             there.truncate(TAGS_SHOWN);
             let there = escape(there.join(", ").as_bytes());
@@ -362,6 +365,16 @@ mod tests {
             ("b:2", "b"),
         ] {
             assert_eq!(saved(Some(tag)).as_deref(), Ok(config), "{tag}");
+        }
+        let both = r#"[{"Config": "short", "RepoTags": ["a:1"], "Layers": ["l"]},
+            {"Config": "long", "RepoTags": ["docker.io/library/a:1"], "Layers": ["l"]}]"#;
+        for (tag, config) in [
+            ("a:1", Some("short")),
+            ("docker.io/library/a:1", Some("long")),
+            ("library/a:1", Some("long")),
+        ] {
+            let chosen = choose_saved(both.as_bytes(), Some(tag), &Limits::default());
+            assert_eq!(chosen.ok().map(|image| image.config).as_deref(), config, "{tag}");
         }
         let there = "docker.io/library/a:1, docker.io/team/b:1, b:2";
         let none = Err(format!("holds no image of that tag; it has {there}"));
