@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore::{
-    Cancel, HttpsUrl, Limits, Patience, Registries, RegistriesConfig, RegistryReference, Source,
-    expand,
+    Cancel, HttpsUrl, Limit, Limits, Patience, Refusal, Registries, RegistriesConfig,
+    RegistryReference, Source, expand,
 };
 use ocivisor_opennebula::ds::Place;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
@@ -71,12 +71,12 @@ impl Driver<'_> {
                 (own, self.here(scheme, &path)?)
             }
         };
-        let (least, else_) = match found {
+        let (least, unsaid) = match found {
             Found::Image(packed) => (mib(packed), Some(self.config.images.disk_mb)),
             Found::Disk(bytes) => (mib(bytes), Some(0)),
             Found::Unknown => (0, None),
         };
-        let Some(size) = told.or(else_) else {
+        let Some(size) = told.or(unsaid) else {
             let shown = clip(&self.call.image.path);
             let text = format!("{shown:?} is compressed and does not say how much is in it");
             return Err(Error::new(ErrorKind::Image, text)
@@ -241,14 +241,22 @@ fn count(mut plain: Box<dyn Read>, deadline: Instant) -> std::io::Result<Found> 
     }
     let (mut buf, mut total) = (vec![0; 256 * 1024], start.len() as u64);
     loop {
-        match plain.read(&mut buf)? {
-            0 => return Ok(Found::Disk(total)),
-            n => total += n as u64,
+        match plain.read(&mut buf) {
+            Ok(0) => return Ok(Found::Disk(total)),
+            Ok(n) => total += n as u64,
+            // More than is counted here; how much may come says who brings it in.
+            Err(e) if is_too_much(&e) => return Ok(Found::Unknown),
+            Err(e) => return Err(e),
         }
         if Instant::now() >= deadline {
             return Ok(Found::Unknown);
         }
     }
+}
+
+fn is_too_much(e: &std::io::Error) -> bool {
+    let refusal = e.get_ref().and_then(|inner| inner.downcast_ref::<Refusal>());
+    matches!(refusal, Some(Refusal::Limit { limit: Limit::ImageBytes, .. }))
 }
 
 /// Rounded up, and never 0: that would count as no size at all.
@@ -329,5 +337,18 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(60);
         assert!(matches!(count(plain(), later), Ok(Found::Disk(1000))));
         assert!(matches!(count(plain(), Instant::now()), Ok(Found::Unknown)));
+        // So is what is more than anything may be.
+        let mut file = tempfile::tempfile().unwrap();
+        let noise: Vec<u8> =
+            (0..1000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+        std::io::Write::write_all(&mut file, &zstd::encode_all(&*noise, 1).unwrap()).unwrap();
+        let counted = |image_bytes| {
+            std::io::Seek::rewind(&mut &file).unwrap();
+            let limits = Limits { image_bytes, ..Limits::default() };
+            let plain = expand(file.try_clone().unwrap(), "it", &limits).unwrap().unwrap();
+            count(plain, later)
+        };
+        assert!(matches!(counted(4000), Ok(Found::Disk(4000))));
+        assert!(matches!(counted(3999), Ok(Found::Unknown)));
     }
 }
