@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::tm::place::{DiskPlace, On};
 use ocivisor_opennebula::tm::{ContextFile, TmCall};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{Front, put};
 use crate::files::failed;
@@ -17,7 +18,7 @@ use crate::tool::Tool;
 
 /// What directories are called in which one is made.
 const PREFIX: &str = "ocivisor-context-";
-/// Longer than any call works in its directory without changing it.
+/// How old a directory is that nobody works in any more, and that nobody has only just made and not locked yet.
 const LEFT: Duration = Duration::from_secs(3600);
 /// Most bytes of all files on it.
 const MOST: u64 = 4 << 30;
@@ -38,6 +39,7 @@ pub(super) fn make(
     sweep(&above, SystemTime::now() - LEFT);
     let work = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&above);
     let work = work.map_err(|e| failed("make directory in", &above, e))?;
+    let locked = lock(work.path()).map_err(|e| failed("lock", work.path(), e))?;
     let (content, image) = (work.path().join("content"), work.path().join("context.iso"));
     std::fs::create_dir(&content).map_err(|e| failed("make directory", &content, e))?;
     let mut left = MOST;
@@ -47,7 +49,18 @@ pub(super) fn make(
     iso(&content, &image)?;
     let made = File::open(&image).map_err(|e| failed("open", &image, e))?;
     let mut host = front.ready(call, disk)?;
-    put(&mut host, &disk.what, &made, &image, None).map(|_| ())
+    put(&mut host, &disk.what, &made, &image, None)?;
+    drop(locked);
+    Ok(())
+}
+
+/// Holds a directory as one that is worked in, as long as the result lives: large files take a while, and what comes below it does
+/// not change its own time.
+fn lock(dir: &Path) -> std::io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let dir = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(dir)?;
+    flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(dir)
 }
 
 /// Removes what calls have left that began before then.
@@ -60,7 +73,8 @@ fn sweep(above: &Path, before: SystemTime) {
             let changed = meta.modified().is_ok_and(|time| time < before);
             meta.is_dir() && meta.uid() == us && changed
         });
-        if ours && old {
+        // Its lock goes with its call.
+        if ours && old && lock(&entry.path()).is_ok() {
             // Whoever sweeps at the same time may have been faster.
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -71,7 +85,7 @@ fn sweep(above: &Path, before: SystemTime) {
 fn copy(file: &ContextFile, into: &Path, most: u64) -> Result<u64> {
     let options = || {
         let mut options = File::options();
-        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+        let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
         options.read(true).custom_flags(flags.bits().cast_signed());
         options
     };
@@ -142,6 +156,11 @@ mod tests {
         let all = left();
         sweep(top.path(), SystemTime::now() - LEFT);
         assert_eq!(left(), all);
+        // Whoever is at work has it locked, however long it takes.
+        let at_work = lock(&at("ocivisor-context-old")).unwrap();
+        sweep(top.path(), SystemTime::now() + LEFT);
+        assert_eq!(left(), all);
+        drop(at_work);
         sweep(top.path(), SystemTime::now() + LEFT);
         let rest = ["elsewhere", "ocivisor-context-link", "ocivisor-context-new", "other"];
         assert_eq!(left(), rest);
