@@ -87,6 +87,21 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// Numbers are the cloud's, and a host may have had another one; a directory is of one VM.
+fn check_place(vm: &str, disk: &Path, dir: &Path) -> Result<(), Failure> {
+    // The daemon has resolved what it was told.
+    let real = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    match disk.parent() {
+        Some(parent) if parent == dir || parent == real => Ok(()),
+        _ => {
+            let (disk, dir) = (disk.display(), dir.display());
+            let text = format!("vm {vm} runs on {disk}, which is not in {dir}");
+            let hint = "find out whose it is; it may be another cloud's";
+            Err(Error::new(ErrorKind::Conflict, text).hint(hint).into())
+        }
+    }
+}
+
 impl Daemon for Asked {
     fn lacking(&mut self, layout: &Path) -> Result<Vec<String>, Error> {
         let source = format!("oci:{}", text(layout));
@@ -121,11 +136,44 @@ impl Daemon for Asked {
         std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
     }
 
-    fn end(&mut self, vm: u32) -> Result<(), Error> {
+    fn end(&mut self, vm: u32, dir: &Path) -> Result<(), Error> {
         let vm: OneId = vm.to_string().parse()?;
         self.ask(&async |context, client| {
+            let info = match client.vm_get(Text(vm.vm_id())).await.map_err(Failure::from) {
+                Err(failure) if failure.exit == Exit::NotFound => return Ok(()),
+                other => other?,
+            };
+            check_place(vm.vm_id().as_ref(), Path::new(&info.record.spec.root.path), dir)?;
             let send = async |c: &Client, id| c.vm_destroy(id, Text(vm.vm_id()), true).await;
             context.wishing_absence().run_operation(client, &send).await.map(|_| ())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_is_known_by_where_its_disk_is() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let at = |name: &str| top.join(name);
+        for dir in ["real/7", "other/7"] {
+            std::fs::create_dir_all(at(dir)).unwrap();
+        }
+        std::os::unix::fs::symlink("real", at("led")).unwrap();
+        let ends = |disk: &str, dir: &str| check_place("one-7", &at(disk), &at(dir)).is_ok();
+        assert!(ends("real/7/disk.0", "real/7"));
+        assert!(ends("real/7/disk.0", "led/7"));
+        assert!(ends("gone/7/disk.0", "gone/7"));
+        assert!(!ends("other/7/disk.0", "real/7"));
+        assert!(!ends("real/7/sub/disk.0", "real/7"));
+        let failure = check_place("one-7", &at("other/7/disk.0"), &at("led/7")).unwrap_err();
+        let want = format!(
+            "vm one-7 runs on {0}/other/7/disk.0, which is not in {0}/led/7",
+            top.display()
+        );
+        assert_eq!((failure.exit, failure.message), (Exit::Conflict, want));
     }
 }

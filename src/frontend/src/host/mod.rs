@@ -54,12 +54,12 @@ pub trait Daemon: Send {
     /// Whether there is one: a front-end may be a host, too.
     fn is_there(&mut self) -> bool;
 
-    /// Ends a VM's guest, also one that is only being made, and forgets the VM; none is fine. On return nothing of it
-    /// runs or is mounted.
+    /// Ends the guest of the VM whose root disk is in that directory, also one that is only being made, and forgets the VM;
+    /// none is fine. On return nothing of it runs or is mounted.
     ///
     /// # Errors
-    /// Something of it is left.
-    fn end(&mut self, vm: u32) -> Result<()>;
+    /// Something of it is left. `Conflict`: the VM of that number has its disk elsewhere; nothing is done.
+    fn end(&mut self, vm: u32, dir: &Path) -> Result<()>;
 }
 
 /// Serves orders until the other side is gone.
@@ -134,7 +134,10 @@ fn obey(
         Order::Grow { disk, size, qcow2 } => make::grow(&disk.parse()?, *size, *qcow2)?,
         Order::Remove { path } => remove::remove(&path.parse::<Target>()?)?,
         Order::IsHost => return Ok(Some(Reply::There(daemon.is_there()))),
-        Order::End { dir } => daemon.end(dir.parse::<VmPlace>()?.vm)?,
+        Order::End { dir } => {
+            let place: VmPlace = dir.parse()?;
+            daemon.end(place.vm, &place.path())?;
+        }
         Order::Mark { datastore, mark, set } => {
             let dir = Dir::open(&datastore.parse::<DatastorePlace>()?.path())?;
             let name = mark_name(mark)?;

@@ -62,7 +62,7 @@ impl Daemon for Memory {
         true
     }
 
-    fn end(&mut self, _: u32) -> Result<()> {
+    fn end(&mut self, _: u32, _: &Path) -> Result<()> {
         unreachable!()
     }
 }
