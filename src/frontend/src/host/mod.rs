@@ -219,8 +219,11 @@ pub(crate) fn sweep_marks(datastore: &Dir) -> Result<()> {
 
 /// The mark's file.
 const MARK: &str = ".monitor";
+/// Stock drivers whose datastores are shared, as oned.conf comes (`SHARED = "YES"`). oned asks the front-end how full those are;
+/// with a mark each host would tell it as well, and of VMs that are not its own.
+const SHARED: [&str; 6] = ["shared", "qcow2", "fs_lvm", "fs_lvm_ssh", "ceph", "iscsi_libvirt"];
 
-/// The VM's directory, and the mark by which OpenNebula's probes know the datastore as one of this driver's.
+/// The VM's directory, and the mark by which OpenNebula's probes know a datastore that is not shared as one of this driver's.
 fn make_dir(place: &VmPlace, tm: &str) -> Result<()> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
     if tm.is_empty() || tm.len() > 64 || !tm.bytes().all(plain) || tm.starts_with('.') {
@@ -228,7 +231,13 @@ fn make_dir(place: &VmPlace, tm: &str) -> Result<()> {
     }
     let datastore = Dir::ensure(&place.datastore.path())?;
     let own = datastore.make(&place.name(), 0o755)?;
-    if datastore.read(MARK, 4096)?.as_deref() != Some(tm.as_bytes()) {
+    let marked = datastore.read(MARK, 4096)?.as_deref() == Some(tm.as_bytes());
+    if SHARED.contains(&tm) {
+        // Ours, of earlier versions.
+        if marked {
+            datastore.unlink(MARK)?;
+        }
+    } else if !marked {
         // Several VMs may be the first here at once, on several hosts of a share even: each writes in its own directory.
         own.replace(MARK, tm.as_bytes())?;
         own.give(MARK, &datastore)?;
@@ -312,6 +321,27 @@ mod tests {
             assert_eq!(datastore.names().unwrap(), names);
             assert_eq!(vm_dir(&place(0)).unwrap().unwrap().names().unwrap(), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn datastores_that_oned_takes_for_shared_have_no_mark() {
+        let root = tempfile::tempdir().unwrap();
+        let place: VmPlace = format!("{}/100/7", root.path().display()).parse().unwrap();
+        let mark = || Dir::open(&place.datastore.path()).unwrap().read(MARK, 100).unwrap();
+        for tm in SHARED {
+            make_dir(&place, tm).unwrap();
+            assert_eq!(mark(), None, "{tm}");
+        }
+        for tm in ["ssh", "local", "ocivisor"] {
+            make_dir(&place, tm).unwrap();
+            assert_eq!(mark().unwrap(), tm.as_bytes());
+        }
+        // One of our own from before goes, somebody else's does not.
+        make_dir(&place, "shared").unwrap();
+        assert_eq!(mark().unwrap(), b"ocivisor");
+        Dir::open(&place.datastore.path()).unwrap().replace(MARK, b"shared").unwrap();
+        make_dir(&place, "shared").unwrap();
+        assert_eq!(mark(), None);
     }
 
     /// What comes of a directory with that file.
