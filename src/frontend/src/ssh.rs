@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
@@ -17,7 +16,7 @@ use ocivisor_opennebula::tm::place::Machine;
 use crate::config::Transfer;
 use crate::files::{broken, garbled, is_broken};
 use crate::timed::{Stalled, Timed};
-use crate::tool::{collect, last_line};
+use crate::tool::{Pipe, last_line};
 use crate::wire::{self, DiskFacts, Message, Order, Reply, VERSION};
 
 /// What is run on hosts. No part of it varies.
@@ -44,7 +43,7 @@ pub struct Link {
     output: BufReader<Output>,
     /// Whether one of them did not go on in time.
     stalled: Stalled,
-    said: Option<JoinHandle<Vec<u8>>>,
+    said: Option<Pipe>,
 }
 
 impl Link {
@@ -105,7 +104,7 @@ impl Link {
             input: Some(BufWriter::with_capacity(1 << 17, input)),
             output: BufReader::with_capacity(1 << 17, output),
             stalled,
-            said: Some(collect(errors, 16 * 1024)),
+            said: Some(Pipe::read(errors, 16 * 1024)),
         })
     }
 
@@ -292,12 +291,7 @@ impl Link {
 
     /// What it complained of. Who holds its pipe longer than it lived is not waited for.
     fn said(&mut self) -> Vec<u8> {
-        let Some(reader) = self.said.take() else { return Vec::new() };
-        let deadline = Instant::now() + GRACE;
-        while !reader.is_finished() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        if reader.is_finished() { reader.join().unwrap_or_default() } else { Vec::new() }
+        self.said.take().map_or_else(Vec::new, |pipe| pipe.until(Instant::now() + GRACE))
     }
 
     fn odd(&self, reply: &Reply) -> Error {

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ocivisor_core::error::{Error, ErrorKind, Result, one_line};
@@ -168,13 +167,14 @@ fn children() -> HashSet<Pid> {
 }
 
 /// What comes out of a tool; read to the end so that it never waits, and kept up to a bound.
-struct Pipe {
+#[derive(Debug)]
+pub(crate) struct Pipe {
     kept: Arc<Mutex<Vec<u8>>>,
     end: Receiver<()>,
 }
 
 impl Pipe {
-    fn read(mut from: impl Read + Send + 'static, most: u64) -> Self {
+    pub fn read(mut from: impl Read + Send + 'static, most: u64) -> Self {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let (open, end) = channel();
         let into = kept.clone();
@@ -195,7 +195,7 @@ impl Pipe {
     }
 
     /// What came until its end, or until then.
-    fn until(self, deadline: Instant) -> Vec<u8> {
+    pub fn until(self, deadline: Instant) -> Vec<u8> {
         let left = deadline.saturating_duration_since(Instant::now());
         let (Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) | Ok(())) =
             self.end.recv_timeout(left);
@@ -228,16 +228,6 @@ pub(crate) fn find(name: &str) -> Result<PathBuf> {
 pub(crate) fn run<A: AsRef<OsStr>>(argv: &[A], timeout: Duration) -> Result<()> {
     let argv: Vec<&OsStr> = argv.iter().map(AsRef::as_ref).collect();
     Tool { argv: &argv, stdin: None, timeout, most: 0, fine: 0 }.run().map(drop)
-}
-
-/// Reads to the end, keeps the first bytes.
-pub(crate) fn collect(mut from: impl Read + Send + 'static, most: u64) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut kept = Vec::new();
-        let _ = from.by_ref().take(most).read_to_end(&mut kept);
-        let _ = std::io::copy(&mut from, &mut std::io::sink());
-        kept
-    })
 }
 
 /// The last line that says something.
@@ -306,7 +296,13 @@ mod tests {
         }
     }
 
+    /// Waits so long as nobody else's test does.
+    fn mark(number: u32) -> String {
+        format!("{number}{}.25", std::process::id())
+    }
+
     fn ended(mark: &str, strays: bool, script: &str) {
+        let script = &script.replace("MARK", mark);
         let began = Instant::now();
         let argv = ["sh", "-c", script].map(OsStr::new);
         let timeout = Duration::from_secs(1);
@@ -323,30 +319,28 @@ mod tests {
 
     #[test]
     fn what_a_tool_started_ends_with_it() {
-        ended("86401.25", false, "sleep 86401.25 & wait");
+        ended(&mark(86401), false, "sleep MARK & wait");
     }
 
     #[test]
     fn what_left_its_group_ends_with_it_where_that_is_wanted() {
-        ended("86402.25", true, "setsid sleep 86402.25 & wait");
-        ended(
-            "86403.25",
-            true,
-            "(setsid sh -c 'setsid sleep 86403.25 & wait' &) ; wait; sleep 86403.25",
-        );
+        ended(&mark(86402), true, "setsid sleep MARK & wait");
+        let script = "(setsid sh -c 'setsid sleep MARK & wait' &) ; wait; sleep MARK";
+        ended(&mark(86403), true, script);
     }
 
     #[test]
     fn pipes_that_others_hold_are_not_waited_for() {
         // The group of who ended by itself is left alone: tools may leave services behind.
-        let script = "echo out; sleep 86404.25 & echo $!";
-        let argv = ["sh", "-c", script].map(OsStr::new);
+        let mark = mark(86404);
+        let script = format!("echo out; sleep {mark} & echo $!");
+        let argv = ["sh", "-c", &script].map(OsStr::new);
         let timeout = Duration::from_secs(600);
         let said = Tool { argv: &argv, stdin: None, timeout, most: 100, fine: 0 }.run().unwrap();
         let said = String::from_utf8(said).unwrap();
         let pid = said.strip_prefix("out\n").unwrap().trim().parse().unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-        gone("86404.25");
+        gone(&mark);
     }
 
     const LIFE: &str = "OCIVISOR_TEST_TOOL_LIFE";
@@ -364,7 +358,7 @@ mod tests {
         reason = "the test runs itself as the process to be killed"
     )]
     fn a_tool_ends_with_its_driver() {
-        let mark = "86405.25";
+        let mark = &mark(86405);
         let mut driver = Command::new(std::env::current_exe().unwrap())
             .args(["tool::tests::driver", "--exact"])
             .env(LIFE, mark)

@@ -16,18 +16,35 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Largest disk, in MiB: 64 TiB.
 const MAX_MB: u64 = 64 << 20;
 
-/// A file system: its name, the MiB that its tool wants at least, who brings the tool, and how that is called.
-struct Fs(&'static str, u64, &'static str, &'static [&'static str]);
+/// A file system.
+struct Fs {
+    name: &'static str,
+    /// MiB that its tool wants at least.
+    least: u64,
+    /// Who brings the tool.
+    package: &'static str,
+    /// How that is called.
+    argv: &'static [&'static str],
+}
+
+const fn fs(
+    name: &'static str,
+    least: u64,
+    package: &'static str,
+    argv: &'static [&'static str],
+) -> Fs {
+    Fs { name, least, package, argv }
+}
 
 const ALL: [Fs; 7] = [
-    Fs("ext2", 1, "e2fsprogs", &["mkfs.ext2", "-q", "-F"]),
-    Fs("ext3", 1, "e2fsprogs", &["mkfs.ext3", "-q", "-F"]),
-    Fs("ext4", 1, "e2fsprogs", &["mkfs.ext4", "-q", "-F"]),
+    fs("ext2", 1, "e2fsprogs", &["mkfs.ext2", "-q", "-F"]),
+    fs("ext3", 1, "e2fsprogs", &["mkfs.ext3", "-q", "-F"]),
+    fs("ext4", 1, "e2fsprogs", &["mkfs.ext4", "-q", "-F"]),
     // Since xfsprogs 5.19.
-    Fs("xfs", 300, "xfsprogs", &["mkfs.xfs", "-q", "-f"]),
-    Fs("btrfs", 110, "btrfs-progs", &["mkfs.btrfs", "-q", "-f"]),
-    Fs("vfat", 1, "dosfstools", &["mkfs.vfat"]),
-    Fs("swap", 1, "util-linux", &["mkswap"]),
+    fs("xfs", 300, "xfsprogs", &["mkfs.xfs", "-q", "-f"]),
+    fs("btrfs", 110, "btrfs-progs", &["mkfs.btrfs", "-q", "-f"]),
+    fs("vfat", 1, "dosfstools", &["mkfs.vfat"]),
+    fs("swap", 1, "util-linux", &["mkswap"]),
 ];
 
 impl Driver<'_> {
@@ -72,13 +89,13 @@ impl Driver<'_> {
             })? << 20;
         let fs = match self.call.image.fs.as_str() {
             "" => None,
-            fs => Some(ALL.iter().find(|Fs(name, ..)| *name == fs).ok_or_else(|| {
-                let known = ALL.each_ref().map(|Fs(name, ..)| *name).join(", ");
+            fs => Some(ALL.iter().find(|known| known.name == fs).ok_or_else(|| {
+                let known = ALL.each_ref().map(|known| known.name).join(", ");
                 Error::new(ErrorKind::Invalid, format!("FS {:?} is not known", clip(fs)))
                     .hint(format!("use one of {known}"))
             })?),
         };
-        if let Some(Fs(name, least, ..)) = fs
+        if let Some(Fs { name, least, .. }) = fs
             && size >> 20 < *least
         {
             let text = format!("{name} needs a disk of at least {least} MiB");
@@ -92,7 +109,7 @@ impl Driver<'_> {
             None => (draft.file(), path.clone()),
         };
         plain.set_len(size).map_err(|e| failed("size", &path, &e))?;
-        if let Some(Fs(_, _, package, [program, options @ ..])) = fs {
+        if let Some(Fs { package, argv: [program, options @ ..], .. }) = fs {
             let program =
                 tool::find(program).map_err(|e| e.hint(format!("install {package} there")))?;
             let mut argv = vec![program.into_os_string()];
