@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -95,7 +96,8 @@ impl Link {
         };
         let stalled = Stalled::default();
         let failed = |e| Error::new(ErrorKind::Host, format!("pipe to {name}: {e}"));
-        let input = Timed::new(input, patience, &stalled).map_err(failed)?;
+        let told = output.as_fd().try_clone_to_owned().map_err(failed)?;
+        let input = Timed::new(input, patience, &stalled).map_err(failed)?.heeding(told);
         let output = Timed::new(output, patience, &stalled).map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
@@ -437,6 +439,12 @@ mod tests {
         let slow =
             r#"read line; for i in 1 2 3 4; do sleep 0.1; echo '"waiting"'; done; echo '"done"'"#;
         host(slow).done(&order).unwrap();
+        // Also while it takes nothing.
+        let full = r#"for i in 1 2 3 4 5 6; do sleep 0.1; echo '"waiting"'; done
+            head -c 4194304 > /dev/null; echo '"done"'"#;
+        let mut full = host(full);
+        full.write(|to| to.write_all(&vec![0; 4 << 20]).map_err(broken)).unwrap();
+        full.is_done().unwrap();
     }
 
     #[test]

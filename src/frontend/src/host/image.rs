@@ -59,16 +59,35 @@ pub(super) fn pull(
 
 /// Waits, and says so now and then.
 fn waiting(to: &mut impl Write, is_over: &dyn Fn() -> Result<bool>) -> Result<()> {
-    let mut told = Instant::now();
+    let mut signs = Signs::new(to, SIGN_OF_LIFE);
     while !is_over()? {
-        if told.elapsed() > SIGN_OF_LIFE {
-            wire::write_line(to, &Reply::Waiting)?;
-            to.flush().map_err(broken)?;
-            told = Instant::now();
-        }
+        signs.give()?;
         std::thread::park_timeout(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// What who waits for us hears while we wait for another.
+struct Signs<'a, W> {
+    to: &'a mut W,
+    every: Duration,
+    last: Instant,
+}
+
+impl<'a, W: Write> Signs<'a, W> {
+    fn new(to: &'a mut W, every: Duration) -> Self {
+        Self { to, every, last: Instant::now() }
+    }
+
+    /// Says that we wait, if that was not said for some time.
+    fn give(&mut self) -> Result<()> {
+        if self.last.elapsed() > self.every {
+            wire::write_line(self.to, &Reply::Waiting)?;
+            self.to.flush().map_err(broken)?;
+            self.last = Instant::now();
+        }
+        Ok(())
+    }
 }
 
 fn ended(importing: ScopedJoinHandle<'_, Result<()>>) -> Result<Result<()>> {
@@ -139,7 +158,8 @@ fn import(
     let (source, name) = (format!("oci:{}", layout.path().display()), name_of(hex));
     std::thread::scope(|scope| {
         let importing = scope.spawn(|| daemon.import(&source, &name));
-        let fed = feed(&mut coming, from, &|| importing.is_finished());
+        let mut signs = Signs::new(to, SIGN_OF_LIFE);
+        let fed = feed(&mut coming, from, &mut signs, &|| importing.is_finished());
         // What will not come must not be waited for: the names go first, then who has opened one sees its end.
         for (digest, _) in &coming {
             blobs.unlink(hex_of(digest)?)?;
@@ -162,10 +182,11 @@ fn import(
 }
 
 /// Hands blobs on until all have come, or nobody reads them any more: then says how many bytes of the first that is left
-/// are still to come, if it began.
+/// are still to come, if it began. Who sends them hears that we wait for the reader: it may be at work on another image.
 fn feed(
     coming: &mut VecDeque<(&str, File)>,
     from: &mut impl BufRead,
+    signs: &mut Signs<'_, impl Write>,
     is_over: &dyn Fn() -> bool,
 ) -> Result<Option<u64>> {
     while let Some((digest, fifo)) = coming.front() {
@@ -185,6 +206,7 @@ fn feed(
                 }
                 Err(Errno::AGAIN) if is_over() => return Ok(Some(left)),
                 Err(Errno::AGAIN) => {
+                    signs.give()?;
                     let pause = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
                     match poll(&mut [PollFd::new(fifo, PollFlags::OUT)], Some(&pause)) {
                         Ok(_) | Err(Errno::INTR) => {}
@@ -200,6 +222,7 @@ fn feed(
             if is_over() {
                 return Ok(Some(0));
             }
+            signs.give()?;
             std::thread::park_timeout(Duration::from_millis(2));
         }
         coming.pop_front();

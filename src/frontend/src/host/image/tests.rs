@@ -143,6 +143,21 @@ fn an_import_that_ends_before_it_has_read_all_keeps_nobody_waiting() {
 }
 
 #[test]
+fn who_sends_hears_that_nobody_reads_yet() {
+    let root = tempfile::tempdir().unwrap();
+    let fifo = Dir::open(root.path()).unwrap().fifo("1").unwrap();
+    let (digest, sent) = (digest("1"), sent(&["1"]));
+    let mut coming = VecDeque::from([(&*digest, fifo)]);
+    let mut to = Vec::new();
+    let mut signs = Signs::new(&mut to, Duration::ZERO);
+    let asked = std::cell::Cell::new(0);
+    let is_over = || asked.replace(asked.get() + 1) == 3;
+    let left = feed(&mut coming, &mut &sent[4..], &mut signs, &is_over).unwrap();
+    assert!(left.is_some_and(|left| left > 0));
+    assert_eq!(to, b"\"waiting\"\n".repeat(3));
+}
+
+#[test]
 fn hosts_of_one_datastore_do_not_meet_and_clear_their_own() {
     let root = tempfile::tempdir().unwrap();
     let datastore = Dir::open(root.path()).unwrap();
