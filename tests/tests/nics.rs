@@ -268,11 +268,17 @@ fn an_admin_attaches_lists_and_detaches() {
 }
 
 /// What OpenNebula's library offers a file of `vnmmad-load.d`, and how its drivers ask a NIC: the class is found by the
-/// driver's name; a NIC is a hash of the NIC's keys in small letters.
+/// driver's name; a NIC is a hash of the NIC's keys in small letters. Before 7.0 it could tell nothing of VLANs.
 const NETWORK_LIBRARY: &str = r#"
 module VNMMAD; module VNMNetwork
     HYPERVISORS = {}
-    class StockLXC < Hash
+    unless ENV['RELEASE'] == '6.10'
+        class Nic < Hash
+            def cvlans? = key?(:cvlans)
+            def vlan_trunk? = key?(:vlan_tagged_id)
+        end
+    end
+    class StockLXC < (defined?(Nic) ? Nic : Hash)
         HYPERVISORS['lxc'] = self
         def get_tap(vm) = (self[:tap] = "stock-#{self[:nic_id]}"; self)
         def set_qos(_) = nil
@@ -283,6 +289,8 @@ Vm = Struct.new(:deploy_id)
 nic = VNMMAD::VNMNetwork::HYPERVISORS.fetch(ARGV[1]).new
 nic[:nic_id] = ARGV[3]
 ARGV.drop(4).each {|pair| key, value = pair.split('='); nic[key.to_sym] = value }
+# As 802.1Q (all NICs), bridge (those with a PHYDEV) and, in 7.0 and 7.2, ovswitch (all NICs) do.
+puts nic.cvlans?, nic.vlan_trunk? if ENV['RELEASE'] == '7.0'
 nic.get_info(Vm.new(nil))
 abort 'a tap before deploy' if nic.get_tap(Vm.new(nil))[:tap]
 puts nic.get_tap(Vm.new(ARGV[2]))[:tap]
@@ -290,12 +298,29 @@ nic.set_qos(ARGV[2]) if ARGV.size > 4
 "#;
 
 fn network_driver(host: &Host, arguments: &[&str]) -> Answer {
+    network_driver_of("", host, arguments)
+}
+
+fn network_driver_of(release: &str, host: &Host, arguments: &[&str]) -> Answer {
     let drop_in = ocivisor_tests::repository()
         .join("driver-scripts/opennebula/remotes/vnm/vnmmad-load.d/ocivisor.rb");
     let program = format!("OCIVISOR_BIN={}", ocivisor_tests::bin_dir().join("ocivisor").display());
     let socket = format!("OCIVISOR_SOCKET={}", host.socket().display());
-    let ruby = ["env", &program, &socket, "ruby", "-w", "-e", NETWORK_LIBRARY];
+    let release = format!("RELEASE={release}");
+    let ruby = ["env", &program, &socket, &release, "ruby", "-w", "-e", NETWORK_LIBRARY];
     host.in_netns(&[&ruby[..], &[drop_in.to_str().unwrap()], arguments].concat())
+}
+
+#[test]
+fn network_drivers_of_all_releases_may_ask_a_nic_for_its_vlans() {
+    let host = Host::without_daemon();
+    for name in ["ocivisor", "lxc"] {
+        let vm = [name, "one-12", "0"];
+        let answer = network_driver_of("6.10", &host, &vm);
+        assert_eq!((answer.out.as_str(), answer.err.as_str()), ("one-12-0\n", ""));
+        let answer = network_driver_of("7.0", &host, &vm);
+        assert_eq!((answer.out.as_str(), answer.err.as_str()), ("false\nfalse\none-12-0\n", ""));
+    }
 }
 
 /// Rates of the queues of a link, as tc(8) tells.

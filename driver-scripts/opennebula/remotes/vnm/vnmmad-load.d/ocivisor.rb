@@ -62,8 +62,9 @@ module VNMMAD
 
         end
 
-        # A NIC of ours.
-        class NicOcivisor < Hash
+        # A NIC of ours. Drivers since OpenNebula 7.0 ask any NIC for its VLANs, by what their class Nic has; 6.10 has
+        # neither the questions nor the class.
+        class NicOcivisor < (const_defined?(:Nic, false) ? self::Nic : Hash)
 
             include Ocivisor
 
