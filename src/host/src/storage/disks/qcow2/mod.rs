@@ -374,7 +374,8 @@ fn why(wish: &DataDisk, refused: Refused, child: &mut Newborn) -> Error {
     }
 }
 
-/// Opens the export; the server answers that. One that does not is killed, which ends the waiting.
+/// Opens the export, and asks for its length: a loop device takes the one that the kernel was told last (Linux 6.1 does, 6.18
+/// asks itself), and it was told none. The server answers both. One that does not is killed, which ends the waiting.
 fn open_within(
     mount: &OwnedFd,
     writable: bool,
@@ -385,7 +386,8 @@ fn open_within(
     let (done, opened) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let _ = done.send(File::options().read(true).write(writable).open(path));
+            let open = File::options().read(true).write(writable).open(path);
+            let _ = done.send(open.and_then(|file| file.metadata().map(|_| file)));
         });
         let left = deadline.saturating_duration_since(Instant::now());
         opened.recv_timeout(left).unwrap_or_else(|_| {
