@@ -140,7 +140,9 @@ fn the_service_is_never_given_up_and_waits_for_what_it_needs() {
     // Ordering alone would not bring the target about.
     assert!(unit.contains(&"Wants=network-online.target"), "{unit:?}");
     let after = unit.iter().find_map(|line| line.strip_prefix("After=")).unwrap();
-    assert!(after.split(' ').any(|unit| unit == "network-online.target"), "{after}");
+    for other in ["network-online.target", "openvswitch-switch.service", "openvswitch.service"] {
+        assert!(after.split(' ').any(|unit| unit == other), "{after}");
+    }
 }
 
 #[test]
@@ -209,6 +211,109 @@ fn guests_outlive_every_end_of_the_service() {
     host.driver(&Call::recorded(&host, "0119-vmm-cancel").for_vm(2, 0)).ok();
     let counts = host.counts();
     assert_eq!((counts.mounts.len(), counts.loops.len(), counts.cgroups.len()), (0, 0, 0));
+}
+
+/// Our units and programs where a package has them; gone with the test.
+struct Installed;
+
+impl Installed {
+    const UNITS: [(&str, &str); 2] = [
+        ("/etc/systemd/system/ocivisord.service", SERVICE),
+        ("/etc/systemd/system/ocivisord.socket", SOCKET),
+    ];
+    const DAEMON: &str = "/usr/sbin/ocivisord";
+
+    fn new() -> Self {
+        let (installed, programs) = (Self, bin_dir().join("ocivisord"));
+        for (path, text) in Self::UNITS {
+            fs::write(path, text).unwrap();
+        }
+        // What it starts is beside where this leads.
+        tool(&["ln", "-s", programs.to_str().unwrap(), Self::DAEMON]);
+        tool(&["systemctl", "daemon-reload"]);
+        tool(&["systemctl", "--quiet", "enable", "--now", "ocivisord.service"]);
+        installed
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let run = |words: &[&str]| std::process::Command::new(words[0]).args(&words[1..]).output();
+        if std::thread::panicking() {
+            let log = run(&["journalctl", "--no-pager", "--unit", "ocivisord.service"]).unwrap();
+            eprintln!("--- ocivisord.service ---\n{}", String::from_utf8_lossy(&log.stdout));
+        }
+        // Best effort, also after a failure; the machine is thrown away.
+        let _ = run(&["systemctl", "disable", "--now", "ocivisord.socket", "ocivisord.service"]);
+        Self::UNITS.iter().for_each(|(path, _)| drop(fs::remove_file(path)));
+        let _ = fs::remove_file(Self::DAEMON);
+    }
+}
+
+#[test]
+#[ignore = "needs systemd and cgroup v2 alone: cargo xtask test --vm"]
+fn the_units_as_they_are_shipped_start_stop_and_restart_below_a_guest_that_lives_on() {
+    let cli =
+        |words: &[&str]| tool(&[&[bin_dir().join("ocivisor").to_str().unwrap()], words].concat());
+    let property = |name: &str| {
+        let property = format!("--property={name}");
+        tool(&["systemctl", "show", &property, "--value", "ocivisord"]).trim().to_owned()
+    };
+    let directory = tool(&["mktemp", "--directory"]);
+    let directory = Path::new(directory.trim());
+    let installed = Installed::new();
+    assert_eq!(
+        (property("ActiveState"), property("SubState")),
+        ("active".into(), "running".into())
+    );
+    for unit in ["ocivisord.service", "ocivisord.socket"] {
+        assert_eq!(tool(&["systemctl", "is-enabled", unit]), "enabled\n");
+        assert_eq!(tool(&["systemd-analyze", "verify", unit]), "");
+    }
+
+    let (tar, disk) = (directory.join("busybox.tar"), directory.join("disk"));
+    let (tar, disk) = (tar.to_str().unwrap(), disk.to_str().unwrap());
+    image::busybox(Path::new(tar));
+    cli(&["image", "import", &format!("rootfs:{tar}"), "busybox"]);
+    cli(&["disk", "create", "--image", "busybox", "--size", "64MiB", disk]);
+    cli(&["define", "web", "--disk", disk, "--memory", "64M", "--", "sleep", "1003"]);
+    cli(&["start", "web"]);
+    let first = || -> u64 {
+        let info: serde_json::Value =
+            serde_json::from_str(&cli(&["info", "web", "-o", "json"])).unwrap();
+        info["guest"]["init"]["pid"].as_u64().expect("a running guest")
+    };
+    let guest = first();
+    let groups = fs::read_to_string(format!("/proc/{guest}/cgroup")).unwrap();
+    assert_eq!(groups, "0::/ocivisor/web/guest\n");
+    let mut daemons = vec![property("MainPID")];
+    for verbs in [&["restart"][..], &["stop", "start"], &["reload-or-restart"]] {
+        for verb in verbs {
+            tool(&["systemctl", verb, "ocivisord.service"]);
+            assert!(fs::exists(format!("/proc/{guest}")).unwrap(), "{verb}");
+        }
+        daemons.push(property("MainPID"));
+        assert_eq!(first(), guest, "{verbs:?}");
+        assert_eq!(cli(&["exec", "web", "--", "echo", "alive"]), "alive\n");
+    }
+    daemons.sort();
+    daemons.dedup();
+    assert_eq!(daemons.len(), 4, "each was another daemon");
+    assert_eq!((property("Result"), property("NRestarts")), ("success".into(), "0".into()));
+
+    cli(&["destroy", "web"]);
+    cli(&["undefine", "web"]);
+    cli(&["image", "rm", "busybox"]);
+    drop(installed);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !mounts.contains(" /run/ocivisor") && !mounts.contains(" /var/lib/ocivisor"),
+        "{mounts}"
+    );
+    assert!(!fs::exists("/run/ocivisor/ocivisord.sock").unwrap());
+    for path in [directory, Path::new("/run/ocivisor"), Path::new("/var/lib/ocivisor")] {
+        fs::remove_dir_all(path).unwrap();
+    }
 }
 
 #[test]
