@@ -49,6 +49,9 @@ const SHORT: &Selection = &[
     ("systemd", &[]),
     ("labels", &["apparmor"]),
     ("systems", &[]),
+    ("udev", &[]),
+    ("qcow2", &[]),
+    ("vlans", &[]),
 ];
 
 /// What every `cargo xtask test` runs there.

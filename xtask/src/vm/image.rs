@@ -15,7 +15,14 @@ const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,procps,iproute2,\
     iputils-ping,e2fsprogs,libseccomp2,runc,busybox-static,python3,curl,xorriso,\
     openssh-client,lxcfs,apparmor,qemu-utils,qemu-system-common,ruby,genisoimage,lvm2,\
-    btrfs-progs";
+    btrfs-progs,openvswitch-switch,iptables,ipset";
+/// Services of packages that do not start at boot: tests that need a switch start one in their network namespace.
+const MASKED: [&str; 4] = [
+    "openvswitch-switch.service",
+    "ovsdb-server.service",
+    "ovs-vswitchd.service",
+    "ovs-record-hostname.service",
+];
 /// What hosts with SELinux have besides.
 const SELINUX: &str = ",selinux-basics,selinux-policy-default,policycoreutils";
 /// A policy module.
@@ -87,7 +94,8 @@ pub fn debian(cache: &Path, module: Module) -> Result<Image> {
     let packages = format!("{PACKAGES}{more}");
     let at = |name: &str| cache.join(name);
     let image = Image { disk: at("disk.img"), kernel: at("vmlinuz"), initrd: at("initrd") };
-    let recipe = [SUITE, &packages, SIZE, UNIT, FSTAB, CONTAINER].join("\n");
+    let masked = MASKED.join(" ");
+    let recipe = [SUITE, &packages, SIZE, UNIT, FSTAB, CONTAINER, &masked].join("\n");
     if fs::read_to_string(at("recipe")).is_ok_and(|text| text == recipe) {
         return Ok(image);
     }
@@ -108,6 +116,9 @@ pub fn debian(cache: &Path, module: Module) -> Result<Image> {
     fs::create_dir_all(units.join("multi-user.target.wants"))?;
     write(&units.join("task.service"), UNIT)?;
     symlink("../task.service", units.join("multi-user.target.wants/task.service"))?;
+    for service in MASKED {
+        symlink("/dev/null", units.join(service)).with_context(|| format!("mask {service}"))?;
+    }
     fs::create_dir(tree.join("task"))?;
     write(&tree.join("etc/fstab"), FSTAB)?;
     write(&tree.join("etc/hostname"), "host\n")?;
