@@ -8,7 +8,7 @@ use ocivisor_opennebula::ds::{self, DsAction};
 use ocivisor_opennebula::{Answer, xml};
 
 use super::config::Config;
-use crate::output::complain;
+use super::remarks::remark;
 
 /// Bytes of standard input: base64 of a document, with newlines.
 pub const MAX_INPUT: usize = xml::MAX_INPUT / 2 * 3;
@@ -20,7 +20,7 @@ pub fn answer(action: &str, argv: &[OsString], stdin: &[u8]) -> Answer {
         Err(answer) => return answer,
     };
     let began = Instant::now();
-    let mut log = |text: &str| complain(&call.note(text));
+    let mut log = |text: &str| remark(&call.note(text));
     let done = Config::load().and_then(|config| {
         ocivisor_frontend::images::carry_out(&call, &config.frontend(), &mut log)
     });
@@ -29,7 +29,7 @@ pub fn answer(action: &str, argv: &[OsString], stdin: &[u8]) -> Answer {
             // Asked every few minutes, or by somebody who waits.
             if !matches!(call.action, DsAction::Monitor | DsAction::Stat) {
                 let took = began.elapsed().as_millis();
-                complain(&call.note(&format!("{} took {took} ms", call.action.name())));
+                remark(&call.note(&format!("{} took {took} ms", call.action.name())));
             }
             call.success(&stdout)
         }

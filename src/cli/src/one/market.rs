@@ -6,7 +6,7 @@ use ocivisor_opennebula::Answer;
 use ocivisor_opennebula::market;
 
 use super::config::Config;
-use crate::output::complain;
+use super::remarks::remark;
 
 /// Carries a call out and answers it. Everything is in the arguments.
 pub fn answer(action: &str, argv: &[OsString]) -> Answer {
@@ -14,7 +14,7 @@ pub fn answer(action: &str, argv: &[OsString]) -> Answer {
         Ok(called) => called,
         Err(answer) => return answer,
     };
-    let mut log = |text: &str| complain(&market::note(&called, text));
+    let mut log = |text: &str| remark(&market::note(&called, text));
     let listed = Config::load()
         .and_then(|config| ocivisor_frontend::market::list(&called, &config.frontend(), &mut log));
     match listed {

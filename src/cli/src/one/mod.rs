@@ -19,6 +19,7 @@ mod install;
 mod kind;
 mod market;
 mod nics;
+mod remarks;
 mod tm;
 mod vmm;
 
@@ -95,6 +96,7 @@ impl Call {
 
 fn serve(kind: Kind, call: &Call, socket: Option<PathBuf>) -> ExitCode {
     let Call { action, argv, dir } = call;
+    remarks::begin(dir.as_deref());
     let action = action.to_string_lossy();
     match kind {
         Kind::Vmm => tell(&match input(xml::MAX_INPUT) {
@@ -190,7 +192,7 @@ fn stray(script: &Path) -> Answer {
 }
 
 fn tell(answer: &Answer) -> ExitCode {
-    complain(&answer.stderr);
+    complain(&remarks::end(answer));
     // Nobody is left to tell if it cannot be written, and what was done stays done.
     let _ = print(&answer.stdout);
     ExitCode::from(answer.exit)

@@ -11,9 +11,9 @@ use ocivisor_schema::reply::VmInfo;
 use ocivisor_schema::spec::NicV1;
 use ocivisor_schema::{ChangeV1, Text};
 
+use super::remarks::remark;
 use crate::connect::{Context, fresh_request_id};
 use crate::failure::{Exit, Failure};
-use crate::output::complain;
 
 /// The VM as it is when nothing is under way; `None` if there is none. An attachment that a caller gave up goes on
 /// here, and what follows it must not be refused for that.
@@ -43,7 +43,7 @@ pub async fn change(
     of: impl FnOnce(Vec<NicV1>) -> ChangeV1,
 ) -> Result<(), Failure> {
     let Some(info) = settled(client, call).await? else {
-        complain(&progress(call.vm(), "there is no guest: its next deployment brings it"));
+        remark(&progress(call.vm(), "there is no guest: its next deployment brings it"));
         return Ok(());
     };
     let change = of(info.record.spec.nics);
@@ -55,7 +55,7 @@ pub async fn change(
         return Err(failure);
     }
     let what = format!("the network interfaces stay as they are: {}", failure.message);
-    complain(&progress(call.vm(), &what));
+    remark(&progress(call.vm(), &what));
     let again = Context { request_id: fresh_request_id(), ..context.clone() };
     let send = async |c: &Client, id| c.vm_change(id, Text(call.vm_id()), told.clone()).await;
     again.run_operation(client, &send).await.map(drop)

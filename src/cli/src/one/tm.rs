@@ -8,7 +8,7 @@ use ocivisor_opennebula::tm::{self, TmOrder};
 use ocivisor_opennebula::{Answer, progress};
 
 use super::config::Config;
-use crate::output::complain;
+use super::remarks::remark;
 
 /// Carries a call out and answers it.
 pub fn answer(script: &str, driver: &str, argv: &[OsString], stdin: &[u8]) -> Answer {
@@ -18,8 +18,8 @@ pub fn answer(script: &str, driver: &str, argv: &[OsString], stdin: &[u8]) -> An
     };
     // A line about no VM would be taken for one about the VM whose number it begins with, or none.
     let mut note = |text: &str| match call.vm {
-        Some(vm) => complain(&progress(vm, text)),
-        None => complain(&format!("INFO: {}\n", ocivisor_core::error::one_line(text))),
+        Some(vm) => remark(&progress(vm, text)),
+        None => remark(&format!("INFO: {}\n", ocivisor_core::error::one_line(text))),
     };
     let began = Instant::now();
     let done = Config::load().and_then(|config| {

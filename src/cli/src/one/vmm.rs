@@ -15,11 +15,12 @@ use ocivisor_schema::spec::{NicV1, ResourcesV1};
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1};
 
 use super::config::Config;
+use super::remarks::remark;
 use super::{exec, nics};
 use crate::connect::{Context, Wait, Wish, block_on, fresh_request_id, millis};
 use crate::failure::{Exit, Failure};
 use crate::nic::with;
-use crate::output::{Format, Output, complain};
+use crate::output::{Format, Output};
 
 /// Carries a call out and answers it.
 pub fn answer(action: &str, argv: &[OsString], stdin: &[u8], socket: Option<PathBuf>) -> Answer {
@@ -28,7 +29,7 @@ pub fn answer(action: &str, argv: &[OsString], stdin: &[u8], socket: Option<Path
         Err(refusal) => return refusal.answer(),
     };
     for note in call.notes() {
-        complain(&note.line(call.vm()));
+        remark(&note.line(call.vm()));
     }
     let began = Instant::now();
     let done = Config::load().and_then(|config| match &call {
@@ -40,7 +41,7 @@ pub fn answer(action: &str, argv: &[OsString], stdin: &[u8], socket: Option<Path
     match done {
         Ok(()) => {
             let text = format!("{} took {} ms", call.action().name(), began.elapsed().as_millis());
-            complain(&progress(call.vm(), &text));
+            remark(&progress(call.vm(), &text));
             call.success()
         }
         Err(error) => call.failure(&error),
@@ -93,7 +94,7 @@ async fn tell_of_more(call: &VmmCall, client: &Client, failure: &Failure) {
     let Ok(why) = client.vm_why(Text(vm.clone())).await else { return };
     // The answer may go on: what could not be released is told behind the cause.
     if why.failure.is_some_and(|kept| failure.message.starts_with(&kept.error.message)) {
-        complain(&progress(call.vm(), &format!("on this host, `ocivisor why {vm}` tells more")));
+        remark(&progress(call.vm(), &format!("on this host, `ocivisor why {vm}` tells more")));
     }
 }
 
@@ -172,7 +173,7 @@ async fn reach(call: &VmmCall, context: &Context, away: Duration) -> Result<Clie
         match context.daemon().await {
             Err(failure) if failure.exit == Exit::Unreachable && began.elapsed() < away => {
                 if !told {
-                    complain(&progress(call.vm(), "waiting for ocivisord"));
+                    remark(&progress(call.vm(), "waiting for ocivisord"));
                     told = true;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -163,6 +163,16 @@ impl Cloud {
         self.add_template("base", "DISK=[IMAGE=busybox]");
     }
 
+    /// OpenNebula becomes one of that version, on the front-end and on its hosts.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn become_version(&self, version: &str) {
+        let place = &self.oned.drivers.place;
+        std::fs::write(place.remotes().join("VERSION"), version).unwrap();
+        self.nodes.iter().for_each(|node| place.sync(&node.name));
+    }
+
     /// What an image datastore of ours is made of, that takes what was uploaded.
     #[must_use]
     pub fn store_template(&self, name: &str) -> String {

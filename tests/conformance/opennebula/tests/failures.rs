@@ -75,6 +75,23 @@ fn a_host_without_room_is_told_and_a_retry_makes_the_disk_elsewhere() {
     assert_eq!(cloud.holdings(), before);
 }
 
+/// 6.10 shows users all that a failed script wrote, 7 the sentence alone.
+#[test]
+fn the_sentence_is_what_users_see_first_in_610_too() {
+    let cloud = cloud();
+    let text = "NAME=none\nCPU=1\nMEMORY=64\nDISK=[IMAGE=busybox]\nOCI=[ENTRYPOINT=\"/none\"]";
+    cloud.oned.command("onevm create --hold", text).unwrap();
+    cloud.leads("onevm deploy 0 host01 101", 0, "BOOTFAILURE");
+    let error = why(&cloud, 0);
+    cloud.become_version("6.10.0");
+    cloud.leads("onevm recover --retry 0", 0, "BOOTFAILURE");
+    let all = cloud.state(0).1.unwrap();
+    let sentence = error.trim_end_matches("ExitCode: 1");
+    assert!(all.starts_with(&format!("{sentence} INFO: 0 ")), "{error}\n{all}");
+    assert!(all.contains("`ocivisor why one-0`"), "nothing is held back for ever: {all}");
+    cloud.leads("onevm recover --delete 0", 0, "DONE");
+}
+
 #[test]
 fn an_image_datastore_without_room_keeps_nothing_of_what_did_not_fit() {
     let cloud = cloud();

@@ -76,8 +76,6 @@ pub struct Drivers {
     pub place: Place,
     /// Directory of the VMM scripts below `vmm`.
     pub vmm: String,
-    /// The generation.
-    pub generation: Generation,
     /// `-p`: several actions on one host at once.
     pub parallel: bool,
     trace: Mutex<Vec<Call>>,
@@ -112,7 +110,6 @@ impl Drivers {
         Self {
             place,
             vmm: vmm.to_owned(),
-            generation: Generation::Seven,
             parallel: true,
             trace: Mutex::default(),
             lines: Mutex::default(),
@@ -284,10 +281,21 @@ impl Drivers {
         }
     }
 
+    /// By the version that stands at the top of the drivers' tree.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        let version = std::fs::read_to_string(self.place.remotes().join("VERSION"));
+        if version.is_ok_and(|text| text.starts_with("6.")) {
+            Generation::Six
+        } else {
+            Generation::Seven
+        }
+    }
+
     /// What becomes of a script's standard error for the user.
     #[must_use]
     pub fn message(&self, stderr: &str) -> String {
-        match self.generation {
+        match self.generation() {
             Generation::Six => stderr.trim().replace('\n', " "),
             Generation::Seven => {
                 let plain = stderr.lines().filter(|line| {
