@@ -27,7 +27,7 @@ impl HostStorage {
         let vm = self.places(id);
         let places = Places::of(&vm.dir);
         if !places.exist() {
-            return self.end_servers(id);
+            return self.end_servers(id, patience);
         }
         let _bounded = self.bounded(id, patience);
         let attached = Attachments::load(&places.record).map(|all| all.disks).unwrap_or_default();
@@ -63,7 +63,7 @@ impl HostStorage {
             gone = gone.and(detach(disk, &places, deadline));
         }
         gone?;
-        self.end_servers(id)?;
+        self.end_servers(id, patience)?;
         drop_file(&places.record)?;
         for dir in [&places.mounts, &places.nodes] {
             mounts::remove_mount_points(dir).map_err(|e| io_error("remove", dir, &e))?;

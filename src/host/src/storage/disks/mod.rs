@@ -61,8 +61,10 @@ use super::{HostStorage, VmPlaces, mounts, overlay};
 use crate::fs::{ensure_dir, io_error};
 use crate::layout::VmRun;
 
-/// What servers of disks have at least to write back what a failed attempt to attach them made of them.
+/// What servers of disks have to write back what a failed attempt to attach them made of them, which no guest has seen.
 const CLEARING: Duration = Duration::from_secs(30);
+/// The same, where it was they who took too long, or nobody waits for it any more.
+const CLEARING_SOON: Duration = Duration::from_secs(2);
 
 /// Whether the host's kernel mounts filesystems that tenants made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -182,9 +184,15 @@ impl HostStorage {
         } else {
             build(give_up)
         };
-        built.map_err(|error| match self.detach_within(id, time.left().max(CLEARING)) {
-            Ok(()) => error,
-            Err(left) => error.hint(format!("and clearing up failed: {left}")),
+        built.map_err(|error| {
+            let patience = match error.kind {
+                ErrorKind::Timeout | ErrorKind::Cancelled => CLEARING_SOON,
+                _ => CLEARING,
+            };
+            match self.detach_within(id, patience) {
+                Ok(()) => error,
+                Err(left) => error.hint(format!("and clearing up failed: {left}")),
+            }
         })
     }
 

@@ -59,6 +59,7 @@ use super::super::loopdev::{self, LoopDevice};
 use super::claim::Claim;
 use super::record::{Attached, Attachments, Server};
 use super::{Failed, HostStorage, Places, name};
+use crate::cgroup::HostCgroups;
 use crate::fs::io_error;
 use crate::process;
 
@@ -150,9 +151,11 @@ impl HostStorage {
         attached.into_iter().filter_map(server).collect()
     }
 
-    /// Ends all servers of a VM; there are none is fine.
-    pub(super) fn end_servers(&self, id: &VmId) -> Result<()> {
-        let ended = self.cgroups.as_ref().map_or(Ok(()), |groups| groups.end_disk_servers(id, END));
+    /// Ends all servers of a VM, which have this time at most; there are none is fine.
+    pub(super) fn end_servers(&self, id: &VmId, patience: Duration) -> Result<()> {
+        let patience = patience.min(END);
+        let end = |groups: &HostCgroups| groups.end_disk_servers(id, patience);
+        let ended = self.cgroups.as_ref().map_or(Ok(()), end);
         reap();
         ended
     }

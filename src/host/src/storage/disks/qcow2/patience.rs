@@ -79,7 +79,8 @@ impl HostStorage {
             match done {
                 Ok(done) if !killed => Ok(done),
                 Err(error) if error.kind == kind => Err(error),
-                Err(error) if !killed => Err(error),
+                // It is told to give up in the same words, whyever.
+                Err(error) if !killed && error.kind != ErrorKind::Cancelled => Err(error),
                 Err(error) => Err(Error::new(kind, what).hint(format!("it waited: {error}"))),
                 Ok(_) => Err(Error::new(kind, what)),
             }

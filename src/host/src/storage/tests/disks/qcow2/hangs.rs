@@ -120,7 +120,7 @@ fn waiting_for_the_checks_of_others_is_not_the_time_of_a_served_disk() {
     let served = Served::new();
     let a = served.formatted("a", 64);
     let vm = vm("vm-1", &[qcow2(1, &a, at("/a"))]);
-    let limit = Duration::from_secs(3);
+    let limit = Duration::from_secs(8);
     let storage = storage_in(served.ground.dir.path(), Way::probe())
         .with_checks(Checks { limit, at_once: 1 }, groups(&served.base));
     // As if somebody else had the only turn for longer than that.
