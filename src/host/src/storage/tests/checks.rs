@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ocivisor_core::error::ErrorKind;
 use ocivisor_core::ports::Cgroups as _;
@@ -18,7 +19,9 @@ struct Groups(HostCgroups, VmId);
 
 impl Groups {
     fn of(vm: &VmSpec) -> Self {
-        let base = format!("ocvtest-checks-{}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = format!("ocvtest-checks-{}-{number}", std::process::id());
         let groups = HostCgroups::new(&Layout { cgroup_base: base, ..Layout::system() }).unwrap();
         groups.ensure_cgroup(&vm.id, &vm.resources).unwrap();
         Self(groups, vm.id.clone())
