@@ -68,6 +68,15 @@ pub enum Ended {
     Done(Box<OpStatusReply>),
 }
 
+/// What is said of long work on images that ended with its daemon.
+const AGAIN: &str = "ask again: it goes on from there";
+
+/// Whether it is that which became of it.
+#[must_use]
+pub fn ended_with_daemon(failure: &Failure) -> bool {
+    failure.hint.as_deref() == Some(AGAIN)
+}
+
 impl Context {
     /// The context of a command line.
     #[must_use]
@@ -240,9 +249,7 @@ impl Context {
                 // Nothing is recorded of such work, so a daemon that was replaced knows nothing.
                 Err(ClientError::Api(e)) if e.error.kind == ErrorKind::NotFound => {
                     let what = format!("{}: ocivisord ended before it was done", reply.about());
-                    return Err(
-                        Failure::new(Exit::Failure, what).hint("ask again: it goes on from there")
-                    );
+                    return Err(Failure::new(Exit::Failure, what).hint(AGAIN));
                 }
                 Err(ClientError::Broken { .. } | ClientError::Unreachable { .. })
                     if answered.elapsed() < self.patience =>

@@ -18,7 +18,7 @@ use ocivisor_schema::reply::DiskBackendV1;
 use super::config::Config;
 use super::vmm::context;
 use crate::args::DEFAULT_SOCKET;
-use crate::connect::{Context, block_on};
+use crate::connect::{Context, block_on, ended_with_daemon};
 use crate::failure::{Exit, Failure};
 use crate::output::complain;
 
@@ -68,6 +68,7 @@ impl Asked {
         });
         answer.map_err(|failure| {
             let kind = match failure.exit {
+                _ if ended_with_daemon(&failure) => ErrorKind::Cancelled,
                 Exit::NotFound => ErrorKind::NotFound,
                 Exit::Conflict => ErrorKind::Conflict,
                 Exit::Permission => ErrorKind::Permission,

@@ -3,8 +3,8 @@
 //! Its documents lie below the system datastore for that time, as a directory in OCI image layout. The blobs of lacking
 //! layers are FIFOs in it, through which the daemon reads as they come what it imports: so they are written once, to its
 //! store, and unpacked while they are sent. Of two calls for one image on one host the second waits, and finds nothing lacking;
-//! hosts that share the datastore do not meet. What was whole when a call broke off is in the daemon's store, and is not
-//! asked for again.
+//! hosts that share the datastore do not meet. What was whole when a call broke off, or the daemon ended, is in its store, and
+//! is not asked for again.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -28,7 +28,7 @@ use crate::wire::{self, Document, Message, Order, Reply};
 const STAGING: &str = ".ocivisor";
 /// How often who waits for another's work says so.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
-/// How often a layer may be taken away by a prune before the import.
+/// How often a layer may be taken away by a prune before the import, or the daemon be replaced during it.
 const TRIES: usize = 3;
 /// Bytes between us and the daemon.
 const ROOM: usize = 1 << 20;
@@ -124,10 +124,14 @@ pub(super) fn bring(
         let mut tries = 0;
         loop {
             tries += 1;
-            match import(&layout, &blobs, &hex, from, to, daemon)? {
-                // A prune took what was here a moment ago.
-                Err(error) if error.kind == ErrorKind::NotFound && tries < TRIES => {}
-                other => return other,
+            let (imported, rest) = import(&layout, &blobs, &hex, from, to, daemon)?;
+            let again = imported.as_ref().is_err_and(may_go_on) && tries < TRIES;
+            // Another call brought the same image, or the next try asks for what then is lacking.
+            if imported.is_ok() || again {
+                rest.skip(from)?;
+            }
+            if !again {
+                return imported;
             }
         }
     })();
@@ -135,7 +139,32 @@ pub(super) fn bring(
     brought.and(removed)
 }
 
-/// Asks for what is lacking and has it imported as it comes. The inner error is the import's: the connection is as it was.
+/// Whether a prune took what was here a moment ago, or the daemon ended before it was done.
+fn may_go_on(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Cancelled)
+}
+
+/// What is on its way that nobody reads.
+struct Rest {
+    /// Bytes of a blob that has begun.
+    within: Option<u64>,
+    /// Blobs that follow.
+    blobs: Vec<String>,
+}
+
+impl Rest {
+    fn skip(self, from: &mut impl BufRead) -> Result<()> {
+        skip(from, self.within)?;
+        for digest in &self.blobs {
+            let size = header(digest, from)?;
+            skip(from, Some(size))?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks for what is lacking and has it imported as it comes. The inner error is the import's: the connection is as it was, but for
+/// what is left to be skipped.
 fn import(
     layout: &Dir,
     blobs: &Dir,
@@ -143,7 +172,7 @@ fn import(
     from: &mut impl BufRead,
     to: &mut impl Write,
     daemon: &mut dyn Daemon,
-) -> Result<Result<()>> {
+) -> Result<(Result<()>, Rest)> {
     let lacking = daemon.lacking(layout.path())?;
     let mut coming = VecDeque::new();
     many_files();
@@ -169,15 +198,8 @@ fn import(
         let imported = ended(importing)?;
         let within = fed?;
         told?;
-        if imported.is_ok() {
-            // Another call brought the same image.
-            skip(from, within)?;
-            for digest in left.iter().skip(usize::from(within.is_some())) {
-                let size = header(digest, from)?;
-                skip(from, Some(size))?;
-            }
-        }
-        Ok(imported)
+        let blobs = left.into_iter().skip(usize::from(within.is_some())).map(str::to_owned);
+        Ok((imported, Rest { within, blobs: blobs.collect() }))
     })
 }
 

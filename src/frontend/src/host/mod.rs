@@ -36,7 +36,7 @@ pub trait Daemon: Send {
     /// Brings an image in, from `oci:DIR` or a registry, under that name. Blobs in `DIR` may be FIFOs.
     ///
     /// # Errors
-    /// It did not come in.
+    /// It did not come in. `Cancelled`: the daemon ended before that, and has kept what was whole.
     fn import(&mut self, source: &str, name: &str) -> Result<()>;
 
     /// Makes a root disk; the same one again is success.

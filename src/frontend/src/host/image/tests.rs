@@ -22,6 +22,8 @@ struct Memory {
     have: Arc<Mutex<HashMap<String, Vec<u8>>>>,
     /// How an import ends that reads nothing.
     ends: Option<Result<()>>,
+    /// How often it ends so when it has read some of a second layer.
+    interrupted: u32,
 }
 
 impl Daemon for Memory {
@@ -41,6 +43,12 @@ impl Daemon for Memory {
                 continue;
             }
             let path = blobs.join(layer.repeat(64));
+            if self.interrupted > 0 && layer != LAYERS[0] {
+                self.interrupted -= 1;
+                let mut some = [0; 100];
+                File::open(path).unwrap().read_exact(&mut some).unwrap();
+                return Err(Error::new(ErrorKind::Cancelled, "it ended before it was done"));
+            }
             let bytes = std::fs::read(path).map_err(|e| Error::new(ErrorKind::Image, e))?;
             if bytes != blob(layer) {
                 return Err(Error::new(ErrorKind::Image, "a blob is not whole"));
@@ -139,6 +147,22 @@ fn an_import_that_ends_before_it_has_read_all_keeps_nobody_waiting() {
     let refused = Error::new(ErrorKind::Image, "refused");
     daemon.ends = Some(Err(refused.clone()));
     assert_eq!(brought(root.path(), &all, &mut daemon).unwrap_err(), refused);
+    assert_eq!(on_the_way(root.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_daemon_that_is_replaced_meanwhile_is_sent_the_rest_again() {
+    let root = tempfile::tempdir().unwrap();
+    let again = sent(&["2", "3"]);
+    let mut daemon = Memory { interrupted: 2, ..Memory::default() };
+    let all = [&sent(&LAYERS)[..], &again[4..], &again[4..]].concat();
+    let (lacking, left) = brought(root.path(), &all, &mut daemon).unwrap();
+    assert_eq!((lacking, left), (LAYERS.map(digest).to_vec(), 0));
+    assert_eq!(daemon.have.lock().unwrap().len(), 3);
+    // Not for ever.
+    let mut daemon = Memory { interrupted: 3, ..Memory::default() };
+    let error = brought(root.path(), &all, &mut daemon).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
     assert_eq!(on_the_way(root.path()), Vec::<String>::new());
 }
 
