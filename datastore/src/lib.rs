@@ -69,6 +69,7 @@ mod tarball;
 mod target;
 pub mod trust;
 mod unpack;
+mod unused;
 mod walk;
 mod work;
 pub mod worker;

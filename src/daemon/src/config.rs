@@ -189,11 +189,20 @@ pub struct Images {
     /// A containers-policy.json(5): whose signatures an image must have. No such file: every image is
     /// let in.
     pub policy: PathBuf,
+    /// Days after which an image that a platform brought here goes, if nobody asked for it and no disk needed it; 0 is never.
+    pub unused_days: u32,
+}
+
+impl Images {
+    /// How long what nobody needs is kept; none is for ever.
+    pub fn unused(&self) -> Option<Duration> {
+        (self.unused_days > 0).then(|| Duration::from_hours(24 * u64::from(self.unused_days)))
+    }
 }
 
 impl Default for Images {
     fn default() -> Self {
-        Self { policy: "/etc/containers/policy.json".into() }
+        Self { policy: "/etc/containers/policy.json".into(), unused_days: 30 }
     }
 }
 
@@ -343,6 +352,7 @@ impl Config {
         for (key, value, least) in [
             ("disks.check_minutes", self.disks.check_minutes, 1),
             ("disks.checks_at_once", self.disks.checks_at_once, 0),
+            ("images.unused_days", self.images.unused_days, 0),
         ] {
             if !(least..=10_000).contains(&value) {
                 return bad(format!("{key} is {value}, must be {least} to 10000"));

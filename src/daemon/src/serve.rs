@@ -10,6 +10,7 @@ use ocivisor_core::spec::Isolation;
 use ocivisor_rpc::{RolePolicy, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::api::Daemon;
@@ -99,6 +100,7 @@ async fn serve(config: &Config, vms: Arc<Vms>, socket: Option<OwnedFd>) -> Resul
         Arc::clone(&vms),
         Duration::from_secs(config.reconcile_seconds),
     ));
+    let tidying = tokio::spawn(forget_often(Arc::clone(&vms), config.images.unused()));
     let paths = PathPolicy::new(&config.access.operate_dirs);
     let granted = config.guests.isolation.iter().map(|profile| Isolation::from(*profile));
     let policy = Policy { isolation: granted.collect() };
@@ -110,6 +112,7 @@ async fn serve(config: &Config, vms: Arc<Vms>, socket: Option<OwnedFd>) -> Resul
     let jobs = daemon.jobs();
     server.serve(daemon, told_to_stop()).await;
     periodic.abort();
+    tidying.abort();
     upkeep.abort();
     healths.stop();
     tracing::info!("stopping; guests run on");
@@ -135,6 +138,23 @@ async fn reconcile_often(vms: Arc<Vms>, period: Duration) {
         }
         if let Err(error) = vms.balance().await {
             tracing::error!("cannot spread guests over the processors: {error}");
+        }
+    }
+}
+
+/// Once a day: images that platforms brought here and nobody needs any more.
+async fn forget_often(vms: Arc<Vms>, age: Option<Duration>) {
+    let Some(age) = age else { return };
+    let mut ticks = tokio::time::interval_at(
+        Instant::now() + Duration::from_hours(1),
+        Duration::from_hours(24),
+    );
+    loop {
+        ticks.tick().await;
+        let vms = Arc::clone(&vms);
+        let forgot = spawn_blocking(move || vms.host.images.forget_unused(|| vms.disks(), age));
+        if let Ok(Err(error)) = forgot.await {
+            tracing::warn!("images that nobody needs stay: {error}");
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_datastore as store;
 use ocivisor_datastore::{
-    CheckOptions, ImageName, Outcome, PruneOptions, Reference, RepairOptions,
+    CheckOptions, Digest, ImageName, Outcome, PruneOptions, Reference, RepairOptions,
 };
 use ocivisor_schema::image::{DfReply, FindingV1, FindingsV1, ImageUseV1, PrunedV1};
 use ocivisor_schema::reply::ImageInfo;
@@ -82,6 +82,39 @@ impl Images {
                 + pruned.quarantine_bytes,
             dry_run,
         })
+    }
+
+    /// Forgets images that a platform brought here under a name that is their digest (`opennebula/<digest>`), and that
+    /// nobody asked for, nor any disk needed, for so long. Then gives back what only they kept.
+    ///
+    /// # Errors
+    /// What a disk needs is not known: then nothing is forgotten.
+    pub fn forget_unused(
+        &self,
+        disks: impl Fn() -> Result<Vec<PathBuf>>,
+        age: Duration,
+    ) -> Result<()> {
+        let by_digest = |name: &ImageName, digest: &Digest| {
+            name.as_str().rsplit_once('/').is_some_and(|(_, last)| last == digest.hex())
+        };
+        let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let forgotten = {
+            // A disk half made names no layers yet.
+            let _pruning = self.making.write().unwrap_or_else(PoisonError::into_inner);
+            let in_use = self.in_use(&disks()?, false)?;
+            self.store.forget_unused(before, &in_use, &by_digest).map_err(|e| ours(&e))?
+        };
+        for name in &forgotten {
+            tracing::info!("image {name} was not used for {} days", age.as_secs() / 86_400);
+        }
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        match self.prune(disks, None, false) {
+            // The next one takes it along.
+            Err(error) if error.kind == ErrorKind::Conflict => Ok(()),
+            other => other.map(|pruned| tracing::info!(?pruned, "pruned")),
+        }
     }
 
     /// What is wrong with the store; mends it if told to.
