@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::place::{Place, write_script};
 
 /// Scripts of each directory.
-const TREE: [(&str, &[&str]); 7] = [
+const TREE: [(&str, &[&str]); 8] = [
     (
         "vmm/oci",
         &[
@@ -51,6 +51,7 @@ const TREE: [(&str, &[&str]); 7] = [
             "stat",
         ],
     ),
+    ("im", &["run_monitord_client", "stop_monitord_client"]),
     ("im/oci.d", &[]),
     ("im/oci-probes.d", &[]),
 ];

@@ -20,6 +20,9 @@ pub struct Head {
     /// Rules of the security group `web` then.
     #[serde(default)]
     pub rules: Option<String>,
+    /// What networks had been given then, by name.
+    #[serde(default)]
+    pub networks: BTreeMap<String, String>,
 }
 
 /// A call of a script.
@@ -76,14 +79,20 @@ pub struct Step {
     pub calls: Vec<RecordedCall>,
     /// Lines: driver, whether it speaks, text.
     pub lines: Vec<(String, bool, String)>,
+    /// Scripts that were removed from hosts before: host, path.
+    pub removed: Vec<(String, String)>,
     /// What the host's probe said from then on: host, seconds, text.
     pub probes: Vec<(String, f64, String)>,
     /// VMs afterwards: number, `STATE`, `LCM_STATE`, error.
     pub vms: Vec<(u32, u8, u8, Option<String>)>,
     /// Images afterwards: number, state, source, format, size, error.
     pub images: Vec<(u32, String, [String; 3], Option<String>)>,
+    /// What a host's probe said of commands in guests.
+    pub executed: Option<String>,
     /// Images that are gone.
     pub gone: Vec<u32>,
+    /// Hosts afterwards: name, `STATE`.
+    pub hosts: Vec<(String, u8)>,
 }
 
 /// A scenario.
@@ -125,6 +134,17 @@ enum Entry {
         out: String,
         #[serde(rename = "probe")]
         _probe: String,
+    },
+    Executed {
+        executed: String,
+    },
+    Removed {
+        removed: String,
+        host: String,
+    },
+    Host {
+        host: String,
+        state: u8,
     },
     Vm {
         vm: u32,
@@ -193,6 +213,9 @@ fn take(entry: Entry, steps: &mut Vec<Step>, before: &mut Vec<String>) {
         }
         Entry::Say { say, line, .. } => step.lines.push((say, true, line)),
         Entry::Probe { host, at, out, .. } => step.probes.push((host, at, out)),
+        Entry::Executed { executed } => step.executed = Some(executed),
+        Entry::Removed { removed, host } => step.removed.push((host, removed)),
+        Entry::Host { host, state } => step.hosts.push((host, state)),
         Entry::Vm { vm, state, lcm, error } => step.vms.push((vm, state, lcm, error)),
         Entry::Image { image, state, source, format, size, error } => {
             step.images.push((image, state, [source, format, size.to_string()], error));

@@ -8,6 +8,7 @@ use ocivisor_tests::{PATIENCE, wait_for_option};
 
 use crate::desk::Desk;
 use crate::drivers::{Call, Drivers, document_of, unbase64};
+use crate::model::{Host, HostState};
 use crate::oned::{Oned, Reply};
 use crate::place::Place;
 use crate::recorder;
@@ -83,6 +84,10 @@ impl Replay {
         if let Some(host) = scheduled(step) {
             self.oned.place_next(&host, "101");
         }
+        for (_, path) in &step.removed {
+            let root = self.oned.drivers.place.root();
+            std::fs::remove_file(root.join(path.trim_start_matches('/'))).expect("a script");
+        }
         let reply = match step.command.as_str() {
             "" => {
                 self.probe(step, next);
@@ -94,6 +99,8 @@ impl Replay {
                 None => self.oned.command(command, &step.given),
             },
         };
+        self.monitor(&step.command);
+        step.executed.iter().for_each(|text| self.oned.hear_commands(text));
         let wanted = match &step.refused {
             Some(text) => Err(text.clone()),
             None => Ok(step.prints.clone().unwrap_or_default()),
@@ -147,9 +154,31 @@ impl Replay {
         }
     }
 
+    /// A host is, or is not any more, to be monitored.
+    fn monitor(&self, command: &str) {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let ["onehost", action, host, ..] = words[..] else { return };
+        let Some(number) = self.oned.model().host(host).map(|host| host.id) else { return };
+        let client = |script: &str| {
+            self.oned.drivers.monitor_client(script, &["oci", &number.to_string(), host], host, b"")
+        };
+        match action {
+            "offline" => drop(client("stop_monitord_client")),
+            // Whether it worked is the host's state.
+            "enable" => {
+                drop(self.oned.begin_monitoring(host, || client("run_monitord_client")));
+            }
+            _ => {}
+        }
+    }
+
     fn compare_calls(&mut self, scenario: &str, step: &Step) {
         let seen: Vec<Call> = self.desk.take_calls();
-        let seen: Vec<&Call> = seen.iter().filter(|c| !c.script.ends_with("/monitor")).collect();
+        // Of monitoring, calls were taken along where the scenario is about it.
+        let of_monitor = |script: &str| script.contains("/im/");
+        let told = step.calls.iter().any(|call| of_monitor(&call.script));
+        let kept = |c: &&Call| !c.script.ends_with("/monitor") && (told || !of_monitor(&c.script));
+        let seen: Vec<&Call> = seen.iter().filter(kept).collect();
         self.compared += step.calls.len();
         for at in 0..seen.len().max(step.calls.len()) {
             let place = &self.oned.drivers.place;
@@ -255,6 +284,12 @@ impl Replay {
         for id in step.gone.iter().filter(|id| model.images.contains_key(id)) {
             wrong.push(format!("image {id} is still there"));
         }
+        for (name, state) in &step.hosts {
+            let ours = model.host(name).map(|host| host.state as u8);
+            if ours != Some(*state) {
+                wrong.push(format!("{name} is in {ours:?}, recorded {state}"));
+            }
+        }
         drop(model);
         wrong.iter().for_each(|what| self.differs(scenario, step, what));
     }
@@ -270,10 +305,24 @@ pub(crate) fn at(moment: f64) -> u64 {
 /// What oned had when a scenario began: numbers and addresses that come next, rules, transfer drivers.
 pub(crate) fn prepare(oned: &Oned, recording: &Recording) {
     let head = &recording.head;
-    if head.scenario.starts_with("28") {
+    let number = head.scenario.split('-').next().unwrap_or_default();
+    if number == "28" {
         register(oned, true);
     }
     let mut model = oned.model();
+    model.cold_nics = number == "33";
+    if number == "33" && model.host("host03").is_none() {
+        let (name, vm_mad, state) = ("host03".into(), "ociks".into(), HostState::Monitored);
+        model.hosts.insert(2, Host { id: 2, name, vm_mad, state });
+    }
+    for (name, given) in &head.networks {
+        let id = model.network(name).expect("a network").id;
+        let network = model.networks.get_mut(&id).expect("a network");
+        for (key, values) in Template::read(given).drain() {
+            network.template.take(&key);
+            values.into_iter().for_each(|value| network.template.add(&key, value));
+        }
+    }
     if let Some(rules) = &head.rules {
         let rules = Template::read(rules).vectors("RULE").cloned().collect();
         model.groups.insert(100, ("web".to_owned(), rules));
@@ -350,7 +399,9 @@ fn without_moment(line: String) -> String {
     let path = &line[..end];
     let name = path.rsplit('/').next().unwrap_or_default();
     let asked = ["UID", "GID"].contains(&name) && path.contains("/HISTORY");
-    if PASSING.contains(&name) || asked { format!("{path}=*") } else { line }
+    // Encrypted by a key of that oned's.
+    let secret = path.ends_with("/CONTEXT/PASSWORD");
+    if PASSING.contains(&name) || asked || secret { format!("{path}=*") } else { line }
 }
 
 fn first_difference(ours: &[String], theirs: &[String]) -> Option<String> {

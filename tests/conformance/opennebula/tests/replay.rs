@@ -5,18 +5,18 @@ use std::path::Path;
 use ocivisor_conformance::Replay;
 
 #[track_caller]
-fn replays(name: &str) {
+fn replays(names: &[&str]) {
     let program = Path::new(env!("CARGO_BIN_EXE_ocivisor-conformance"));
     let mut replay = Replay::with_infrastructure(program);
-    replay.play(name);
+    names.iter().for_each(|name| replay.play(name));
     assert!(replay.differences.is_empty(), "{}", replay.differences.join("\n"));
 }
 
 macro_rules! scenarios {
-    ($($test:ident: $name:literal),* $(,)?) => {
+    ($($test:ident: $($name:literal)+),* $(,)?) => {
         $(#[test]
         fn $test() {
-            replays($name);
+            replays(&[$($name),+]);
         })*
     };
 }
@@ -41,4 +41,9 @@ scenarios! {
     states_that_hosts_report: "26-monitor-driven-states",
     datastores_that_are_shared_or_mixed: "28-datastores-shared-and-mixed",
     snapshots_that_are_kept: "29-keep-snapshots",
+    many_disks_and_files: "30-two-datastores-full",
+    states_that_hosts_report_later: "32-monitor-driven-states-after-30s",
+    nics_are_plugged_while_it_is_off: "33-cold-nic-attach-and-exec",
+    odd_images: "24-fail-images" "35-odd-image-sources",
+    a_host_that_cannot_be_monitored: "36-host-probe-failure",
 }

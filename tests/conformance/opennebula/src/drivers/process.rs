@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use super::{Answer, Call, Drivers};
+use super::{Answer, Call, Drivers, lock};
 use crate::place::FRONTEND;
 
 impl Drivers {
@@ -97,6 +97,29 @@ impl Drivers {
             });
         }
         self.answer(code, &out, &err)
+    }
+
+    /// A script of the monitoring driver's on a host, which begins or ends what monitors there (`one_im_ssh`).
+    ///
+    /// # Errors
+    /// All that it said.
+    pub fn monitor_client(
+        &self,
+        script: &str,
+        args: &[&str],
+        host: &str,
+        stdin: &[u8],
+    ) -> Result<String, String> {
+        let path = format!("{}/im/{script}", self.place.remotes_of_hosts().display());
+        let token = AtomicBool::new(false);
+        match self.single(host, (&path, args.join(" ")), args, stdin, &token) {
+            Answer::Success(text) => Ok(text),
+            Answer::Failure(why) => {
+                let said = lock(&self.trace).last().map(|call| call.answer.1.clone());
+                Err(format!("{why}{}", said.unwrap_or_default()))
+            }
+            Answer::Cancelled => Err("cancelled".to_owned()),
+        }
     }
 
     fn answer(&self, code: i32, out: &str, err: &str) -> Answer {

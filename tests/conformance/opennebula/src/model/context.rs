@@ -19,7 +19,7 @@ const NIC_KEYS: [(&str, &str); 20] = [
     ("MASK", "NETWORK_MASK"),
     ("METHOD", "METHOD"),
     ("METRIC", "METRIC"),
-    ("MTU", "MTU"),
+    ("MTU", "GUEST_MTU"),
     ("NETWORK", "NETWORK_ADDRESS"),
     ("ROUTES", "ROUTES"),
     ("SEARCH_DOMAIN", "SEARCH_DOMAIN"),
@@ -37,6 +37,10 @@ impl Model {
         for (key, value) in asked {
             context.insert(key.clone(), value.replace("$NAME", &vm.name));
         }
+        if asked.get("TOKEN").is_some_and(|wanted| wanted == "YES") {
+            context.insert("ONEGATE_ENDPOINT".into(), "http://127.0.0.1:5030".into());
+            context.insert("VMID".into(), vm.id.to_string());
+        }
         if asked.get("NETWORK").is_some_and(|wanted| wanted == "YES") {
             for nic in vm.template.vectors("NIC") {
                 self.write_nic(&mut context, &format!("ETH{}", nic["NIC_ID"]), nic);
@@ -49,7 +53,7 @@ impl Model {
         let before = vm.template.vectors("CONTEXT").next();
         let disk = before.map_or_else(|| vm.next_disk().to_string(), |old| old["DISK_ID"].clone());
         context.insert("DISK_ID".into(), disk);
-        context.insert("TARGET".into(), "sdb".into());
+        context.insert("TARGET".into(), vm.context_target.clone());
         vm.template.take("CONTEXT");
         vm.template.add("CONTEXT", Value::Vector(context));
     }
@@ -57,7 +61,7 @@ impl Model {
     fn write_nic(&self, context: &mut Vector, name: &str, nic: &Vector) {
         let network = self.network(&nic["NETWORK"]);
         for (key, attribute) in NIC_KEYS {
-            let own = nic.get(attribute).map(String::as_str).filter(|_| attribute != "MTU");
+            let own = nic.get(attribute).map(String::as_str);
             let of_network = || network.and_then(|network| network.template.text(attribute));
             let value = own.or_else(of_network).unwrap_or_default();
             context.insert(format!("{name}_{key}"), value.to_owned());

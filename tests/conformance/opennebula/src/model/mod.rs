@@ -28,6 +28,34 @@ pub struct Host {
     pub name: String,
     /// Name of its driver.
     pub vm_mad: String,
+    /// Whether it is monitored.
+    pub state: HostState,
+}
+
+/// `STATE` of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "OpenNebula's own names")]
+pub enum HostState {
+    Init = 0,
+    Monitored = 2,
+    Error = 3,
+    Disabled = 4,
+    Offline = 8,
+}
+
+/// What names must not have, as recorded.
+const NOT_IN_NAMES: [char; 1] = ['&'];
+
+/// `FEATURES` and `TOPOLOGY` as oned keeps them.
+fn settled(key: &str, value: Value) -> Value {
+    let Value::Vector(mut vector) = value else { return value };
+    if key == "TOPOLOGY" {
+        vector.entry("PIN_POLICY".into()).or_insert("NONE".into());
+    } else {
+        vector.values_mut().for_each(|value| *value = value.to_uppercase());
+    }
+    Value::Vector(vector)
 }
 
 /// Rules of a security group.
@@ -167,8 +195,22 @@ impl Model {
             (None, Some(Value::Text(name))) => name,
             _ => format!("one-{id}"),
         };
+        if let Some(odd) = name.chars().find(|c| NOT_IN_NAMES.contains(c)) {
+            return Err(format!("[one.vm.allocate] Invalid NAME, char '{odd}' is not allowed"));
+        }
         let mut vm = Vm::new(id, &name, self.now, hold);
-        for disk in given.take("DISK") {
+        let disks = given.take("DISK");
+        let boots = disks.iter().any(|disk| match disk {
+            Value::Vector(asked) => {
+                let name = asked.get("IMAGE").or_else(|| asked.get("IMAGE_ID"));
+                name.and_then(|name| self.image(name)).is_some_and(|image| image.kind == 0)
+            }
+            Value::Text(_) => false,
+        });
+        if boots {
+            "sdb".clone_into(&mut vm.context_target);
+        }
+        for disk in disks {
             if let Value::Vector(asked) = disk {
                 self.add_disk(&mut vm, &asked)?;
             }
@@ -178,26 +220,50 @@ impl Model {
                 self.add_nic(&mut vm, &asked)?;
             }
         }
+        for alias in given.take("NIC_ALIAS") {
+            if let Value::Vector(mut asked) = alias {
+                asked.extend(asked.get("PARENT").cloned().map(|nic| ("ALIAS".to_owned(), nic)));
+                self.add_nic(&mut vm, &asked)?;
+            }
+        }
         let context = given.take("CONTEXT").pop();
         let graphics = given.take("GRAPHICS").pop();
         for (key, values) in given.drain() {
             for value in values {
                 match key.as_str() {
-                    "CPU" | "VCPU" | "MEMORY" | "OS" | "RAW" | "FEATURES" | "TOPOLOGY"
-                    | "INPUT" | "TEMPLATE_ID" | "PCI" => vm.template.add(&key, value),
+                    "CPU" | "VCPU" | "MEMORY" | "OS" | "RAW" | "INPUT" | "TEMPLATE_ID" | "PCI" => {
+                        vm.template.add(&key, value);
+                    }
+                    "FEATURES" | "TOPOLOGY" => vm.template.add(&key, settled(&key, value)),
                     "BACKUP_CONFIG" => vm.backup = Some(value),
                     _ => vm.user_template.add(&key, value),
                 }
             }
         }
         vm.settle(graphics);
-        if let Some(Value::Vector(asked)) = context {
+        if let Some(Value::Vector(mut asked)) = context {
+            // Whoever has a token says who it is by number.
+            if asked.get("TOKEN").is_some_and(|wanted| wanted == "YES") {
+                vm.template.set("CREATED_BY", 0);
+            }
+            if let Some(files) = asked.get_mut("FILES_DS") {
+                *files = self.files(files);
+            }
             vm.asked_context = Some(asked);
             self.write_context(&mut vm);
         }
         self.write_rules(&mut vm);
         self.vms.insert(id, vm);
         Ok(id)
+    }
+
+    /// `$FILE[IMAGE="…"]…` as paths with names.
+    fn files(&self, asked: &str) -> String {
+        let names = asked.split("IMAGE=").skip(1).filter_map(|rest| {
+            rest.trim_start_matches(['"', '\\']).split(['"', '\\', ']', ',']).next()
+        });
+        let images = names.filter_map(|name| self.image(name));
+        images.map(|image| format!("{}:'{}' ", image.source, image.name)).collect()
     }
 
     /// Adds a disk; its number.

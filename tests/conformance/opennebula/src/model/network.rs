@@ -106,7 +106,7 @@ impl Network {
             ("VN_MAD", text("VN_MAD")),
         ]);
         // Of the list INHERIT_VNET_ATTR.
-        for key in ["DNS", "GATEWAY", "GUEST_MTU", "MTU", "INBOUND_AVG_BW", "OUTBOUND_AVG_BW"] {
+        for key in ["DNS", "GATEWAY", "MTU", "INBOUND_AVG_BW", "OUTBOUND_AVG_BW"] {
             if let Some(value) = self.template.text(key) {
                 nic.insert(key.to_owned(), value.to_owned());
             }

@@ -106,6 +106,8 @@ pub struct Vm {
     pub backups: Vec<u32>,
     /// `CONTEXT` as the user wanted it.
     pub asked_context: Option<Vector>,
+    /// What the context disk is called in the guest: that comes after what boots.
+    pub context_target: String,
     /// Where it was and is.
     pub history: Vec<History>,
     /// Text of `USER_TEMPLATE/ERROR` without its date.
@@ -146,6 +148,7 @@ impl Vm {
             backup: None,
             backups: Vec::new(),
             asked_context: None,
+            context_target: "sda".to_owned(),
             history: Vec::new(),
             error: None,
             hard: false,
@@ -158,12 +161,17 @@ impl Vm {
 
     /// What oned adds to every template.
     pub fn settle(&mut self, graphics: Option<Value>) {
-        for (key, value) in [
-            ("AUTOMATIC_DS_REQUIREMENTS", "(\"CLUSTERS/ID\" @> 0)"),
-            ("AUTOMATIC_NIC_REQUIREMENTS", "(\"CLUSTERS/ID\" @> 0)"),
-            ("AUTOMATIC_REQUIREMENTS", "(CLUSTER_ID = 0) & !(PIN_POLICY = PINNED)"),
-        ] {
-            self.template.set(key, value);
+        // What has no disk of an image and no NIC may be in any cluster.
+        let bound = self.template.vectors("NIC").next().is_some()
+            || self.template.vectors("DISK").any(|disk| disk.contains_key("IMAGE_ID"));
+        let mut needs = |key: &str, what: &str| self.template.set(key, what);
+        let pinned = "!(PIN_POLICY = PINNED)";
+        if bound {
+            needs("AUTOMATIC_DS_REQUIREMENTS", "(\"CLUSTERS/ID\" @> 0)");
+            needs("AUTOMATIC_NIC_REQUIREMENTS", "(\"CLUSTERS/ID\" @> 0)");
+            needs("AUTOMATIC_REQUIREMENTS", &format!("(CLUSTER_ID = 0) & {pinned}"));
+        } else {
+            needs("AUTOMATIC_REQUIREMENTS", pinned);
         }
         if let Some(Value::Vector(mut graphics)) = graphics {
             let port = (5900 + self.id).to_string();
@@ -177,7 +185,25 @@ impl Vm {
         };
         os.entry("MACHINE".into()).or_insert("q35".into());
         os.entry("UUID".into()).or_insert(uuid);
+        self.order_disks(os.get("BOOT").map(String::as_str).unwrap_or_default());
         self.template.add_vector("OS", os);
+        if self.template.vectors("TOPOLOGY").next().is_some()
+            && self.template.text("VCPU").is_none()
+        {
+            self.template.set("VCPU", 1);
+        }
+    }
+
+    /// What boots first, of `OS/BOOT`.
+    fn order_disks(&mut self, boot: &str) {
+        for (at, name) in boot.split(',').enumerate() {
+            let wanted = name.trim().strip_prefix("disk");
+            for disk in self.template.vectors_mut("DISK") {
+                if wanted.is_some() && disk.get("DISK_ID").map(String::as_str) == wanted {
+                    disk.insert("ORDER".into(), (at + 1).to_string());
+                }
+            }
+        }
     }
 
     /// Where it is, or was last.
@@ -292,10 +318,9 @@ impl Vm {
     pub fn name_disks(&mut self) {
         let has_target: Vec<String> =
             self.template.vectors("DISK").filter_map(|d| d.get("TARGET").cloned()).collect();
-        let mut free = ('a'..='z').map(|c| format!("sd{c}")).filter(|name| {
-            // The second is the context's.
-            name != "sdb" && !has_target.contains(name)
-        });
+        let mut free = ('a'..='z')
+            .map(|c| format!("sd{c}"))
+            .filter(|name| *name != self.context_target && !has_target.contains(name));
         for disk in self.template.vectors_mut("DISK") {
             if !disk.contains_key("TARGET")
                 && let Some(name) = free.next()
@@ -325,6 +350,12 @@ impl Vm {
         if let Some(error) = &self.error {
             user.set("ERROR", format!("Fri Nov 20 12:00:00 2026: {error}"));
         }
+        let mut template = self.template.clone();
+        for password in template.vectors_mut("CONTEXT").filter_map(|c| c.get_mut("PASSWORD")) {
+            // Only oned can read it there; guests are told by the context disk.
+            let hidden: Vec<u8> = password.bytes().map(|byte| !byte).collect();
+            *password = crate::drivers::base64(&hidden);
+        }
         let history = self.history.last().map(|record| record.document(self.id));
         let mut parts = vec![
             Element::plain("ID", self.id),
@@ -345,7 +376,7 @@ impl Vm {
             Element::plain("DEPLOY_ID", &self.deploy_id),
             Element::of("MONITORING", Vec::new()),
             Element::of("SCHED_ACTIONS", Vec::new()),
-            Element::of("TEMPLATE", self.template.elements()),
+            Element::of("TEMPLATE", template.elements()),
             Element::of("USER_TEMPLATE", user.elements()),
             Element::of("HISTORY_RECORDS", history.into_iter().collect()),
         ];

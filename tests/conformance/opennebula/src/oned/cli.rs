@@ -1,7 +1,7 @@
 //! Commands of OpenNebula's CLI, as the recordings name them.
 
 use super::{Oned, Reply};
-use crate::model::{Host, Network, Next};
+use crate::model::{Host, HostState, Network, Next};
 use crate::state::Lcm;
 use crate::template::{Template, vector_of};
 
@@ -164,7 +164,7 @@ impl Oned {
             "backup-cancel" => self.cancel_backup(id),
             "restore" => self.restore(id, words.get(1)),
             // Of these no driver hears.
-            "update" | "lock" | "unlock" => Ok(String::new()),
+            "update" | "lock" | "unlock" | "show" => Ok(String::new()),
             other => self.action(id, other, hard),
         }
     }
@@ -204,10 +204,19 @@ impl Oned {
         let (words, values) = Words::of(rest, &["i", "v"]);
         if action == "create" {
             let mut model = self.model();
-            let id = u32::try_from(model.hosts.len()).map_err(|_| "too many hosts")?;
+            let id = model.hosts.keys().max().map_or(0, |last| last + 1);
             let (name, vm_mad) = (words.get(0).to_owned(), value(&values, "v").unwrap_or_default());
-            model.hosts.insert(id, Host { id, name, vm_mad: vm_mad.to_owned() });
+            let state = HostState::Init;
+            model.hosts.insert(id, Host { id, name, vm_mad: vm_mad.to_owned(), state });
             return Ok(format!("ID: {id}"));
+        }
+        let name = words.get(0);
+        match action {
+            "enable" => self.host_state(name, HostState::Init),
+            "disable" => self.host_state(name, HostState::Disabled),
+            "offline" => self.host_state(name, HostState::Offline),
+            "delete" => self.model().hosts.retain(|_, host| host.name != name),
+            _ => {}
         }
         Ok(String::new())
     }

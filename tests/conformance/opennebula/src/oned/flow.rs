@@ -142,6 +142,9 @@ impl Oned {
             (script, vm.document().write(), vm.place().seq)
         };
         if let Some(script) = script {
+            if script.contains("\nTOKEN='YES'\n") {
+                self.write_file(id, "token.txt", "DtSE9V7Uz1aNCqRmGqs91Q==\n");
+            }
             self.write_file(id, "context.sh", &script);
         }
         if deploy {

@@ -2,7 +2,7 @@
 
 use super::actions::unavailable;
 use super::{Oned, Reply};
-use crate::drivers::{Answer, Job};
+use crate::drivers::{Answer, Job, base64, unbase64};
 use crate::model::{Action, Vm};
 use crate::state::{Lcm, State};
 use crate::template::{Template, Value, Vector, vector_of};
@@ -346,8 +346,8 @@ impl Oned {
         self.with(id, |vm, now| {
             vm.turn(Action::Exec, now);
             vm.template.take("QEMU_GA_EXEC");
-            let input = input.unwrap_or_default();
-            let told = vector_of(&[("COMMAND", command), ("STDIN", input)]);
+            let input = base64(input.unwrap_or_default().as_bytes());
+            let told = vector_of(&[("COMMAND", command), ("STDIN", &input)]);
             vm.template.add_vector("QEMU_GA_EXEC", told);
             vm.go(State::Active, Lcm::Hotplug);
         });
@@ -384,8 +384,9 @@ impl Oned {
     pub fn exec_retry(&self, id: u32) -> Reply {
         let told = self.with(id, |vm, _| vm.template.vectors("QEMU_GA_EXEC").next().cloned());
         let told = told.ok_or("no command to be executed again")?;
-        let input = told.get("STDIN").map(String::as_str).filter(|input| !input.is_empty());
-        self.exec(id, &told["COMMAND"], input)
+        let input = told.get("STDIN").filter(|input| !input.is_empty());
+        let input = input.and_then(|input| String::from_utf8(unbase64(input)?).ok());
+        self.exec(id, &told["COMMAND"], input.as_deref())
     }
 
     /// Notes what became of a command.

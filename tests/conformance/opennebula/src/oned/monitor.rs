@@ -1,11 +1,14 @@
 //! What hosts report of VMs, and what oned makes of it (contract §6.6).
 
 use super::Oned;
+use crate::model::HostState;
 use crate::state::{Lcm, State};
 use crate::template::Template;
 
 /// Reports are ignored for so long after a VM's last start or end, in seconds.
 const WINDOW: u64 = 30;
+/// How often `one_im_ssh` begins once more (`-r 3`).
+const RETRIES: u32 = 3;
 
 impl Oned {
     /// A `STATE_VM` message of a host, its payload in the template language.
@@ -54,11 +57,13 @@ impl Oned {
             return;
         }
         let since = |moment: u64| now.saturating_sub(moment);
-        if since(place.rstime) < WINDOW || since(place.retime) < WINDOW {
-            return;
-        }
+        let heard = since(place.rstime) >= WINDOW && since(place.retime) >= WINDOW;
+        // By which name it goes is believed at any time (recorded: scenario 32, step 14).
         if state == "RUNNING" && !deploy_id.is_empty() && vm.deploy_id != deploy_id {
             vm.deploy_id = deploy_id.to_owned();
+        }
+        if !heard {
+            return;
         }
         let alive = matches!((vm.state, vm.lcm), (State::Active, Lcm::Running | Lcm::Unknown));
         let ends = matches!(vm.lcm, Lcm::Shutdown | Lcm::ShutdownPoweroff | Lcm::ShutdownUndeploy);
@@ -100,6 +105,36 @@ impl Oned {
                 let keys = vm.iter().filter(|(key, _)| *key != "ID");
                 told.extend(keys.map(|(key, value)| (key.clone(), value.clone())));
             }
+        }
+    }
+
+    /// A host is to be monitored (`START_MONITOR`): `once` is one try. If none works the host is in error, and its VMs
+    /// are unknown.
+    ///
+    /// # Errors
+    /// What the last try said.
+    pub fn begin_monitoring<T>(
+        &self,
+        host: &str,
+        mut once: impl FnMut() -> Result<T, String>,
+    ) -> Result<T, String> {
+        let mut begun = once();
+        for _ in 0..RETRIES {
+            if begun.is_err() {
+                begun = once();
+            }
+        }
+        let state = if begun.is_ok() { HostState::Monitored } else { HostState::Error };
+        self.host_state(host, state);
+        if begun.is_err() {
+            self.lose_host(host);
+        }
+        begun
+    }
+
+    pub(super) fn host_state(&self, host: &str, state: HostState) {
+        for found in self.model().hosts.values_mut().filter(|found| found.name == host) {
+            found.state = state;
         }
     }
 

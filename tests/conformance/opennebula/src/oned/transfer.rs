@@ -124,6 +124,11 @@ pub(super) fn context_line(model: &Model, vm: &Vm) -> String {
     let disk = context.map_or("", |context| field(context, "DISK_ID"));
     let path = at(&place.host, &format!("{}/disk.{disk}", model.vm_dir(place.store, vm.id)));
     let mut files = vec![format!("{}/{}/context.sh", model.vms_dir, vm.id)];
+    let more = context.map_or("", |context| field(context, "FILES_DS"));
+    if !more.is_empty() {
+        // Its blanks are oned's.
+        files.push(format!(" {more}"));
+    }
     if context.is_some_and(|context| field(context, "TOKEN") == "YES") {
         files.push(format!("{}/{}/token.txt", model.vms_dir, vm.id));
     }
