@@ -35,6 +35,10 @@ pub struct Cloud {
     pub nodes: Vec<Arc<Node>>,
     /// oned.
     pub oned: Arc<Oned>,
+    /// Name of the monitoring driver, and of its directory.
+    pub monitoring: String,
+    /// What each host has of datastores.
+    stores: Stores,
     _desk: Desk,
 }
 
@@ -106,16 +110,16 @@ impl Cloud {
         let nodes = ["host01", "host02"].map(|name| Arc::new(Node::start(&place, name, stores)));
         let oned = Arc::new(Oned::new(Drivers::new(place, driver)));
         let desk = Desk::open(oned.drivers.place.root(), oned.shared_model());
-        Self { nodes: nodes.into(), oned, _desk: desk }
+        let monitoring = "ocivisor".to_owned();
+        Self { nodes: nodes.into(), oned, monitoring, stores, _desk: desk }
     }
 
-    /// Another host, of which oned knows nothing yet.
-    ///
-    /// # Panics
-    /// It cannot be made.
-    pub fn add_host(&mut self, name: &str, stores: Stores) {
-        let node = Node::start(&self.oned.drivers.place, name, stores);
-        self.nodes.push(Arc::new(node));
+    /// One more host, of which oned knows nothing yet, if there is none of that name.
+    pub fn add_node(&mut self, name: &str) {
+        if self.nodes.iter().all(|node| node.name != name) {
+            let node = Node::start(&self.oned.drivers.place, name, self.stores);
+            self.nodes.push(Arc::new(node));
+        }
     }
 
     fn register(&self) {

@@ -1,7 +1,5 @@
 //! monitord: it begins the agent of a host by ssh, listens, and has oned hear what the agent says.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,9 +11,6 @@ use crate::cloud::Cloud;
 use crate::drivers::{lock, unbase64};
 use crate::endpoint::{Endpoint, Message};
 use crate::xml::Element;
-
-/// Name of the monitoring driver, and of its directory.
-const DRIVER: &str = "ocivisor";
 
 /// What monitors a host. Its agent stays when this is gone, as that of a real one does.
 #[derive(Debug)]
@@ -32,6 +27,18 @@ impl Cloud {
     /// The agent does not begin.
     #[must_use]
     pub fn monitor(&self, host: &str) -> Monitor {
+        let begun = self.oned.begin_monitoring(host, || self.try_to_monitor(host));
+        begun.unwrap_or_else(|why| panic!("{why}\n{}", self.node(host).log()))
+    }
+
+    /// The same once, as `one_im_ssh` does before it tries again.
+    ///
+    /// # Errors
+    /// What the script said that was to begin it.
+    ///
+    /// # Panics
+    /// It says what is no answer.
+    pub fn try_to_monitor(&self, host: &str) -> Result<Monitor, String> {
         let node = self.node(host);
         let number = self.oned.model().host(host).expect("a host").id;
         // Who sends to the front-end sends to the address that its ssh came from, here the host's loopback.
@@ -40,8 +47,7 @@ impl Cloud {
         place.sync(host);
         let location = place.location();
         let configuration = configuration(number, endpoint.address().port(), &location);
-        let (code, said) = self.client("run_monitord_client", host, number, &configuration);
-        assert_eq!(code, 0, "{said}\n{}", node.log());
+        let said = self.client("run_monitord_client", host, number, &configuration)?;
         let first = Element::read(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
         let told = |key: &str| {
             let packed = first.at(key).map(Element::text).unwrap_or_default();
@@ -60,7 +66,7 @@ impl Cloud {
                 lock(&list).push(message);
             }
         });
-        Monitor { heard, done, hearing: Some(hearing) }
+        Ok(Monitor { heard, done, hearing: Some(hearing) })
     }
 
     /// Ends the agent of a host (`STOP_MONITOR`).
@@ -69,27 +75,14 @@ impl Cloud {
     /// It does not end.
     pub fn stop_monitoring(&self, host: &str) {
         let number = self.oned.model().host(host).expect("a host").id;
-        let (code, said) = self.client("stop_monitord_client", host, number, "");
-        assert_eq!((code, said.as_str()), (0, ""));
+        // A script that says nothing is told to oned as this.
+        assert_eq!(self.client("stop_monitord_client", host, number, "").as_deref(), Ok("-"));
         assert_eq!(self.node(host).agent(), None);
     }
 
-    fn client(&self, script: &str, host: &str, number: u32, stdin: &str) -> (i32, String) {
-        let place = &self.oned.drivers.place;
-        let script = place.remotes_of_hosts().join("im").join(script);
-        let mut child = Command::new(place.root().join("bin/ssh"))
-            .arg(host)
-            .arg(format!("{} {DRIVER} {number} {host}", script.display()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        // Not before everybody who has the stream closed it.
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.code().unwrap_or(-1), said)
+    fn client(&self, script: &str, host: &str, number: u32, stdin: &str) -> Result<String, String> {
+        let args = [self.monitoring.as_str(), &number.to_string(), host];
+        self.oned.drivers.monitor_client(script, &args, host, stdin.as_bytes())
     }
 
     /// Waits until a VM is in a state, by whatever is heard meanwhile.

@@ -29,6 +29,17 @@ pub struct Node {
     boots: AtomicU32,
 }
 
+/// Somebody who is where nobody should be.
+#[derive(Debug)]
+pub struct Occupant(Child);
+
+impl Drop for Occupant {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _gone = self.0.wait();
+    }
+}
+
 /// What a host has of datastores.
 #[derive(Debug, Clone, Copy)]
 pub struct Stores {
@@ -80,11 +91,7 @@ impl Node {
             dir.join("lxcfs").display()
         );
         fs::write(dir.join("c.toml"), config).unwrap();
-        let drivers = format!(
-            "shutdown_timeout = 5\ndaemon_timeout = 4\n[monitoring]\nstate_dir = \"{}\"\n",
-            dir.join("db/ocivisor").display()
-        );
-        fs::write(dir.join("opennebula.toml"), drivers).unwrap();
+        configure(&dir, PATIENT);
         let environment = format!(
             "OCIVISOR_SUDO={} {name}\nOCIVISOR_BIN={}\nOCIVISOR_SOCKET={}\nOCIVISOR_OPENNEBULA_CONFIG={}\n",
             place.root().join("bin/sudo").display(),
@@ -104,6 +111,11 @@ impl Node {
         place.sync(name);
         node.start_daemon();
         node
+    }
+
+    /// What its admin wants of drivers: these lines, or what all hosts have.
+    pub fn configure(&self, lines: Option<&str>) {
+        configure(&self.dir, lines.unwrap_or(PATIENT));
     }
 
     fn write_entrance(&self) {
@@ -271,10 +283,59 @@ impl Node {
     /// # Panics
     /// It has none.
     pub fn kill_guest(&self, vm: &str) {
+        self.signal_guest(vm, "KILL");
+    }
+
+    /// Sends a guest's first process a signal: stopped, it ends only by force.
+    ///
+    /// # Panics
+    /// It has none.
+    pub fn signal_guest(&self, vm: &str, name: &str) {
         let info = self.cli(&["info", vm, "-o", "json"]);
         let info: serde_json::Value = serde_json::from_str(&info).unwrap();
         let pid = info["guest"]["init"]["pid"].to_string();
-        ocivisor_tests::tool(&["kill", "-9", &pid]);
+        ocivisor_tests::tool(&["kill", &format!("-{name}"), &pid]);
+    }
+
+    /// Somebody has a shell in the root disk of a VM on it: nobody can unmount that, till this is gone.
+    ///
+    /// # Panics
+    /// It is not mounted.
+    #[must_use]
+    pub fn occupy(&self, vm: &str) -> Occupant {
+        let point = self.dir.join("r/vms").join(vm).join("disk").display().to_string();
+        let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", self.process())).unwrap();
+        assert!(mountinfo.contains(&format!(" {point} ")), "{point}: {mountinfo}");
+        let mut shell = self
+            .command(&["sh", "-c", "cd \"$1\" && echo ready && exec cat", "sh", &point])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{point}");
+        Occupant(shell)
+    }
+
+    /// The host loses what its daemon remembers of a VM.
+    ///
+    /// # Panics
+    /// It remembers nothing.
+    pub fn lose(&self, vm: &str) {
+        self.kill_daemon();
+        fs::rename(self.dir.join("s/vms").join(vm), self.dir.join("s/lost")).unwrap();
+        self.start_daemon();
+    }
+
+    /// It is found again.
+    ///
+    /// # Panics
+    /// Nothing is lost.
+    pub fn find(&self, vm: &str) {
+        self.kill_daemon();
+        fs::rename(self.dir.join("s/lost"), self.dir.join("s/vms").join(vm)).unwrap();
+        self.start_daemon();
     }
 
     /// Its monitoring agent.
@@ -358,6 +419,16 @@ impl Drop for Node {
             let _none = fs::remove_dir(hierarchy.join(&self.cgroup));
         }
     }
+}
+
+/// How long drivers wait for guests that are to end, and for a daemon that is away.
+const PATIENT: &str = "shutdown_timeout = 5\ndaemon_timeout = 4\n";
+
+/// Writes the drivers' configuration on a host.
+fn configure(dir: &Path, lines: &str) {
+    let state_dir = dir.join("db/ocivisor");
+    let text = format!("{lines}[monitoring]\nstate_dir = {state_dir:?}\n");
+    fs::write(dir.join("opennebula.toml"), text).unwrap();
 }
 
 /// A process that has the host's namespaces. What other tests mounted is not kept: their disks would be in use.

@@ -17,10 +17,12 @@ pub enum Fault {
     HostGone,
     /// The host's system datastore has no room.
     HostFull,
-    /// The host's daemon is killed.
+    /// The host's daemon is killed, and drivers wait a second only for another.
     DaemonGone,
     /// The host's daemon dies at that point of an operation, and another is started as systemd would.
     DaemonDies(&'static str),
+    /// The guest hangs, from then on, and the host's admin wants none to be ended by force.
+    GuestHangs,
     /// The bridge of the VM's first NIC is away.
     BridgeGone,
     /// Something that is no bridge has its name.
@@ -76,7 +78,14 @@ impl Fault {
                 let options = "size=24k,uid=54321,gid=54321";
                 node.run(&["mount", "-t", "tmpfs", "-o", options, "none", &site.datastore(101)]);
             }
-            Self::DaemonGone => node.kill_daemon(),
+            Self::DaemonGone => {
+                node.configure(Some("daemon_timeout = 1\n"));
+                node.kill_daemon();
+            }
+            Self::GuestHangs => {
+                node.signal_guest(&format!("one-{}", site.vm), "STOP");
+                node.configure(Some("shutdown_timeout = 1\nforce_shutdown = false\n"));
+            }
             Self::DaemonDies(point) => {
                 node.kill_daemon();
                 node.start_daemon_with(&[("OCIVISOR_FAULT", point)]);
@@ -113,7 +122,11 @@ impl Fault {
         match self {
             Self::HostGone => node.unreachable(false),
             Self::HostFull => drop(node.run(&["umount", &site.datastore(101)])),
-            Self::DaemonGone => node.start_daemon(),
+            Self::DaemonGone => {
+                node.configure(None);
+                node.start_daemon();
+            }
+            Self::GuestHangs => node.configure(None),
             Self::DaemonDies(_) => {
                 let starting = lock(&site.starting).take();
                 starting.map(JoinHandle::join).transpose().expect("another daemon");

@@ -6,6 +6,7 @@
 //! recorder failed on purpose, something really breaks right before that call ([`fault`]); where our drivers do not do yet
 //! what is asked, the table says at which script they refuse, and how the scenario goes on ([`table`]).
 
+mod acts;
 mod compare;
 pub mod effects;
 pub mod fault;
@@ -15,22 +16,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use ocivisor_tests::{PATIENCE, tool, wait_for_option};
+use ocivisor_tests::tool;
 
 use crate::cloud::Cloud;
 use crate::model::Snapshots;
 use crate::monitor::Monitor;
 use crate::node::Stores;
+use crate::place::FRONTEND;
 use crate::recording::{RecordedCall, Recording, Step};
 use crate::registry::Registry;
 use crate::replay::{at, prepare, register, scheduled};
 use crate::template::vector_of;
 use crate::web::Web;
 use fault::Site;
-use table::{Act, Known, Play, Turn};
-
-/// System datastores.
-const STORES: Stores = Stores { own: &[101, 106], shared: &[103] };
+use table::{Known, Play, Turn};
 
 /// The cloud of the recordings, with real drivers.
 #[derive(Debug)]
@@ -50,11 +49,13 @@ pub struct Live {
     sources: BTreeMap<String, String>,
     /// Whether VMs had stays that they had not when recorded: numbers of files differ.
     renumbered: bool,
+    /// What else is called in a step where a move fails as a whole.
+    others: Vec<RecordedCall>,
     /// VMs whose disks have a mark of the test.
     marked: Vec<u32>,
     monitors: BTreeMap<String, Monitor>,
-    /// What a host's agent says of the guest to which something was done; none: it is not there.
-    told: Option<&'static str>,
+    /// What was done on hosts and lasts.
+    acted: acts::State,
     _web: Web,
 }
 
@@ -72,8 +73,11 @@ impl Live {
             (own("tm"), "tm/oci"),
             (own("tm"), "tm/ocis"),
             (own("datastore"), "datastore/oci"),
+            ("im/ocivisor.d".to_owned(), "im/oci.d"),
         ];
-        let cloud = Cloud::bare(program, "oci", &more, STORES, &[100, 101, 104, 105, 106]);
+        let stores = Stores { own: &[101, 106], shared: &[103] };
+        let mut cloud = Cloud::bare(program, "oci", &more, stores, &[100, 101, 104, 105, 106]);
+        "oci".clone_into(&mut cloud.monitoring);
         register(&cloud.oned, false);
         let web = Web::open(&cloud.upload(""));
         let registry = cloud.open_registry(&[&web.host()]);
@@ -87,9 +91,10 @@ impl Live {
             called: BTreeMap::new(),
             sources: BTreeMap::new(),
             renumbered: false,
+            others: Vec::new(),
             marked: Vec::new(),
             monitors: BTreeMap::new(),
-            told: Some("RUNNING"),
+            acted: acts::State::new(),
             _web: web,
         }
     }
@@ -104,10 +109,15 @@ impl Live {
     fn play(&mut self, play: &Play) {
         let recording = Recording::named(play.name);
         prepare(&self.cloud.oned, &recording);
+        let called = recording.steps.iter().flat_map(|step| &step.calls);
+        for call in called.filter(|call| call.call != FRONTEND) {
+            self.cloud.add_node(&call.call);
+        }
         self.renumbered = false;
         for (index, step) in recording.steps.iter().enumerate() {
             let next = recording.steps[index + 1..].iter().find_map(|step| step.at);
             let turn = play.turns.iter().find(|turn| turn.step == step.number);
+            self.others = others(&recording, step);
             let before = self.differences.len();
             eprintln!("{} step {}: {}", play.name, step.number, step.command);
             self.step(step, turn.unwrap_or(&Turn::EMPTY), next);
@@ -130,33 +140,47 @@ impl Live {
         if let Some(host) = scheduled(step) {
             self.cloud.oned.place_next(&host, "101");
         }
+        let vm = step.vms.first().map_or(0, |vm| vm.0);
         let mended = turn.fault.map(|fault| {
             let site = self.site(step);
             match failing(step) {
                 Some(call) if !fault.is_early() => {
-                    let there = site.clone();
-                    self.cloud.oned.drivers.before(&call.script, move || fault.strike(&there));
+                    let (there, script) = (site.clone(), compare::cold_script(&call.script, turn));
+                    self.cloud.oned.drivers.before(&script, move || fault.strike(&there));
                 }
                 _ => fault.strike(&site),
             }
             (fault, site)
         });
+        for (host, path) in &step.removed {
+            let own = path.trim_start_matches("/var/tmp/");
+            std::fs::remove_file(self.cloud.node(host).dir().join(own)).expect("a script");
+        }
         if let Some(known) = turn.knows {
             self.know(step, known);
         }
-        let before = turn.refuses.map(|_| effects::picture(&self.cloud));
+        // A deploy comes after what was made for it.
+        let refuses = turn.refuses.filter(|script| *script != "deploy");
+        let before = refuses.map(|_| effects::picture(&self.cloud));
         let _before = self.cloud.oned.drivers.take_calls();
-        let reply = match step.command.as_str() {
+        let reply = match turn.cold.unwrap_or(&step.command) {
             "" => {
-                self.act(step, turn, next);
+                self.report(step, turn, next);
                 Ok(String::new())
             }
             command if command.starts_with("onehost ") => {
-                self.tell_host(command);
-                self.cloud.oned.command(command, "")
+                self.follow_before(command);
+                let reply = self.cloud.oned.command(command, "");
+                self.tell_host(step);
+                reply
             }
             recorded => {
                 let command = turn.asked.map_or(recorded, |(command, _)| command);
+                if !turn.acts.is_empty() {
+                    let host = self.cloud.oned.model().vms[&vm].place().host.clone();
+                    let node = Arc::clone(self.cloud.node(&host));
+                    self.act(&node, vm, turn.acts);
+                }
                 let given = self.mapped(command, &step.given);
                 self.cloud.oned.command(command, &given)
             }
@@ -166,8 +190,10 @@ impl Live {
             let named = call.out.split_whitespace().next().unwrap_or("-");
             let names = [named.to_owned(), call.out.lines().collect()];
             let names = names.into_iter().filter(|name| !name.is_empty()).collect();
-            self.called.extend(step.vms.first().map(|vm| (vm.0, names)));
+            self.called.insert(vm, names);
         }
+        self.called.entry(vm).or_default().extend(Self::names_in_probes(step, vm));
+        self.renumbered |= turn.cold.is_some();
         self.compare_reply(step, turn, &reply);
         self.compare_calls(step, turn);
         for script in self.cloud.oned.drivers.forget_interventions() {
@@ -187,10 +213,16 @@ impl Live {
             let new = new.map(|line| format!("what was refused left {line}"));
             self.differences.extend(new);
         }
-        if !step.calls.is_empty() || !turn.acts.is_empty() {
+        if let Some(wanted) = turn.output {
+            self.compare_output(step, wanted);
+        }
+        if (!step.calls.is_empty() || !turn.acts.is_empty()) && !self.is_silent() {
             self.look(turn);
         }
-        if !turn.then.is_empty() {
+        if turn.corrected {
+            self.correct(vm);
+        }
+        if turn.corrected || !turn.then.is_empty() {
             self.ask(turn.then);
             self.renumbered = true;
             self.look(&Turn::EMPTY);
@@ -292,86 +324,6 @@ impl Live {
         self.differences.extend(wrong);
     }
 
-    /// What is done to a guest, which its host's agent tells until the next step.
-    fn act(&mut self, step: &Step, turn: &Turn, next: Option<f64>) {
-        let Some((host, moment, _)) = step.probes.first() else { return };
-        let vm = step.vms.first().map_or(0, |vm| vm.0);
-        let node = Arc::clone(self.cloud.node(host));
-        let name = format!("one-{vm}");
-        if !self.monitors.contains_key(host) {
-            let monitor = self.cloud.monitor(host);
-            self.monitors.insert(host.clone(), monitor);
-        }
-        self.cloud.oned.model().now = at(*moment);
-        for act in turn.acts {
-            match act {
-                Act::Kill => {
-                    node.kill_guest(&name);
-                    self.told = Some("POWEROFF");
-                }
-                Act::Start => {
-                    node.cli(&["start", &name]);
-                    self.told = Some("RUNNING");
-                }
-                Act::Forget => {
-                    let running = || node.cli(&["list", "--state", "running", "-q"]);
-                    let ended = || (!running().contains(&name)).then_some(());
-                    wait_for_option(PATIENCE, ended).expect("its end is seen");
-                    node.cli(&["undefine", &name]);
-                    self.told = None;
-                }
-            }
-        }
-        let as_recorded = step.vms.iter().all(|(id, state, lcm, _)| {
-            let vm = &self.cloud.oned.model().vms[id];
-            (vm.state.number(), vm.lcm.number()) == (*state, *lcm)
-        });
-        let rounds = if turn.acts.is_empty() && as_recorded { 1 } else { 2 };
-        let monitor = &self.monitors[host];
-        let until = next.map_or(at(*moment) + 5, at);
-        // What was not changed is told once more, late.
-        let moments = [at(*moment), until.saturating_sub(1)];
-        for now in moments.into_iter().skip(usize::from(turn.acts.is_empty())) {
-            self.cloud.oned.model().now = now;
-            // The first may have been on its way before: that matters where something is to change.
-            for _ in 0..rounds {
-                let _before = monitor.take();
-                let _heard = monitor.hears_that("STATE_VM", "what was done", |payload| {
-                    payload.contains("SYNC_STATE")
-                        && match self.told {
-                            Some(word) => payload.contains(&format!("STATE=\"{word}\"")),
-                            None => !payload.contains("DEPLOY_ID"),
-                        }
-                });
-            }
-        }
-    }
-
-    /// What a real oned's monitor does when a host's state is changed.
-    fn tell_host(&mut self, command: &str) {
-        let mut words = command.split_whitespace().skip(1);
-        let (action, host) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        if !self.cloud.nodes.iter().any(|node| node.name == host) {
-            if action == "create" {
-                self.cloud.add_host(host, STORES);
-            }
-            return;
-        }
-        match action {
-            "offline" if self.monitors.remove(host).is_some() => self.cloud.stop_monitoring(host),
-            "enable" | "forceupdate" => {
-                self.monitors.remove(host);
-                let monitor = self.cloud.monitor(host);
-                self.monitors.insert(host.to_owned(), monitor);
-                if self.cloud.node(host).agent().is_none() {
-                    self.differences.push(format!("{host} has no agent"));
-                }
-            }
-            "sync" => self.cloud.oned.drivers.place.sync(host),
-            _ => {}
-        }
-    }
-
     /// What is left when all is over: of VMs nothing.
     ///
     /// # Panics
@@ -384,6 +336,18 @@ impl Live {
         assert!(self.differences.is_empty(), "{}", self.differences.join("\n"));
         assert!(self.compared > 0);
     }
+}
+
+/// What follows the call that failed on purpose where the same did not fail: more of its kind.
+fn others(recording: &Recording, step: &Step) -> Vec<RecordedCall> {
+    let Some(failed) = failing(step) else { return Vec::new() };
+    let same = |call: &&RecordedCall| (&call.script, &call.args) == (&failed.script, &failed.args);
+    let done = recording.steps.iter().find_map(|other| {
+        let at = other.calls.iter().position(|call| call.exit == 0 && same(&call))?;
+        Some(&other.calls[at + 1..])
+    });
+    let more = done.unwrap_or_default().iter();
+    more.take_while(|call| call.script == failed.script).cloned().collect()
 }
 
 /// The call that failed on purpose.

@@ -102,4 +102,5 @@ pub(super) const PLAYS: &[Play] = &[
             at(12).knows(Known::Snapshot("0", "snap-0")).refused("snapshot_revert"),
         ],
     },
+    Play { name: "33-cold-nic-attach-and-exec", turns: &[at(9).output("hello input")] },
 ];

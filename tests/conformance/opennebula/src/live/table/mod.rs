@@ -31,6 +31,20 @@ pub enum Act {
     Start,
     /// It is forgotten.
     Forget,
+    /// It ends while somebody is in its disk, which cannot be let go: it fails.
+    Fail,
+    /// Whoever was there leaves, and what had failed is cleared.
+    Clear,
+    /// The host's daemon is killed: of no guest anything is told.
+    Silence,
+    /// There is a daemon again.
+    Speak,
+    /// The host remembers nothing of it any more.
+    Lose,
+    /// It remembers.
+    Find,
+    /// What is left of its disks on the host is removed by hand.
+    Remove,
 }
 
 /// What oned knows.
@@ -61,8 +75,16 @@ pub struct Turn {
     pub asked: Option<(&'static str, &'static [&'static str])>,
     /// What oned knows that it would not, since our drivers refused to make it.
     pub knows: Option<Known>,
+    /// A script that is not called, since its VM does not run.
+    pub spares: Option<&'static str>,
+    /// Whether what fails is the last of its kind, with which everything moves: calls for disks only prepare it.
+    pub whole: bool,
     /// What is asked in place of what was, since that goes on from what is refused. Nothing of it is compared.
     pub instead: Option<&'static [&'static str]>,
+    /// What is asked in place of what needs checkpoints: the same with power-offs, which is compared with that.
+    pub cold: Option<&'static str>,
+    /// Whether the host's agent then tells oned what really is.
+    pub corrected: bool,
     /// What is asked besides, so that the scenario goes on from where it went on.
     pub then: &'static [&'static str],
     /// Where its VM ends.
@@ -71,8 +93,10 @@ pub struct Turn {
     pub answers: Option<&'static str>,
     /// Where its image ends.
     pub image: Option<ImageState>,
-    /// What is done to its guest.
+    /// What is done to its guest before.
     pub acts: &'static [Act],
+    /// What the command in the guest printed, as its host's agent tells.
+    pub output: Option<&'static str>,
     /// What is not as oned believes.
     pub really: Option<Really>,
 }
@@ -109,6 +133,26 @@ impl Turn {
     /// The VM stays powered off.
     const fn off(self) -> Self {
         Self { ends: Some(OFF), ..self }
+    }
+
+    const fn spares(self, script: &'static str) -> Self {
+        Self { spares: Some(script), ..self }
+    }
+
+    const fn whole(self) -> Self {
+        Self { whole: true, ..self }
+    }
+
+    const fn cold(self, command: &'static str) -> Self {
+        Self { cold: Some(command), ..self }
+    }
+
+    const fn corrected(self) -> Self {
+        Self { corrected: true, ..self }
+    }
+
+    const fn output(self, text: &'static str) -> Self {
+        Self { output: Some(text), ..self }
     }
 
     const fn then(self, commands: &'static [&'static str]) -> Self {
@@ -149,12 +193,17 @@ const fn at(step: u32) -> Turn {
         taken_back: None,
         asked: None,
         knows: None,
+        spares: None,
+        whole: false,
         instead: None,
+        cold: None,
+        corrected: false,
         then: &[],
         ends: None,
         answers: None,
         image: None,
         acts: &[],
+        output: None,
         really: None,
     }
 }
