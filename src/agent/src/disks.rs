@@ -5,11 +5,12 @@
 //! that could be had quickly, and is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use ocivisor_opennebula::monitor::Template;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, open, openat, statat};
 
 use crate::looks::{Looks, PATIENCE};
 
@@ -20,6 +21,9 @@ const MOST_DISKS: usize = 1000;
 /// Bytes of a block of stat(2), whatever the filesystem's are.
 const BLOCK: u64 = 512;
 const MIB: u64 = 1 << 20;
+/// Bytes of names that are read at once.
+const ROOM: usize = 16 << 10;
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// For each of these VMs that has disks here: their sizes. What lies on a dead share is left out.
 pub async fn sizes(
@@ -40,27 +44,36 @@ pub async fn sizes(
 }
 
 fn of_store(store: &Path, vms: &BTreeSet<u32>) -> Vec<(u32, Template)> {
-    let there = numbers(store).into_iter().filter(|vm| vms.contains(vm));
-    let found = there.map(|vm| (vm, of_vm(&store.join(vm.to_string()))));
+    let (Ok(store), mut names) = (open(store, DIRECTORY, Mode::empty()), Names::default()) else {
+        return Vec::new();
+    };
+    let mut there = names.of(&store, |name| name.parse().ok().filter(|vm| vms.contains(vm)));
+    there.sort_unstable();
+    let found = there.into_iter().map(|vm| (vm, of_vm(&store, vm, &mut names)));
     found.filter(|(_, sizes)| !sizes.text().is_empty()).collect()
 }
 
-fn of_vm(dir: &Path) -> Template {
-    let (mut text, mut snapshots) = (Template::default(), Vec::new());
-    let mut disks: Vec<(u32, bool)> = names(dir).filter_map(|name| disk(&name)).collect();
+/// Relative to open directories: what is looked at are a thousand of them, each behind the same long path.
+fn of_vm(store: &OwnedFd, vm: u32, names: &mut Names) -> Template {
+    let mut text = Template::default();
+    let Ok(dir) = openat(store, vm.to_string(), DIRECTORY, Mode::empty()) else { return text };
+    let mut disks = names.of(&dir, disk);
     disks.sort_unstable();
-    for (disk, is_snapshots) in disks.into_iter().take(MOST_DISKS) {
-        if is_snapshots {
-            snapshots.push(disk);
-        } else if let Some(size) = allocated(&dir.join(format!("disk.{disk}"))) {
-            text.vector("DISK_SIZE", &[("ID", &disk), ("SIZE", &size)]);
+    disks.truncate(MOST_DISKS);
+    for (disk, _) in disks.iter().filter(|(_, is_snapshots)| !is_snapshots) {
+        if let Some(size) = allocated(&dir, &format!("disk.{disk}")) {
+            text.vector("DISK_SIZE", &[("ID", disk), ("SIZE", &size)]);
         }
     }
-    for disk in snapshots {
-        let dir = dir.join(format!("disk.{disk}.snap"));
-        for id in numbers(&dir).into_iter().take(MOST_DISKS) {
-            if let Some(size) = allocated(&dir.join(id.to_string())) {
-                text.vector("SNAPSHOT_SIZE", &[("ID", &id), ("DISK_ID", &disk), ("SIZE", &size)]);
+    for (disk, _) in disks.iter().filter(|(_, is_snapshots)| *is_snapshots) {
+        let Ok(dir) = openat(&dir, format!("disk.{disk}.snap"), DIRECTORY, Mode::empty()) else {
+            continue;
+        };
+        let mut ids: Vec<u32> = names.of(&dir, |name| name.parse().ok());
+        ids.sort_unstable();
+        for id in ids.into_iter().take(MOST_DISKS) {
+            if let Some(size) = allocated(&dir, &id.to_string()) {
+                text.vector("SNAPSHOT_SIZE", &[("ID", &id), ("DISK_ID", disk), ("SIZE", &size)]);
             }
         }
     }
@@ -75,18 +88,38 @@ fn disk(name: &str) -> Option<(u32, bool)> {
 }
 
 /// MiB, a begun one is one.
-fn allocated(path: &Path) -> Option<u64> {
-    let is = std::fs::metadata(path).ok()?;
-    is.is_file().then(|| is.blocks().saturating_mul(BLOCK).div_ceil(MIB))
+fn allocated(dir: &OwnedFd, name: &str) -> Option<u64> {
+    let is = statat(dir, name, AtFlags::empty()).ok()?;
+    let is_file = FileType::from_raw_mode(is.st_mode).is_file();
+    is_file.then(|| u64::try_from(is.st_blocks).unwrap_or(0).saturating_mul(BLOCK).div_ceil(MIB))
 }
 
+/// Numbers that are names in a directory.
 pub(crate) fn numbers(dir: &Path) -> BTreeSet<u32> {
-    names(dir).filter_map(|name| name.parse().ok()).collect()
+    let Ok(dir) = open(dir, DIRECTORY, Mode::empty()) else { return BTreeSet::new() };
+    Names::default().of(&dir, |name| name.parse().ok()).into_iter().collect()
 }
 
-fn names(dir: &Path) -> impl Iterator<Item = String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().take(MOST);
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+/// Reads names of directories, with the same room for each.
+struct Names(Vec<u8>);
+
+impl Default for Names {
+    fn default() -> Self {
+        Self(Vec::with_capacity(ROOM))
+    }
+}
+
+impl Names {
+    /// What `of` makes of each name, as far as the directory can be read.
+    fn of<T>(&mut self, dir: &OwnedFd, of: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        let (mut found, mut left) = (Vec::new(), MOST);
+        let mut entries = RawDir::new(dir, self.0.spare_capacity_mut());
+        while let Some(Ok(entry)) = entries.next().filter(|_| left > 0) {
+            found.extend(entry.file_name().to_str().ok().and_then(&of));
+            left -= 1;
+        }
+        found
+    }
 }
 
 #[cfg(test)]

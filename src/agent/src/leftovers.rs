@@ -25,10 +25,11 @@ use ocivisor_core::error::{Error, ErrorKind, Result};
 use ocivisor_opennebula::OneId;
 use ocivisor_rpc::Client;
 use ocivisor_schema::Text;
-use ocivisor_schema::reply::{StateNameV1, VmSummary};
+use ocivisor_schema::reply::{StateNameV1, VmNow};
 use rustix::fs::{Dir, Mode, OFlags, fstat, open};
 
 use crate::looks::{Looks, PATIENCE};
+use crate::vms::all;
 use crate::{disks, since_1970};
 
 /// What was seen longer ago than this is not acted upon: OpenNebula may be about to deploy the VM again.
@@ -78,8 +79,8 @@ impl Leftovers {
     /// # Errors
     /// The daemon cannot be asked.
     pub async fn look(&mut self) -> Result<()> {
-        let client = Client::connect(&self.socket).await?;
-        let vms = client.vm_list().await?;
+        let client = Client::new(&self.socket);
+        let vms = all(&client).await?.vms;
         let began = Instant::now();
         let stores = self.stores().await;
         let left = self.known.look(&vms, &stores, began);
@@ -126,21 +127,16 @@ fn read(path: &Path) -> Option<Store> {
 
 impl Known {
     /// Those that are left over.
-    fn look(
-        &mut self,
-        vms: &[VmSummary],
-        stores: &BTreeMap<u32, Store>,
-        now: Instant,
-    ) -> Vec<OneId> {
-        let ours = |vm: &'_ VmSummary| OneId::of_vm(&vm.id.0).filter(|one| one.vm_id() == vm.id.0);
-        let vms: BTreeMap<OneId, &VmSummary> =
+    fn look(&mut self, vms: &[VmNow], stores: &BTreeMap<u32, Store>, now: Instant) -> Vec<OneId> {
+        let ours = |vm: &'_ VmNow| OneId::of_vm(&vm.id.0).filter(|one| one.vm_id() == vm.id.0);
+        let vms: BTreeMap<OneId, &VmNow> =
             vms.iter().filter_map(|vm| Some((ours(vm)?, vm))).collect();
         self.homes.retain(|vm, _| vms.contains_key(vm));
         self.gone.retain(|vm, _| vms.contains_key(vm));
         let mut left = Vec::new();
-        for (vm, summary) in vms {
-            let idle = summary.state == StateNameV1::Stopped && summary.op.is_none();
-            let changed = summary.changed.0.0;
+        for (vm, seen) in vms {
+            let idle = seen.state == StateNameV1::Stopped && !seen.busy;
+            let changed = seen.changed.0.0;
             if !(self.is_gone(vm, stores) && idle) {
                 self.gone.remove(&vm);
                 continue;

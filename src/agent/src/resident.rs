@@ -199,7 +199,11 @@ impl Agent<'_> {
                         Told::All
                     }
                 },
-                _ = all.tick() => Told::All,
+                _ = all.tick() => {
+                    // All of them are those that changed, too.
+                    ticks.reset();
+                    Told::All
+                }
                 _ = ticks.tick() => if failed { Told::All } else { Told::Period },
             };
         }

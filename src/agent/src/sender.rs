@@ -17,6 +17,9 @@ use crate::now;
 /// out of date: states of VMs must not be told much later than they were looked at ([`crate::resident`]).
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes of text that are likely to fit into a datagram: only who does not fit must be packed again, in halves.
+const LIKELY: usize = 96 << 10;
+
 /// To one monitor. Each task has its own.
 #[derive(Debug, Clone)]
 pub struct Sender {
@@ -64,7 +67,9 @@ impl Sender {
     /// # Errors
     /// As of [`Sender::send`].
     pub async fn send_each(&mut self, kind: MessageKind, texts: &[String]) -> Result<()> {
-        let mut parts = vec![texts];
+        let size: usize = texts.iter().map(String::len).sum();
+        let each = texts.len().div_ceil(size.div_ceil(LIKELY).max(1)).max(1);
+        let mut parts: Vec<&[String]> = texts.chunks(each).rev().collect();
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             let whole = part.concat();
             let packed = self.pack(kind, true, &whole)?;

@@ -19,8 +19,8 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
-    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
-    VmInfo, VmSummary,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, StatesReply,
+    VersionReply, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, TimeV1, VmSpecV1, WhyReply};
@@ -250,12 +250,17 @@ impl ApiServer for Daemon {
     }
 
     async fn vm_list(&self, _: &Extensions) -> Reply<Vec<VmSummary>> {
-        Ok(self.vms.list().iter().map(|record| self.healths.summary(record)).collect())
+        Ok(self.vms.each(|record| Some(self.healths.summary(record))))
     }
 
     async fn vm_damaged(&self, _: &Extensions) -> Reply<Vec<DamagedVm>> {
         let damaged = self.vms.damaged().into_iter();
         Ok(damaged.map(|(id, why)| DamagedVm { id: Text(id), why }).collect())
+    }
+
+    async fn vm_states(&self, _: &Extensions) -> Reply<StatesReply> {
+        let damaged = self.vms.damaged().into_iter().map(|(id, _)| Text(id)).collect();
+        Ok(StatesReply { vms: self.vms.each(|record| Some(record.into())), damaged })
     }
 
     async fn vm_get(&self, _: &Extensions, vm: Text<VmId>) -> Reply<VmInfo> {
@@ -266,8 +271,8 @@ impl ApiServer for Daemon {
         let at = TimeV1(self.vms.host.now());
         let vms = match vm {
             None => {
-                let records = self.vms.list();
-                self.work(move |vms| stats::all(&vms.host, &records)).await?
+                let live = self.vms.each(|r| r.state.is_live().then(|| r.clone()));
+                self.work(move |vms| stats::all(&vms.host, &live)).await?
             }
             Some(vm) => {
                 let record = self.vms.get(&vm.0)?;

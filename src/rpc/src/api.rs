@@ -18,8 +18,8 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
-    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
-    VmInfo, VmSummary,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, StatesReply,
+    VersionReply, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
@@ -135,6 +135,10 @@ pub trait Api {
     /// VMs that the list does not have because their records cannot be read, by id. Their guests may run.
     #[method(name = "vm.damaged", param_kind = map, with_extensions)]
     async fn vm_damaged(&self) -> Result<Vec<DamagedVm>, ApiError>;
+
+    /// Where all VMs are now, and no more: for who asks every few seconds.
+    #[method(name = "vm.states", param_kind = map, with_extensions)]
+    async fn vm_states(&self) -> Result<StatesReply, ApiError>;
 
     /// Everything that is kept of a VM, its environment included.
     #[method(name = "vm.get", param_kind = map, with_extensions)]

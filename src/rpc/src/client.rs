@@ -28,8 +28,8 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
-    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
-    VmInfo, VmSummary,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, StatesReply,
+    VersionReply, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
@@ -112,6 +112,18 @@ impl ClientError {
         matches!(self, Self::Unreachable { .. } | Self::Denied { .. })
     }
 
+    /// The answer of a method that not every daemon has; `None` from one that does not know it: the package is unpacked, and
+    /// the daemon of before it not restarted yet.
+    ///
+    /// # Errors
+    /// Any other.
+    pub fn if_known<T>(answer: Result<T, Self>) -> Result<Option<T>, Self> {
+        match answer {
+            Err(Self::Api(no)) if no.error.kind == ErrorKind::Unsupported => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     /// What the daemon said, if it did.
     #[must_use]
     pub fn api(&self) -> Option<&ApiError> {
@@ -174,12 +186,18 @@ pub struct Client {
 }
 
 impl Client {
+    /// A client of the daemon that listens at `path`, if one does: calls will tell.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
     /// A client of the daemon that listens at `path`; finds out whether somebody does.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] or [`ClientError::Denied`].
     pub async fn connect(path: impl Into<PathBuf>) -> Result<Self, ClientError> {
-        let client = Self { path: path.into() };
+        let client = Self::new(path);
         client.open().await?;
         Ok(client)
     }
@@ -409,6 +427,7 @@ methods! {
     op_cancel(op: Text<OpId>) -> OpStatusReply;
     vm_list() -> Vec<VmSummary>;
     vm_damaged() -> Vec<DamagedVm>;
+    vm_states() -> StatesReply;
     vm_get(vm: Text<VmId>) -> VmInfo;
     vm_stats(vm: Option<Text<VmId>>) -> StatsReply;
     events_since(seq: u64, limit: u32, wait_ms: u64) -> EventsReply;

@@ -204,6 +204,14 @@ pub const METHODS: &[Method] = &[
         "[DamagedVm]",
     ),
     method(
+        "vm.states",
+        Role::Read,
+        Patience::Quick,
+        "Where all VMs are now, by id, and no more: for who asks every few seconds.",
+        &[],
+        "StatesReply",
+    ),
+    method(
         "vm.get",
         Role::Operate,
         Patience::Quick,

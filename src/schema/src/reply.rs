@@ -192,12 +192,7 @@ impl From<&Record> for VmSummary {
             },
             display_state: record.display_state().to_owned(),
             pid: record.guest.as_ref().map(|guest| guest.init.pid),
-            addresses: spec
-                .nics
-                .iter()
-                .flat_map(|nic| &nic.addresses)
-                .map(|(addr, len)| format!("{addr}/{len}"))
-                .collect(),
+            addresses: addresses(record),
             memory: spec.resources.memory.0,
             cpu_share: spec.resources.cpu_share.0,
             vcpus: spec.resources.vcpus,
@@ -207,6 +202,55 @@ impl From<&Record> for VmSummary {
             op: record.op.as_ref().map(|op| Text(op.id)),
             health: None,
         }
+    }
+}
+
+fn addresses(record: &Record) -> Vec<String> {
+    let all = record.spec.nics.iter().flat_map(|nic| &nic.addresses);
+    all.map(|(address, len)| format!("{address}/{len}")).collect()
+}
+
+/// All VMs, and no more of them than monitors ask for every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatesReply {
+    /// By id.
+    pub vms: Vec<VmNow>,
+    /// Those whose records cannot be read, see [`DamagedVm`].
+    pub damaged: Vec<Text<VmId>>,
+}
+
+/// Where a VM is now. Fields are those of [`VmSummary`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmNow {
+    /// Its id.
+    pub id: Text<VmId>,
+    /// Settled state.
+    pub state: StateNameV1,
+    /// When that last changed.
+    pub changed: TimeV1,
+    /// Whether an operation is under way.
+    pub busy: bool,
+    /// Addresses of all NICs, with prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
+impl From<&Record> for VmNow {
+    fn from(record: &Record) -> Self {
+        Self {
+            id: Text(record.id().clone()),
+            state: (&record.state).into(),
+            changed: record.changed.into(),
+            busy: record.op.is_some(),
+            addresses: addresses(record),
+        }
+    }
+}
+
+impl From<VmSummary> for VmNow {
+    fn from(vm: VmSummary) -> Self {
+        let VmSummary { id, state, changed, op, addresses, .. } = vm;
+        Self { id, state, changed, busy: op.is_some(), addresses }
     }
 }
 

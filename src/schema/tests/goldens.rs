@@ -20,7 +20,8 @@ use ocivisor_schema::record::{GuestExitV1, RequestV1};
 use ocivisor_schema::reply::{
     CgroupLayoutV1, ConsoleReply, DamagedVm, DiskInfo, EventsReply, ExecReply, HealthNameV1,
     HealthV1, HostInfo, ImageInfo, ImageOperationReply, LogReply, OpStatusReply, OperationReply,
-    ProgressV1, RemovedReply, StateNameV1, VersionReply, VmCounts, VmInfo, VmSummary,
+    ProgressV1, RemovedReply, StateNameV1, StatesReply, VersionReply, VmCounts, VmInfo, VmNow,
+    VmSummary,
 };
 use ocivisor_schema::stats::{
     CpuStats, DiskStats, MemoryStats, NicStats, PidStats, PressureStats, StallStats, StallTime,
@@ -222,6 +223,8 @@ fn replies() {
     pin("vm_summary.json", &summary);
     let why = "damaged: sha256 is 00ff, the record says ff00".to_owned();
     pin("vm_damaged.json", &DamagedVm { id: vm(), why });
+    let damaged = vec![Text("one-43".parse().unwrap())];
+    pin("states.json", &StatesReply { vms: vec![VmNow::from(&record)], damaged });
     let health = Some(HealthV1 { status, failures: 3, output });
     pin("vm_info.json", &VmInfo { health, ..VmInfo::from(&record) });
     pin("stats.json", &stats());

@@ -9,17 +9,12 @@ const NONE: [u32; 0] = [];
 const MINUTE: Duration = Duration::from_secs(60);
 const SIX: Duration = Duration::from_secs(360);
 
-fn vm(id: &str, state: StateNameV1) -> VmSummary {
-    let at = TimeV1(Timestamp(1_795_000_000_000));
-    let json = serde_json::json!({
-        "id": id, "name": id, "platform": "opennebula", "state": "stopped", "failure": null,
-        "display_state": "stopped", "pid": null, "addresses": [], "memory": 1, "cpu_share": 1, "vcpus": 1,
-        "uid_base": null, "created": at, "changed": at, "op": null,
-    });
-    VmSummary { state, ..serde_json::from_value(json).unwrap() }
+fn vm(id: &str, state: StateNameV1) -> VmNow {
+    let changed = TimeV1(Timestamp(1_795_000_000_000));
+    VmNow { id: Text(id.parse().unwrap()), state, changed, busy: false, addresses: Vec::new() }
 }
 
-fn stopped(id: &str) -> VmSummary {
+fn stopped(id: &str) -> VmNow {
     vm(id, StateNameV1::Stopped)
 }
 
@@ -32,7 +27,7 @@ struct Host {
 
 impl Host {
     /// One that has seen these directories of VMs.
-    fn that_saw(vms: &[VmSummary], dirs: &[&str]) -> Self {
+    fn that_saw(vms: &[VmNow], dirs: &[&str]) -> Self {
         let known = Known { wait: SIX, homes: BTreeMap::new(), gone: BTreeMap::new() };
         let mut host = Self { dir: tempfile::tempdir().unwrap(), known, now: Instant::now() };
         for dir in dirs {
@@ -56,7 +51,7 @@ impl Host {
     }
 
     /// What is left over, so many minutes later.
-    fn after(&mut self, minutes: u32, vms: &[VmSummary]) -> Vec<u32> {
+    fn after(&mut self, minutes: u32, vms: &[VmNow]) -> Vec<u32> {
         self.now += MINUTE * minutes;
         let stores = self.stores();
         self.known.look(vms, &stores, self.now).into_iter().map(OneId::number).collect()
@@ -111,12 +106,11 @@ fn whatever_happens_to_the_vm_begins_the_wait_anew() {
     let mut host = Host::that_saw(&vms, &["100/7"]);
     host.remove("100/7");
     assert_eq!(host.after(3, &vms), NONE);
-    let busy =
-        [VmSummary { op: serde_json::from_value("op-1".into()).unwrap(), ..stopped("one-7") }];
+    let busy = [VmNow { busy: true, ..stopped("one-7") }];
     assert_eq!(host.after(60, &busy), NONE, "something is done to it");
     assert_eq!(host.after(1, &vms), NONE);
     let again = TimeV1(Timestamp(1_795_000_100_000));
-    let again = [VmSummary { changed: again, ..stopped("one-7") }];
+    let again = [VmNow { changed: again, ..stopped("one-7") }];
     assert_eq!(host.after(60, &again), NONE, "it ran in between");
     std::fs::create_dir(host.path("100/7")).unwrap();
     assert_eq!(host.after(60, &again), NONE, "it came back");
@@ -128,8 +122,7 @@ fn whatever_happens_to_the_vm_begins_the_wait_anew() {
 fn only_opennebulas_own_that_are_stopped_and_were_seen_are_left_over() {
     use StateNameV1::{Failed, Paused, Running, Suspended};
     let states = [Running, Paused, Suspended, Failed];
-    let mut vms: Vec<VmSummary> =
-        (1..).zip(states).map(|(n, s)| vm(&format!("one-{n}"), s)).collect();
+    let mut vms: Vec<VmNow> = (1..).zip(states).map(|(n, s)| vm(&format!("one-{n}"), s)).collect();
     vms.extend(["web", "one-007", "one-x", "7", "one-9"].map(stopped));
     let dirs = ["100/1", "100/2", "100/3", "100/4", "100/7", "100/8"];
     let mut host = Host::that_saw(&vms, &dirs);

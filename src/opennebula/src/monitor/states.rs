@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ocivisor_schema::reply::{StateNameV1, VmSummary};
+use ocivisor_schema::reply::{StateNameV1, VmNow};
 
 use super::Template;
 use crate::OneId;
@@ -76,7 +76,7 @@ impl Seen {
     /// What is to be said of a VM at that time, in milliseconds since 1970; `None` if it is not OpenNebula's. `period`
     /// is that of states.
     #[must_use]
-    pub fn of(vm: &VmSummary, now: u64, period: Duration) -> Option<Self> {
+    pub fn of(vm: &VmNow, now: u64, period: Duration) -> Option<Self> {
         let number = OneId::of_vm(&vm.id.0)?;
         // A clock that was put back makes an old state of a young one, which is told at once.
         let age = now.checked_sub(vm.changed.0.0).map_or(Duration::MAX, Duration::from_millis);
@@ -86,7 +86,7 @@ impl Seen {
             StateNameV1::Running | StateNameV1::Paused => VmWord::Running,
             StateNameV1::Suspended => VmWord::Suspended,
             StateNameV1::Failed => VmWord::Failure,
-            StateNameV1::Stopped if vm.op.is_some() => VmWord::Unknown,
+            StateNameV1::Stopped if vm.busy => VmWord::Unknown,
             StateNameV1::Stopped => VmWord::PowerOff,
         };
         Some(Self { vm: number, word, age })
@@ -158,18 +158,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NOW: u64 = 1_795_000_000_000;
 
-    fn summary(id: &str, state: StateNameV1, op: bool, age: u64) -> VmSummary {
-        let json = serde_json::json!({
-            "id": id, "name": id, "platform": "opennebula", "state": "running", "failure": null,
-            "display_state": "running", "pid": null, "addresses": [], "memory": 1, "cpu_share": 1, "vcpus": 1,
-            "uid_base": null, "created": TimeV1(Timestamp(NOW)), "changed": TimeV1(Timestamp(NOW - age * 1000)),
-            "op": op.then_some("op-1"),
-        });
-        VmSummary { state, id: Text(id.parse().unwrap()), ..serde_json::from_value(json).unwrap() }
+    fn now(id: &str, state: StateNameV1, busy: bool, age: u64) -> VmNow {
+        let changed = TimeV1(Timestamp(NOW - age * 1000));
+        VmNow { id: Text(id.parse().unwrap()), state, changed, busy, addresses: Vec::new() }
     }
 
     fn word(state: StateNameV1, op: bool, age: u64) -> VmWord {
-        Seen::of(&summary("one-7", state, op, age), NOW, 5 * SECOND).unwrap().word
+        Seen::of(&now("one-7", state, op, age), NOW, 5 * SECOND).unwrap().word
     }
 
     fn seen(vm: &str, word: VmWord, age: u64) -> Seen {
@@ -198,14 +193,13 @@ mod tests {
     #[test]
     fn vms_of_others_are_none_of_opennebulas_business() {
         for id in ["web", "one-", "one-x", "one-07", "two-7", "one-4294967296"] {
-            assert_eq!(Seen::of(&summary(id, StateNameV1::Running, false, 60), NOW, SECOND), None);
+            assert_eq!(Seen::of(&now(id, StateNameV1::Running, false, 60), NOW, SECOND), None);
         }
     }
 
     #[test]
     fn a_clock_that_was_put_back_delays_nothing() {
-        let ahead =
-            Seen::of(&summary("one-7", StateNameV1::Running, false, 60), 0, SECOND).unwrap();
+        let ahead = Seen::of(&now("one-7", StateNameV1::Running, false, 60), 0, SECOND).unwrap();
         assert_eq!((ahead.word, ahead.age), (VmWord::Running, Duration::MAX));
     }
 

@@ -30,16 +30,31 @@ impl Template {
 
     /// Adds `KEY="value"`; any text will do.
     pub fn quoted(&mut self, key: &str, value: &str) -> &mut Self {
-        let _infallible = writeln!(self.0, "{key}=\"{}\"", plain(value));
+        let end = value.char_indices().nth(MAX_VALUE).map_or(value.len(), |(at, _)| at);
+        self.pair(key, &&value[..end]);
+        self.0.push('\n');
         self
     }
 
     /// Adds `KEY=[A="1",B="2"]`.
     pub fn vector(&mut self, key: &str, pairs: &[(&str, &dyn Display)]) -> &mut Self {
-        let pairs = pairs.iter().map(|(k, value)| format!("{k}=\"{}\"", whole(&value.to_string())));
-        let pairs: Vec<String> = pairs.collect();
-        let _infallible = writeln!(self.0, "{key}=[{}]", pairs.join(","));
+        self.0.push_str(key);
+        self.0.push_str("=[");
+        for (at, (name, value)) in pairs.iter().enumerate() {
+            if at > 0 {
+                self.0.push(',');
+            }
+            self.pair(name, value);
+        }
+        self.0.push_str("]\n");
         self
+    }
+
+    fn pair(&mut self, name: &str, value: &dyn Display) {
+        self.0.push_str(name);
+        self.0.push_str("=\"");
+        let _infallible = write!(Whole(&mut self.0), "{value}");
+        self.0.push('"');
     }
 
     /// Adds the lines of another one.
@@ -51,21 +66,25 @@ impl Template {
 
 /// One line that ends where its quotes do. Within quotes only `\"` is special; any other backslash could come to
 /// stand before the closing quote, so there is none.
-fn whole(value: &str) -> String {
-    let mut safe = String::with_capacity(value.len());
-    for c in value.chars() {
-        match c {
-            '"' => safe.push_str("\\\""),
-            '\\' => safe.push('/'),
-            c if c.is_control() => safe.push(' '),
-            c => safe.push(c),
-        }
-    }
-    safe
-}
+struct Whole<'a>(&'a mut String);
 
-fn plain(value: &str) -> String {
-    whole(&value.chars().take(MAX_VALUE).collect::<String>())
+impl Write for Whole<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(|c: char| c == '"' || c == '\\' || c.is_control()) {
+            let (fine, other) = rest.split_at(at);
+            self.0.push_str(fine);
+            let mut other = other.chars();
+            match other.next() {
+                Some('"') => self.0.push_str("\\\""),
+                Some('\\') => self.0.push('/'),
+                _ => self.0.push(' '),
+            }
+            rest = other.as_str();
+        }
+        self.0.push_str(rest);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub async fn call<C: ApiClient + Sync>(client: &C, method: &str) -> Result<Value
         "op.cancel" => value!(client.op_cancel(op)),
         "vm.list" => value!(client.vm_list()),
         "vm.damaged" => value!(client.vm_damaged()),
+        "vm.states" => value!(client.vm_states()),
         "vm.get" => value!(client.vm_get(vm)),
         "vm.stats" => value!(client.vm_stats(Some(vm))),
         "events.since" => value!(client.events_since(41, 100, 60_000)),

@@ -13,8 +13,8 @@ use ocivisor_schema::image::{
 };
 use ocivisor_schema::reply::{
     ConsoleReply, DamagedVm, DiskBackendV1, DiskInfo, EventsReply, ExecReply, HostInfo, ImageInfo,
-    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, VersionReply,
-    VmInfo, VmSummary,
+    ImageOperationReply, LogReply, OpStatusReply, OperationReply, RemovedReply, StatesReply,
+    VersionReply, VmInfo, VmSummary,
 };
 use ocivisor_schema::stats::StatsReply;
 use ocivisor_schema::{ChangeV1, Text, VmSpecV1, WhyReply};
@@ -175,6 +175,10 @@ impl ApiServer for Fake {
 
     async fn vm_damaged(&self, _: &Extensions) -> Answer<Vec<DamagedVm>> {
         Ok(vec![sample!("vm_damaged")])
+    }
+
+    async fn vm_states(&self, _: &Extensions) -> Answer<StatesReply> {
+        Ok(sample!("states"))
     }
 
     async fn vm_get(&self, _: &Extensions, _: Text<VmId>) -> Answer<VmInfo> {
