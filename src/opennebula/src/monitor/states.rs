@@ -5,11 +5,12 @@
 //!
 //! * only settled states are told. While something is done to a VM it keeps the word that it had: `RUNNING` in a reboot,
 //!   nothing ([`VmWord::Unknown`], which OpenNebula ignores) in a boot;
-//! * a guest that has just begun is `RUNNING` a moment later: OpenNebula learns it from the answer of `deploy`, and what
+//! * a guest that has just begun is `RUNNING` a while later: OpenNebula learns it from the answer of `deploy`, and what
 //!   follows there (network rules) must not be overtaken;
 //! * the end of a guest is told at once;
-//! * OpenNebula ignores changes within 30 seconds after it started or stopped a VM itself, without asking again. So
-//!   each change is repeated for [`REPEAT`];
+//! * from 7.2 on OpenNebula ignores states of a VM within 30 seconds after it began or ended, without asking again, and writes
+//!   a line into the VM's log for each that it ignores. So a change is told again when that time is over, and not in between
+//!   ([`AGAIN`]);
 //! * now and then all VMs are told, in any state: what OpenNebula has here and is not among them is powered off for it.
 //!   So those whose records are damaged are among them.
 //!
@@ -23,14 +24,15 @@ use ocivisor_schema::reply::{StateNameV1, VmNow};
 use super::Template;
 use crate::OneId;
 
-/// How long a change is repeated, each period: the 30 seconds in which OpenNebula does not listen may begin a while after
-/// the change, when what it runs after a boot takes its time.
-const REPEAT: Duration = Duration::from_secs(60);
-/// How long a guest is not yet called running, at most: until OpenNebula has done what it does after the answer of `deploy`, the
-/// most of the 30 seconds that it does not listen anyway.
-const HOLD: Duration = Duration::from_secs(25);
+/// How long after it was first told a change is told again. The 30 seconds in which OpenNebula does not listen may begin a while
+/// after the change, when what it runs after a boot takes its time: then the second counts, and all states are told each
+/// few minutes besides.
+const AGAIN: [Duration; 2] = [Duration::from_secs(35), Duration::from_secs(70)];
+/// How long a guest is not yet called running, at most: until OpenNebula has done what it does after the answer of `deploy`, and
+/// listens again.
+const HOLD: Duration = Duration::from_secs(35);
 /// The same, in periods.
-const HOLD_PERIODS: u32 = 5;
+const HOLD_PERIODS: u32 = 7;
 
 /// What OpenNebula is told of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +106,7 @@ impl Seen {
 pub enum Told {
     /// Something happened: what changed.
     Event,
-    /// The period is over: what changed, and what did lately.
+    /// The period is over: what changed, and what must be told again.
     Period,
     /// All of them.
     All,
@@ -113,9 +115,18 @@ pub enum Told {
 /// What was told before.
 #[derive(Debug, Default)]
 pub struct States {
-    /// Words and when they were first told, on the caller's clock; before the first look, for those who were there then.
-    words: BTreeMap<OneId, (VmWord, Option<Duration>)>,
+    words: BTreeMap<OneId, Known>,
     begun: bool,
+}
+
+/// What is known of a VM.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    word: VmWord,
+    /// When it was first seen, on the caller's clock; of those who were there at the first look nobody knows.
+    since: Option<Duration>,
+    /// How many of [`AGAIN`] are behind it.
+    again: usize,
 }
 
 impl States {
@@ -127,15 +138,20 @@ impl States {
         }
         let mut before = std::mem::take(&mut self.words);
         for &Seen { vm, word, age } in seen {
-            let known = before.remove(&vm).filter(|(known, _)| *known == word);
-            let since = known.map_or(self.begun.then_some(now), |(_, since)| since);
-            self.words.insert(vm, (word, since));
-            let lately = since.map_or(age, |since| age.min(now.saturating_sub(since))) < REPEAT;
+            let old = before.remove(&vm).filter(|known| known.word == word);
+            let since = old.map_or(self.begun.then_some(now), |known| known.since);
+            let age = since.map_or(age, |since| age.min(now.saturating_sub(since)));
+            let due = AGAIN.iter().filter(|after| age >= **after).count();
+            let changed = old.is_none() && word != VmWord::Unknown;
             let tell = match why {
                 Told::All => true,
-                Told::Event => known.is_none() && word != VmWord::Unknown,
-                Told::Period => (known.is_none() || lately) && word != VmWord::Unknown,
+                Told::Event => changed,
+                Told::Period => {
+                    changed || word != VmWord::Unknown && old.is_some_and(|old| due > old.again)
+                }
             };
+            let again = old.filter(|_| !tell).map_or(due, |old| old.again);
+            self.words.insert(vm, Known { word, since, again });
             if tell {
                 let id = vm.vm_id();
                 let pairs: [(&str, &dyn std::fmt::Display); 3] =
@@ -181,7 +197,8 @@ mod tests {
                 "also while it reboots or shuts down"
             );
             assert_eq!(word(Running, op, 9), VmWord::Unknown, "deploy's answer goes first");
-            assert_eq!(word(Running, op, 25), VmWord::Running);
+            assert_eq!(word(Running, op, 34), VmWord::Unknown, "nobody listens yet");
+            assert_eq!(word(Running, op, 35), VmWord::Running);
             assert_eq!(word(Paused, op, 3600), VmWord::Running);
             assert_eq!(word(Suspended, op, 3600), VmWord::Suspended);
             assert_eq!(word(Failed, op, 3600), VmWord::Failure);
@@ -204,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_told_at_first_and_then_what_changes_until_it_is_old() {
+    fn all_are_told_at_first_and_then_what_changes() {
         let mut states = States::default();
         let all = [seen("1", VmWord::Running, 900), seen("2", VmWord::Unknown, 0)];
         assert_eq!(
@@ -219,26 +236,53 @@ mod tests {
         let ended = |age| [seen("1", VmWord::PowerOff, age)];
         assert_eq!(states.tell(&ended(0), 10 * SECOND, Told::Event), off);
         assert_eq!(states.tell(&ended(0), 10 * SECOND, Told::Event), "", "told once at once");
-        for age in [5, 35, 59] {
-            let now = (10 + u32::try_from(age).unwrap()) * SECOND;
-            assert_eq!(states.tell(&ended(age), now, Told::Period), off, "after {age} s");
-        }
-        assert_eq!(states.tell(&ended(60), 70 * SECOND, Told::Period), "");
-        assert_eq!(states.tell(&[], 71 * SECOND, Told::Period), "", "OpenNebula removed it");
+        // OpenNebula logs each that comes within 30 seconds after it did something to the VM.
+        let told: Vec<u32> = (1..=180)
+            .filter(|age| {
+                let told = states.tell(&ended(u64::from(*age)), (10 + age) * SECOND, Told::Period);
+                assert!(told.is_empty() || told == off, "{told}");
+                !told.is_empty()
+            })
+            .collect();
+        assert_eq!(told, [35, 70]);
+        assert_eq!(states.tell(&[], 191 * SECOND, Told::Period), "", "OpenNebula removed it");
         assert_eq!(
-            states.tell(&[], 71 * SECOND, Told::All),
+            states.tell(&[], 191 * SECOND, Told::All),
             "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n"
         );
     }
 
     #[test]
-    fn what_changed_shortly_before_the_agent_began_is_repeated() {
+    fn what_is_due_again_waits_for_its_period_and_is_told_with_all_others() {
         let mut states = States::default();
-        let young = [seen("1", VmWord::PowerOff, 20)];
-        assert!(!states.tell(&young, Duration::ZERO, Told::All).is_empty());
-        assert!(
-            !states.tell(&[seen("1", VmWord::PowerOff, 40)], 20 * SECOND, Told::Period).is_empty()
-        );
-        assert_eq!(states.tell(&[seen("1", VmWord::PowerOff, 70)], 50 * SECOND, Told::Period), "");
+        let at = |states: &mut States, now: u32, why| {
+            let ended = [seen("1", VmWord::PowerOff, u64::from(now))];
+            !states.tell(&ended, now * SECOND, why).is_empty()
+        };
+        assert!(states.tell(&[], Duration::ZERO, Told::All).contains("SYNC_STATE"));
+        assert!(at(&mut states, 0, Told::Event));
+        assert!(!at(&mut states, 36, Told::Event), "something else happened");
+        assert!(at(&mut states, 37, Told::Period));
+        assert!(!at(&mut states, 38, Told::Period));
+        assert!(at(&mut states, 71, Told::All));
+        assert!(!at(&mut states, 75, Told::Period), "it was among all");
+        // Another state of it begins anew.
+        let runs = [seen("1", VmWord::Running, 36)];
+        assert!(!states.tell(&runs, 80 * SECOND, Told::Period).is_empty());
+        assert_eq!(states.tell(&runs, 81 * SECOND, Told::Period), "");
+        let runs = [seen("1", VmWord::Running, 71)];
+        assert!(!states.tell(&runs, 115 * SECOND, Told::Period).is_empty());
+    }
+
+    #[test]
+    fn what_changed_shortly_before_the_agent_began_is_told_again() {
+        let mut states = States::default();
+        let off = |age| [seen("1", VmWord::PowerOff, age)];
+        assert!(!states.tell(&off(20), Duration::ZERO, Told::All).is_empty());
+        assert_eq!(states.tell(&off(34), 14 * SECOND, Told::Period), "");
+        assert!(!states.tell(&off(35), 15 * SECOND, Told::Period).is_empty());
+        assert_eq!(states.tell(&off(69), 49 * SECOND, Told::Period), "");
+        assert!(!states.tell(&off(70), 50 * SECOND, Told::Period).is_empty());
+        assert_eq!(states.tell(&off(90), 70 * SECOND, Told::Period), "");
     }
 }
