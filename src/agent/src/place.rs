@@ -29,6 +29,8 @@ pub struct Place {
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// On the way it is enough that a directory may be passed (mode 0711): what only names it needs no right to read it (open(2)).
+const PASS: OFlags = DIRECTORY.union(OFlags::PATH);
 
 impl Place {
     /// Opens it; makes it if need be.
@@ -37,7 +39,7 @@ impl Place {
     /// It is not below directories that only root and we can change, or it is not ours alone.
     pub fn open(path: &Path) -> Result<Self> {
         let path = resolved(path)?;
-        let root = rustix::fs::open("/", DIRECTORY, Mode::empty());
+        let root = rustix::fs::open("/", PASS, Mode::empty());
         let mut dir = root.map_err(|e| failed("open", Path::new("/"), &e))?;
         let mut at = PathBuf::from("/");
         for part in path.components() {
@@ -185,7 +187,8 @@ fn resolved(path: &Path) -> Result<PathBuf> {
 }
 
 fn step(dir: &OwnedFd, name: &OsStr, path: &Path, last: bool) -> Result<OwnedFd> {
-    let opened = match openat(dir, name, DIRECTORY, Mode::empty()) {
+    let flags = if last { DIRECTORY } else { PASS };
+    let opened = match openat(dir, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
             let mode = Mode::from_raw_mode(if last { 0o700 } else { 0o755 });
             match mkdirat(dir, name, mode) {
@@ -263,6 +266,31 @@ mod tests {
         std::os::unix::fs::chown(&inner, Some(1), None).unwrap();
         let error = Place::open(&inner).unwrap_err().to_string();
         assert!(error.contains("belongs to uid 1 and has mode 0700"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_on_the_way_need_not_be_readable() {
+        const SOMEBODY: u32 = 65_534;
+        let dir = tempfile::tempdir().unwrap();
+        mode(dir.path(), 0o711);
+        let ours = dir.path().join("ours");
+        std::fs::create_dir(&ours).unwrap();
+        std::os::unix::fs::chown(&ours, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+        mode(&ours, 0o311);
+        let (path, outer) = (ours.join("made/agents"), dir.path().to_owned());
+        // Users are of a thread for the kernel (credentials(7)); this one ends as it is.
+        let used = std::thread::spawn(move || {
+            use rustix::process::{Gid, Uid};
+            let (uid, gid) = (Uid::from_raw(SOMEBODY), Gid::from_raw(SOMEBODY));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            assert!(std::fs::read_dir(outer).is_err(), "it may not read there");
+            let place = Place::open(&path)?;
+            place.replace("a", b"1")?;
+            Place::open(&path)?.names()
+        });
+        assert_eq!(used.join().unwrap().unwrap(), ["a"]);
     }
 
     #[test]
