@@ -86,8 +86,8 @@ fn display_name(name: &str, id: &VmId, notes: &mut Notes) -> Result<DisplayName,
     name[..name.floor_char_boundary(MAX)].parse().map_err(|error| invalid(error).context("NAME"))
 }
 
-/// `SET_HOSTNAME` as the packages read it: what cannot be in a name is a hyphen.
-fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
+/// `SET_HOSTNAME` as the packages read it: what cannot be in a name is a hyphen. Else the VM's name.
+pub(crate) fn hostname(vm: &DriverVm, id: &VmId, notes: &mut Notes) -> Hostname {
     for key in ["SET_HOSTNAME", "HOSTNAME"] {
         let Some(text) = vm.context.as_ref().and_then(|context| context.get(key)) else {
             continue;

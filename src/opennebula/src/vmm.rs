@@ -48,12 +48,11 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ocivisor_core::error::{Error, ErrorKind};
-use ocivisor_core::ids::{MacAddr, VmId};
+use ocivisor_core::ids::{Hostname, MacAddr, VmId};
 use ocivisor_core::spec::{Context, NicSpec, Resources, VmSpec, normal_path};
 
 use crate::answer::{self, Answer, Note, Notes};
 use crate::invocation::{Action, Invocation};
-use crate::vm::Vector;
 use crate::{OneId, clip, deploy_id, invalid, nics, resources, spec, told, vm};
 
 /// What a call asks for.
@@ -130,6 +129,8 @@ pub enum VmmCall {
         nics: Option<Vec<NicSpec>>,
         /// Number of the NIC that is coming or going: listed in both cases. If the VM has it, it stays.
         moving: Option<u32>,
+        /// The host name that it has from the next deployment on; `None` where nothing but a NIC has changed.
+        hostname: Option<Hostname>,
         /// What of it is not honoured.
         notes: Vec<Note>,
     },
@@ -192,6 +193,20 @@ impl VmmCall {
             Self::Exec { .. } => Action::Exec,
             Self::ExecCancel { .. } => Action::ExecCancel,
         }
+    }
+
+    /// A remark on the host name, if the VM has another one now: it is no part of the context but of the VM, and a deployment
+    /// brings it. one-context in a guest does not wait for that.
+    #[must_use]
+    pub fn hostname_note(&self, now: &str) -> Option<String> {
+        let Self::Reconfigure { hostname: Some(wished), .. } = self else { return None };
+        let says = || {
+            format!(
+                "the guest keeps the host name {now} until its next deployment, and is {wished} from then on (an image with \
+                 one-context takes it at once)"
+            )
+        };
+        (wished.as_str() != now).then(says)
     }
 
     /// Remarks for the VM's log.
@@ -366,25 +381,16 @@ fn reconfigure<A: AsRef<OsStr>>(argv: &[A], stdin: &[u8]) -> Result<VmmCall, Ref
         });
         let moving = vm.nics.iter().find(|nic| nic.moving).map(|nic| nic.id);
         let disk = call.args.get(2).map(Path::new).filter(|path| !path.as_os_str().is_empty());
-        let Some(disk) = disk else { return Ok((Context::default(), nics.ok(), moving)) };
         // Where a NIC comes or goes, nothing else has changed.
-        if moving.is_none() {
-            remark_unchanged(vm.context.as_ref(), &mut notes);
-        }
+        let hostname = moving.is_none().then(|| spec::hostname(&vm, &vm.id.vm_id(), &mut notes));
+        let Some(disk) = disk else { return Ok((Context::default(), nics.ok(), moving, hostname)) };
         let dir = vm_dir(disk, call.vm)?;
-        Ok((told::context(vm.context.as_ref(), &dir, &mut notes), nics.ok(), moving))
+        let context = told::context(vm.context.as_ref(), &dir, &mut notes);
+        Ok((context, nics.ok(), moving, hostname))
     };
-    let (context, nics, moving) = made().map_err(|error| refuse(&call, error))?;
+    let (context, nics, moving, hostname) = made().map_err(|error| refuse(&call, error))?;
     let (context, notes) = (Box::new(context), notes.into_vec());
-    Ok(VmmCall::Reconfigure { vm: call.vm, context, nics, moving, notes })
-}
-
-/// The host name is no part of the context but of the VM: a deployment brings it.
-fn remark_unchanged(keys: Option<&Vector>, notes: &mut Notes) {
-    let said = |key: &&str| keys.is_some_and(|keys| keys.contains_key(*key));
-    for key in ["SET_HOSTNAME", "HOSTNAME"].iter().filter(|key| said(key)) {
-        notes.add(format_args!("CONTEXT/{key}: a new value counts from the next deployment on"));
-    }
+    Ok(VmmCall::Reconfigure { vm: call.vm, context, nics, moving, hostname, notes })
 }
 
 /// The MAC is the second argument of both; the rest of an attachment is in the XML.

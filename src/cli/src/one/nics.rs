@@ -46,6 +46,10 @@ pub async fn change(
         remark(&progress(call.vm(), "there is no guest: its next deployment brings it"));
         return Ok(());
     };
+    let hostname = info.record.spec.hostname.as_deref();
+    if let Some(note) = hostname.and_then(|now| call.hostname_note(now)) {
+        remark(&progress(call.vm(), &note));
+    }
     let change = of(info.record.spec.nics);
     let send = async |c: &Client, id| c.vm_change(id, Text(call.vm_id()), change.clone()).await;
     let Err(failure) = context.run_operation(client, &send).await else { return Ok(()) };

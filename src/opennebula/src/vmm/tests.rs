@@ -224,15 +224,24 @@ fn a_changed_context_is_a_plan_and_none_is_the_empty_one() {
     let context = told(of(&["one-7", "sdb", disk, "7", "h"], vm).unwrap());
     assert_eq!(context.disk.as_deref(), Some(Path::new("/ds/0/7/disk.2")));
     assert_eq!(context.dns.len(), 1);
-    // What belongs to the VM and not to its context does not change, and that is told.
-    let more = vm.replace("<DNS>", "<SET_HOSTNAME>x</SET_HOSTNAME><HOSTNAME></HOSTNAME><DNS>");
-    let VmmCall::Reconfigure { notes, .. } = of(&["one-7", "sdb", disk, "7", "h"], &more).unwrap()
-    else {
-        panic!("another call")
+    // What belongs to the VM and not to its context does not change, and that is told if it shall.
+    let note = |vm: &str, now: &str| {
+        let call = of(&["one-7", "sdb", disk, "7", "h"], vm).unwrap();
+        assert!(call.notes().is_empty(), "{:?}", call.notes());
+        call.hostname_note(now)
     };
-    let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
-    let fixed = |key| format!("CONTEXT/{key}: a new value counts from the next deployment on");
-    assert_eq!(notes, [fixed("SET_HOSTNAME")]);
+    let named = vm.replace("<DNS>", "<SET_HOSTNAME>web 2</SET_HOSTNAME><HOSTNAME></HOSTNAME><DNS>");
+    assert_eq!(note(&named, "web-2"), None, "as most templates have it");
+    let told_of = note(&named, "web1").unwrap();
+    assert!(
+        told_of.starts_with(
+            "the guest keeps the host name web1 until its next deployment, and is web-2"
+        ),
+        "{told_of}"
+    );
+    // Without one in the context the VM's own name counts.
+    assert_eq!(note(vm, "one-7"), None);
+    assert!(note(vm, "web-2").unwrap().contains("and is one-7 from then on"));
     let bare = "<VM><ID>7</ID><TEMPLATE/></VM>";
     assert_eq!(told(of(&["one-7", "", "", "7", "h"], bare).unwrap()), Context::default());
     // Another VM's disk, another VM's XML, and none.
@@ -313,6 +322,9 @@ fn a_changed_context_brings_the_nics_and_says_which_is_on_its_way() {
     // One that goes has nothing in the context any more, and that is as it should be; nor did anything else change.
     let going = moving("<ATTACH>YES</ATTACH>").replace("ETH1_MAC>", "SET_HOSTNAME>");
     assert_eq!(of(&going).2, notes);
+    let call =
+        plan("reconfigure", &["one-7", "sdb", "/ds/0/7/disk.2", "7", "h"], data(&going).as_bytes());
+    assert_eq!(call.unwrap().hostname_note("another"), None);
     // What cannot be read must not keep the guest from being told.
     let (nics, _, notes) = of(&moving("<MTU>many</MTU>"));
     assert_eq!(nics, None);
