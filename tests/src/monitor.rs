@@ -47,6 +47,8 @@ pub struct Monitor {
     port: u16,
     socket: PathBuf,
     heard: Arc<Mutex<Vec<Heard>>>,
+    /// Whether it is one of OpenNebula 6.10.
+    old: bool,
 }
 
 impl Monitor {
@@ -77,6 +79,7 @@ impl Monitor {
             port,
             socket: host.socket(),
             heard,
+            old: false,
         };
         monitor.copy_scripts();
         let config = format!(
@@ -85,6 +88,13 @@ impl Monitor {
         );
         std::fs::write(monitor.config(), config).unwrap();
         monitor
+    }
+
+    /// The same, of OpenNebula 6.10: its configuration has no `EXEC_VM`, and messages of that kind are none to it.
+    #[must_use]
+    pub fn of_6_10(mut self) -> Self {
+        self.old = true;
+        self
     }
 
     fn config(&self) -> PathBuf {
@@ -129,6 +139,10 @@ impl Monitor {
                 &format!("<{kind}><![CDATA[{seconds}]]>"),
                 format!("<{kind}><![CDATA[{own}]]>"),
             );
+        }
+        if self.old {
+            replace("<EXEC_VM><![CDATA[1]]></EXEC_VM>", String::new());
+            replace("<ADDRESS><![CDATA[127.0.0.1]]>", "<ADDRESS><![CDATA[0.0.0.0]]>".into());
         }
         text
     }

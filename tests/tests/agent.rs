@@ -132,6 +132,44 @@ fn the_end_of_a_guest_is_told_and_nothing_else_looks_like_it() {
     monitor.stop(&host).ok();
 }
 
+/// Its monitor knows five kinds of messages (src/monitor/include/MonitorDriverMessages.h of release 6.10.5), takes a VM with a
+/// negative number for one to be imported, and believes states at once: nothing is ignored for 30 seconds there.
+#[test]
+fn a_monitor_of_6_10_is_told_what_it_knows() {
+    const KINDS: [&str; 5] =
+        ["BEACON_HOST", "MONITOR_HOST", "MONITOR_VM", "STATE_VM", "SYSTEM_HOST"];
+    let host = host();
+    let monitor = Monitor::listen(&host, 0).of_6_10();
+    let document = monitor.start(&host).ok();
+    for kind in KINDS.into_iter().filter(|kind| *kind != "BEACON_HOST") {
+        assert!(!element(&document, kind).is_empty(), "{kind} in {document}");
+    }
+    assert_eq!(element(&document, "EXEC_VM"), "");
+    let unknown = RUNNING.replace("RUNNING", "UNKNOWN");
+    assert!(element(&document, "STATE_VM").contains(&unknown), "{document}");
+    for kind in KINDS {
+        monitor.hears(kind, "", 1);
+    }
+    monitor.hears("STATE_VM", RUNNING, 1);
+    let pid = host.info("one-0").unwrap()["guest"]["init"]["pid"].to_string();
+    tool(&["kill", "-9", &pid]);
+    monitor.hears("STATE_VM", POWEROFF, 1);
+    monitor.stop(&host).ok();
+    let heard = monitor.heard();
+    let kinds: std::collections::BTreeSet<&str> =
+        heard.iter().map(|heard| heard.kind.as_str()).collect();
+    assert_eq!(kinds, KINDS.into());
+    for heard in &heard {
+        assert_eq!((heard.status.as_str(), heard.host.as_str()), ("SUCCESS", "0"));
+        assert!(!heard.text.contains("ID=\"-"), "{heard:?}");
+    }
+    // Each VM's values are a template of its own, in base64 without newlines.
+    let told = heard.iter().rev().find(|heard| heard.kind == "MONITOR_VM").unwrap();
+    let (_, rest) = told.text.split_once("MONITOR=\"").unwrap();
+    let values = STANDARD.decode(rest.split('"').next().unwrap()).unwrap();
+    assert!(String::from_utf8(values).unwrap().contains("DISK_SIZE=[ID=\"0\","));
+}
+
 #[test]
 fn there_is_one_agent_per_host_until_it_is_stopped() {
     let host = Host::start();
