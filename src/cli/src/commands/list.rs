@@ -3,6 +3,7 @@
 
 use clap::{Args, ValueEnum};
 use ocivisor_core::units::Bytes;
+use ocivisor_rpc::ClientError;
 use ocivisor_schema::reply::{DamagedVm, StateNameV1, VmSummary};
 use serde::Serialize;
 
@@ -61,7 +62,8 @@ pub async fn run(options: &Options, context: &Context) -> Result<(), Failure> {
     let client = context.daemon().await?;
     let mut vms = context.ask(client.vm_list()).await?;
     vms.retain(|vm| options.state.is_none_or(|state| state.is(vm.state)));
-    let mut damaged = context.ask(client.vm_damaged()).await?;
+    let damaged = async { ClientError::if_known(client.vm_damaged().await) };
+    let mut damaged = context.ask(damaged).await?.unwrap_or_default();
     damaged.retain(|_| options.state.is_none_or(|state| state == State::Damaged));
     let report = Report { vms, damaged };
     let ids = || {

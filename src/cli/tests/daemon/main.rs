@@ -87,6 +87,22 @@ fn a_list_is_a_table_or_json_or_ids() {
     assert_eq!(value["damaged"], json!([{"id": "c", "why": "sha256"}]));
 }
 
+/// Its package was replaced, and it was not restarted yet.
+#[test]
+fn a_daemon_of_before_damaged_records_were_listed_has_none() {
+    let with = |answer: fn() -> Answer| {
+        Fake::start(move |method, _| match method {
+            "vm.list" => Answer::Result(json!([summary("a")])),
+            _ => answer(),
+        })
+    };
+    let older = with(|| Answer::Error(json!({"code": -32601, "message": "Method not found"})));
+    let listed = run(&mut ocivisor(&older, &["list", "-q"]));
+    assert_eq!(listed, (0, "a\n".into(), String::new()));
+    let broken = with(|| api_error("host", "a bug"));
+    assert_ne!(run(&mut ocivisor(&broken, &["list", "-q"])).0, 0);
+}
+
 #[test]
 fn an_operation_is_waited_for_and_told_in_a_word() {
     let fake = Fake::start(|method, _| match method {
