@@ -418,10 +418,12 @@ mod tests {
     #[test]
     fn who_does_not_go_on_is_given_up() {
         let order = Order::Has { dir: "/d/1/2".into() };
-        let host = |says: &str| {
+        let waited_for = |says: &str, patience: u64| {
             let program = Path::new("/bin/sh");
-            Link::run(program, &["-c", says], "n1", false, Duration::from_millis(200)).unwrap()
+            let patience = Duration::from_millis(patience);
+            Link::run(program, &["-c", says], "n1", false, patience).unwrap()
         };
+        let host = |says: &str| waited_for(says, 200);
         // It neither answers nor ends; it does not read.
         let mut silent = host("cat > /dev/null; exec sleep 600");
         let pid = silent.child.id();
@@ -437,12 +439,12 @@ mod tests {
         assert_eq!(sent.unwrap_err().kind, ErrorKind::Timeout);
         // Who waits for another's work says so, and is waited for.
         let slow =
-            r#"read line; for i in 1 2 3 4; do sleep 0.1; echo '"waiting"'; done; echo '"done"'"#;
-        host(slow).done(&order).unwrap();
+            r#"read line; for i in 1 2 3 4; do sleep 0.7; echo '"waiting"'; done; echo '"done"'"#;
+        waited_for(slow, 2000).done(&order).unwrap();
         // Also while it takes nothing.
-        let full = r#"for i in 1 2 3 4 5 6; do sleep 0.1; echo '"waiting"'; done
+        let full = r#"for i in 1 2 3 4; do sleep 0.7; echo '"waiting"'; done
             head -c 4194304 > /dev/null; echo '"done"'"#;
-        let mut full = host(full);
+        let mut full = waited_for(full, 2000);
         full.write(|to| to.write_all(&vec![0; 4 << 20]).map_err(broken)).unwrap();
         full.is_done().unwrap();
     }
