@@ -26,8 +26,9 @@ use crate::process;
 
 /// How often `give_up` is asked.
 const TICK: Duration = Duration::from_millis(50);
-/// A killed process is gone at once, unless it is stuck in the kernel or frozen.
-pub(super) const DEATH: Duration = Duration::from_secs(10);
+/// A killed process is gone at once, unless it is stuck in the kernel or frozen; one with much memory on a busy host takes
+/// seconds.
+pub(super) const DEATH: Duration = Duration::from_secs(30);
 /// What a shim gets to write down the end of a guest that was killed.
 const SHIM_END: Duration = Duration::from_secs(1);
 /// What a shim gets to write down the end of a guest that ended by itself.
