@@ -68,7 +68,7 @@ const DEVICES: [&str; 8] = [
 ];
 
 /// Who is who, where registries are, and whose certificates count. Each is copied, wherever a link of that name leads.
-const FILES: [&str; 22] = [
+const FILES: [&str; 24] = [
     "/etc/passwd",
     "/etc/group",
     "/etc/subuid",
@@ -78,6 +78,9 @@ const FILES: [&str; 22] = [
     "/etc/host.conf",
     "/etc/gai.conf",
     "/etc/resolv.conf",
+    // Where the name servers are if that one names a resolver on this machine, which containers do not reach.
+    "/run/systemd/resolve/resolv.conf",
+    "/run/NetworkManager/no-stub-resolv.conf",
     "/etc/services",
     "/etc/protocols",
     "/etc/localtime",
