@@ -167,11 +167,12 @@ impl HostStorage {
         {
             return Ok(found.disks.into_iter().map(Into::into).collect());
         }
-        let time = Time::new(self.turns.limit());
-        self.detach_within(id, time.left())?;
+        // Guests' unwritten data has the time that it needs, and not that of the checks.
+        self.detach_disks(id)?;
         if wishes.is_empty() {
             return Ok(Vec::new());
         }
+        let time = Time::new(self.turns.limit());
         let groups = self.cgroups.as_ref().map(|groups| groups.guest_procs(id));
         let memory = spec.resources.memory;
         let build = |give_up: &dyn Fn() -> bool| {

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_turn_is_not_the_time_of_the_vm() {
-        let limit = Duration::from_millis(500);
+        let limit = Duration::from_secs(3);
         let turns = turns(limit, 1);
         // As if somebody had the only turn for longer than all of a VM's checks may take.
         turns.queue().at_work = 1;
