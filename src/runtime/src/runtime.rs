@@ -88,7 +88,22 @@ pub fn classify(message: &str) -> ErrorKind {
 /// An error of an OCI runtime.
 #[must_use]
 pub fn runtime_error(message: &str) -> Error {
-    Error::new(classify(message), format!("create guest: {message}"))
+    Error::new(classify(message), format!("create guest: {}", cause(message)))
+}
+
+/// The end of a chain of errors. Platforms show users the beginning of a text only, where libcontainer says three times that
+/// something failed and then what.
+fn cause(message: &str) -> &str {
+    const CHAIN: [&str; 3] = [
+        "failed to create container: ",
+        "exec process failed with error ",
+        "error in executing process : ",
+    ];
+    let mut rest = message;
+    while let Some(then) = CHAIN.iter().find_map(|link| rest.strip_prefix(link)) {
+        rest = then;
+    }
+    rest
 }
 
 #[cfg(test)]
@@ -107,5 +122,15 @@ mod tests {
         ] {
             assert_eq!(classify(message), want, "{message}");
         }
+    }
+
+    #[test]
+    fn the_cause_comes_first() {
+        let chain = "failed to create container: exec process failed with error error in executing process : \
+                     no such executable \"/nope\"";
+        let error = runtime_error(chain);
+        assert_eq!(error.message, "create guest: no such executable \"/nope\"");
+        assert_eq!(error.kind, ErrorKind::Image);
+        assert_eq!(runtime_error("clone: EPERM").message, "create guest: clone: EPERM");
     }
 }
