@@ -196,7 +196,7 @@ fn a_port_that_is_taken_fails_the_deploy_and_leaves_nothing() {
     let sentence = err.lines().find(|line| !line.starts_with("INFO: ")).unwrap();
     assert_eq!(
         sentence,
-        "Cannot deploy VM 1: deploy vm one-1: vnc of vm one-1: port 5942 of 127.0.0.1 is in use; \
+        "Cannot deploy VM 1: vnc of vm one-1: port 5942 of 127.0.0.1 is in use; \
          `ss -ltnp` shows by whom."
     );
     assert_eq!(host.info("one-1"), None);

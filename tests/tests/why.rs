@@ -27,7 +27,7 @@ fn a_failed_deploy_is_explained_after_the_vm_is_forgotten_until_it_boots() {
     let lines: Vec<&str> = answer.err.lines().collect();
     let [.., more, sentence] = lines[..] else { panic!("{answer:?}") };
     assert_eq!(more, "INFO: 0 on this host, `ocivisor why one-0` tells more");
-    assert!(sentence.starts_with("Cannot deploy VM 0: deploy vm one-0: the guest ended at once"));
+    assert!(sentence.starts_with("Cannot deploy VM 0: the guest ended at once"));
     assert_eq!(lines.iter().filter(|line| !line.starts_with("INFO: ")).count(), 1, "{answer:?}");
     assert_eq!(host.info("one-0"), None);
 

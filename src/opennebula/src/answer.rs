@@ -6,6 +6,8 @@
 //! * failure: any other exit code but 42, which means "not installed"; the lines of standard error
 //!   without a log prefix, glued together, become the text that users see, with `ExitCode: N`
 //!   right behind it. So there is exactly one such line and it ends with a full stop;
+//! * of that text `onevm show` has the first 100 characters, and the VM's log all: what was done comes in few words, so that
+//!   the cause is among them;
 //! * a text that begins with `-` is dropped, one that begins with digits is taken for an object's
 //!   number, and one that begins like `WORD: ` is taken for a log line: ours begin with a word of
 //!   our own;
@@ -54,10 +56,26 @@ pub fn failure(action: Action, vm: Option<OneId>, error: &Error) -> Answer {
     let whom = vm.map_or_else(|| "the VM".to_owned(), |vm| format!("VM {vm}"));
     let hint = error.hint.as_deref();
     let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+    let message = vm.map_or(&*error.message, |vm| cause(&error.message, &vm));
     Answer::sentence(&one_line(&format!(
         "Cannot {verb} {whom}: {}{hint}",
-        error.message.trim_end_matches('.')
+        message.trim_end_matches('.')
     )))
+}
+
+/// A message without what the sentence before it says: that something was done with this VM.
+fn cause<'a>(message: &'a str, vm: &OneId) -> &'a str {
+    let name = format!("one-{vm}");
+    let mut rest = message;
+    while let Some((done, then)) = rest.split_once(": ") {
+        let mut words = done.split(' ').collect::<Vec<_>>();
+        let is_named = words.pop_if(|last| *last == name).is_some();
+        match (&words[..], is_named) {
+            (["guest" | "vm"] | [_, "vm"], true) | (["create", "guest"], false) => rest = then,
+            _ => break,
+        }
+    }
+    rest
 }
 
 /// A line for the VM's log, to be written to standard error at once: `INFO: <vm> text`.
@@ -150,6 +168,26 @@ mod tests {
             assert_eq!(said(message), want);
         }
         assert!(said(&"x".repeat(100_000)).len() < 1100);
+    }
+
+    #[test]
+    fn what_the_sentence_says_already_is_not_said_again() {
+        for (message, want) in [
+            (
+                "deploy vm one-7: guest one-7: create guest: no such executable",
+                "no such executable",
+            ),
+            (
+                "deploy vm one-7: vnc of vm one-7: port 1 is in use",
+                "vnc of vm one-7: port 1 is in use",
+            ),
+            ("deploy vm one-8: no disk", "deploy vm one-8: no disk"),
+            ("vm one-7: hostname: no name", "hostname: no name"),
+            ("one-7 has no disk", "one-7 has no disk"),
+            ("deploy vm one-7", "deploy vm one-7"),
+        ] {
+            assert_eq!(said(message), format!("Cannot deploy VM 7: {want}.\n"));
+        }
     }
 
     #[test]

@@ -351,7 +351,7 @@ mod one {
             let (code, _, stderr) = call(&fake, "0079-vmm-deploy");
             assert_eq!(code, 1);
             let pointer = "INFO: 0 on this host, `ocivisor why one-0` tells more\n";
-            let sentence = "Cannot deploy VM 0: deploy vm one-0: no; and then: x.\n";
+            let sentence = "Cannot deploy VM 0: no; and then: x.\n";
             assert_eq!(stderr.ends_with(&format!("{pointer}{sentence}")), points, "{stderr}");
             assert!(stderr.ends_with(sentence), "{stderr}");
             assert_eq!(stderr.contains("why"), points, "{stderr}");
