@@ -93,7 +93,7 @@ fn a_profile_that_is_not_granted_is_refused_in_one_sentence_and_nothing_is_left(
     let asks = deploy.with("<OCI>", "<OCI><ISOLATION>nested</ISOLATION>");
     let answer = host.driver(&asks);
     assert_ne!(answer.code, 0);
-    let want = "vm one-0: this host grants no isolation nested";
+    let want = "Cannot deploy VM 0: this host grants no isolation nested";
     assert!(answer.err.contains(want), "{answer:?}");
     assert_eq!(host.info("one-0"), None);
     assert_eq!(Counts::of(&host), before);
