@@ -8,7 +8,7 @@ use ocivisor_tests::{PATIENCE, wait_for_option};
 
 use crate::desk::Desk;
 use crate::drivers::{Call, Drivers, document_of, unbase64};
-use crate::model::{Host, HostState};
+use crate::model::{Host, HostState, Model};
 use crate::oned::{Oned, Reply};
 use crate::place::Place;
 use crate::recorder;
@@ -281,18 +281,27 @@ impl Replay {
                 wrong.push(format!("image {id} is {ours:?}, recorded {theirs:?}"));
             }
         }
-        for id in step.gone.iter().filter(|id| model.images.contains_key(id)) {
-            wrong.push(format!("image {id} is still there"));
-        }
-        for (name, state) in &step.hosts {
-            let ours = model.host(name).map(|host| host.state as u8);
-            if ours != Some(*state) {
-                wrong.push(format!("{name} is in {ours:?}, recorded {state}"));
-            }
-        }
+        wrong.extend(left_and_hosts(step, &model));
         drop(model);
         wrong.iter().for_each(|what| self.differs(scenario, step, what));
     }
+}
+
+/// What is wrong with images that should be gone, and with states of hosts.
+pub(crate) fn left_and_hosts(step: &Step, model: &Model) -> Vec<String> {
+    let mut wrong: Vec<String> = step
+        .gone
+        .iter()
+        .filter(|id| model.images.contains_key(id))
+        .map(|id| format!("image {id} is still there"))
+        .collect();
+    for (name, state) in &step.hosts {
+        let ours = model.host(name).map(|host| host.state as u8);
+        if ours != Some(*state) {
+            wrong.push(format!("{name} is in {ours:?}, recorded {state}"));
+        }
+    }
+    wrong
 }
 
 /// A moment of the recording, for the model's clock.

@@ -5,6 +5,7 @@ use super::{Live, failing};
 use crate::drivers::Call;
 use crate::model::ImageState;
 use crate::recording::{RecordedCall, Step};
+use crate::replay::left_and_hosts;
 use crate::state::{Lcm, State};
 
 /// A call: the machine, the script, its arguments.
@@ -251,15 +252,7 @@ impl Live {
                 wrong.push(format!("image {id} is {}, recorded {format}", image.format));
             }
         }
-        for id in step.gone.iter().filter(|id| model.images.contains_key(id)) {
-            wrong.push(format!("image {id} is still there"));
-        }
-        for (name, state) in &step.hosts {
-            let ours = model.host(name).map(|host| host.state as u8);
-            if ours != Some(*state) {
-                wrong.push(format!("{name} is in {ours:?}, recorded {state}"));
-            }
-        }
+        wrong.extend(left_and_hosts(step, &model));
         drop(model);
         self.differences.append(&mut wrong);
     }
