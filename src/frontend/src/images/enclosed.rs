@@ -167,7 +167,8 @@ impl Order {
             return Err(Error::new(ErrorKind::Invalid, "an order without a program"));
         };
         // buildah waits for us, and would go with the driver.
-        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|e| failed("follow", "the driver".as_ref(), &e.into()))?;
         prepare(&self.work).map_err(own_root)?;
         let (mut taken, steps) = io::pipe().map_err(|e| failed("make", "a pipe".as_ref(), &e))?;
         let path = |path: &Path| {
@@ -183,6 +184,7 @@ impl Order {
         drop(command);
         let status = ended.map_err(|e| {
             let mut steps = Vec::new();
+            // What came says how far it went; nothing is as telling as nothing.
             let _ = taken.read_to_end(&mut steps);
             match steps.last() {
                 Some(&Way::PROGRAM) => failed("run", program.as_ref(), &e),

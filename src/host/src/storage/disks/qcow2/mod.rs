@@ -390,6 +390,7 @@ fn open_within(
     thread::scope(|scope| {
         scope.spawn(move || {
             let open = File::options().read(true).write(writable).open(path);
+            // Who waited may have given up.
             let _ = done.send(open.and_then(|file| file.metadata().map(|_| file)));
         });
         let left = deadline.saturating_duration_since(Instant::now());

@@ -95,6 +95,7 @@ impl HostStorage {
         thread::spawn(move || {
             if wait.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 tracing::error!(vm = %id, "servers of disks hang and are killed");
+                // Whoever detaches ends them again, and tells what is in the way.
                 let _ = groups.end_disk_servers(&id, Duration::ZERO);
             }
         });
